@@ -1,0 +1,68 @@
+"""Stochastic gates for PyTorch Lightning, and a bridge from any Lightning Trainer to Flower.
+
+Names are imported when first used, so ``import lightning_fl_ext`` costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lightning_fl_ext.errors import LightningFLError
+
+if TYPE_CHECKING:
+    from lightning_fl_ext.aggregation import ExactMean as ExactMean
+    from lightning_fl_ext.callbacks import GateMonitor as GateMonitor
+    from lightning_fl_ext.client import FlowerBridge as FlowerBridge
+    from lightning_fl_ext.client import client_app as client_app
+    from lightning_fl_ext.engines import LocalGrid as LocalGrid
+    from lightning_fl_ext.engines import run_local as run_local
+    from lightning_fl_ext.gates import BernoulliSample as BernoulliSample
+    from lightning_fl_ext.gates import StochasticGateModule as StochasticGateModule
+    from lightning_fl_ext.gates import bernoulli_sample as bernoulli_sample
+    from lightning_fl_ext.partition import dirichlet_split as dirichlet_split
+    from lightning_fl_ext.results import ClientUpdate as ClientUpdate
+    from lightning_fl_ext.results import EpochResult as EpochResult
+    from lightning_fl_ext.results import decode_and_pseudo_sort_results as decode_and_pseudo_sort_results
+    from lightning_fl_ext.results import digest as digest
+    from lightning_fl_ext.results import order_results as order_results
+    from lightning_fl_ext.results import pseudo_sort_scoring_function as pseudo_sort_scoring_function
+    from lightning_fl_ext.results import select_zeroeth_element as select_zeroeth_element
+    from lightning_fl_ext.wire import WeightExchange as WeightExchange
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ExactMean": "aggregation",
+    "GateMonitor": "callbacks",
+    "FlowerBridge": "client",
+    "client_app": "client",
+    "LocalGrid": "engines",
+    "run_local": "engines",
+    "BernoulliSample": "gates",
+    "StochasticGateModule": "gates",
+    "bernoulli_sample": "gates",
+    "dirichlet_split": "partition",
+    "ClientUpdate": "results",
+    "EpochResult": "results",
+    "decode_and_pseudo_sort_results": "results",
+    "digest": "results",
+    "order_results": "results",
+    "pseudo_sort_scoring_function": "results",
+    "select_zeroeth_element": "results",
+    "WeightExchange": "wire",
+}
+
+__all__ = ["LightningFLError", "__version__", *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,38 @@
+"""The one place that touches names Flower does not document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flwr.app import Message
+from flwr.common.constant import ErrorCode
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+SERVER_NODE_ID = 1
+"""The id under which Flower's SuperLink sends error replies in a node's name."""
+
+CLIENT_APP_RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+NODE_UNAVAILABLE = ErrorCode.NODE_UNAVAILABLE
+
+
+def ensure_identity() -> None:
+    """Give this process an identity, without which Flower refuses to construct a `Message`.
+
+    Flower's own runtimes set it; where one has, it stays.
+    """
+    state: Any = TaskIdentity
+    if state._task_id is None:
+        TaskIdentity.task_id = 1
+        TaskIdentity.run_id = 1
+        TaskIdentity.node_id = SERVER_NODE_ID
+
+
+def set_message_id(message: Message, message_id: str) -> None:
+    """Give a message the id that Flower's SuperLink would give it."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def empty_run(run_id: int) -> Run:
+    """Describe a run that no SuperLink knows."""
+    return Run.create_empty(run_id)

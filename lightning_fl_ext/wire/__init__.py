@@ -1,0 +1,16 @@
+"""Exchanges, and tensors to Flower records and back."""
+
+from lightning_fl_ext.wire.exchange import Exchange, StateMismatchError, WeightExchange
+from lightning_fl_ext.wire.records import PayloadError, from_record, to_record
+from lightning_fl_ext.wire.tensors import to_numpy, to_torch
+
+__all__ = [
+    "Exchange",
+    "PayloadError",
+    "StateMismatchError",
+    "WeightExchange",
+    "from_record",
+    "to_numpy",
+    "to_record",
+    "to_torch",
+]

@@ -1,0 +1,156 @@
+"""The exchange: what of a model travels, and how it is loaded and packed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from numpy.typing import NDArray
+
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.results import Arrays
+from lightning_fl_ext.wire.tensors import to_numpy, to_torch
+
+State = Mapping[str, Any]
+"""A state dict."""
+
+_WRAPPERS = ("model.", "module.", "_orig_mod.", "net.", "_forward_module.")
+
+
+class StateMismatchError(LightningFLError):
+    """Arrays do not fit the model they are meant for; the message lists every difference."""
+
+
+@runtime_checkable
+class Exchange(Protocol):
+    """What travels between server and clients, as two pure functions of a state dict."""
+
+    def pack(self, state: State) -> dict[str, NDArray[Any]]:
+        """Copy what travels out of a state dict."""
+
+    def unpack(self, arrays: Arrays, state: State) -> dict[str, torch.Tensor]:
+        """Check arrays against the state dict they are meant for, and convert them to tensors.
+
+        Raises:
+            StateMismatchError: They do not fit.
+        """
+
+
+class WeightExchange:
+    """All weights and buffers travel, or those that shell patterns include and exclude.
+
+    Patterns are matched against whole state-dict names (``fnmatch``: ``*`` matches any characters, dots
+    too). What does not travel stays as it is on each side: a head that stays at home
+    (``exclude="head.*"``), BatchNorm that stays local (``exclude="*.bn*"``). An ``_extra_state`` entry that
+    is not a tensor never travels, since it has no mean.
+
+    Args:
+        include: Names that travel. One pattern or several.
+        exclude: Names that do not, even if included.
+
+    Example:
+        >>> model = torch.nn.ModuleDict({"body": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 1)})
+        >>> exchange = WeightExchange(exclude="head.*")
+        >>> arrays = exchange.pack(model.state_dict())
+        >>> list(arrays)
+        ['body.weight', 'body.bias']
+        >>> exchange.unpack(arrays, model.state_dict())["body.bias"].shape
+        torch.Size([2])
+    """
+
+    def __init__(self, include: str | tuple[str, ...] = "*", exclude: str | tuple[str, ...] = ()) -> None:
+        self.include = (include,) if isinstance(include, str) else tuple(include)
+        self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(include={self.include!r}, exclude={self.exclude!r})"
+
+    def pack(self, state: State) -> dict[str, NDArray[Any]]:
+        """Copy what travels out of a state dict. Tied tensors are copied once.
+
+        Args:
+            state: ``module.state_dict()``.
+
+        Returns:
+            Named arrays in state-dict order, of the tensors' shapes and dtypes.
+
+        Raises:
+            TypeError: A selected tensor has no array (sparse, quantized).
+            LightningFLError: The patterns select nothing although the state is not empty.
+        """
+        selected = self._select(state)
+        arrays: dict[str, NDArray[Any]] = {}
+        copies: dict[tuple[Any, ...], NDArray[Any]] = {}
+        for name, tensor in selected.items():
+            try:
+                key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
+                if key not in copies or not tensor.numel():
+                    copies[key] = to_numpy(tensor)
+                arrays[name] = copies[key]
+            except (TypeError, RuntimeError) as error:
+                raise TypeError(f"`{name}` cannot travel: {error}. Leave it out with `exclude`.") from None
+        return arrays
+
+    def unpack(self, arrays: Arrays, state: State) -> dict[str, torch.Tensor]:
+        """Check arrays against a state dict, strictly, and convert them to tensors.
+
+        Args:
+            arrays: As the other side packed them.
+            state: ``module.state_dict()`` of the module they are meant for.
+
+        Returns:
+            Tensors for ``load_state_dict(..., strict=False)``, on the CPU.
+
+        Raises:
+            StateMismatchError: A name is missing or unexpected, or a shape or dtype differs. Nothing is cast
+                or broadcast.
+        """
+        tensors = {name: to_torch(array) for name, array in arrays.items()}
+        selected = self._select(state)
+        wrong = [
+            f"  {name}: expected {_describe(selected[name])}, got {_describe(tensor)}"
+            for name, tensor in tensors.items()
+            if name in selected and _describe(selected[name]) != _describe(tensor)
+        ]
+        missing = [name for name in selected if name not in tensors]
+        unexpected = [name for name in tensors if name not in selected]
+        if wrong or missing or unexpected:
+            wrong += [f"  {name}: expected {_describe(selected[name])}, got nothing" for name in missing]
+            wrong += [f"  {name}: expected nothing, got {_describe(tensors[name])}" for name in unexpected]
+            raise StateMismatchError(
+                f"The arrays do not fit the model ({len(wrong)} differences):\n"
+                + "\n".join(wrong)
+                + _prefix_hint(missing, unexpected)
+            )
+        return tensors
+
+    def _select(self, state: State) -> dict[str, torch.Tensor]:
+        selected = {
+            name: value
+            for name, value in state.items()
+            if isinstance(value, torch.Tensor)
+            and any(fnmatchcase(name, p) for p in self.include)
+            and not any(fnmatchcase(name, p) for p in self.exclude)
+        }
+        if state and not selected:
+            raise LightningFLError(
+                f"{self!r} selects none of the model's {len(state)} entries. They are: "
+                + ", ".join(list(state)[:8])
+                + (", …" if len(state) > 8 else "")
+            )
+        return selected
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _prefix_hint(missing: list[str], unexpected: list[str]) -> str:
+    for prefix in _WRAPPERS:
+        if unexpected and {name.replace(prefix, "", 1) for name in unexpected} == set(missing):
+            return f"\nThe names sent carry the prefix `{prefix}`: send the state dict of the unwrapped module."
+        if missing and {name.replace(prefix, "", 1) for name in missing} == set(unexpected):
+            return f"\nThe names sent lack the prefix `{prefix}`: both sides must use the same LightningModule."
+    return ""
