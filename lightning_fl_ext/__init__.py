@@ -53,7 +53,7 @@ _HOME = {
     "WeightExchange": "wire",
 }
 
-__all__ = ["LightningFLError", "__version__", *_HOME]  # noqa: PLE0604
+__all__ = ["LightningFLError", "__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.data import extract_batch_size
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_fl_ext.errors import LightningFLError
 
@@ -56,9 +56,9 @@ class ExampleCounter:
         """
         count = self.epoch
         if trainer.world_size > 1:
-            total = trainer.strategy.reduce(torch.tensor(count, device=trainer.strategy.root_device), reduce_op="sum")
-            count = int(total)
-            sampler = getattr(trainer.train_dataloader, "sampler", None)
+            mine = torch.tensor(count, device=trainer.strategy.root_device)
+            count = int(trainer.strategy.reduce(mine, reduce_op="sum"))
+            sampler: Any = getattr(trainer.train_dataloader, "sampler", None)
             if hasattr(sampler, "num_replicas") and hasattr(sampler, "dataset"):
                 count = min(count, len(sampler.dataset))
         self.epoch = 0

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from lightning_fl_ext.results import Arrays
+
 
 def is_sharded(trainer: Any) -> bool:
     """Tell whether the strategy spreads parameters over ranks (FSDP, ModelParallel, DeepSpeed).
@@ -15,19 +17,6 @@ def is_sharded(trainer: Any) -> bool:
         trainer: A Lightning Trainer in a run.
     """
     return bool(getattr(trainer.strategy, "restore_checkpoint_after_setup", False))
-
-
-def refuse_zero3(trainer: Any) -> None:
-    """Refuse DeepSpeed ZeRO-3, whose full state dict exists nowhere.
-
-    Raises:
-        ValueError: The strategy is DeepSpeed at stage 3.
-    """
-    if getattr(trainer.strategy, "zero_stage_3", False):
-        raise ValueError(
-            "`FlowerBridge` cannot collect weights that DeepSpeed ZeRO stage 3 spreads over the ranks."
-            " Use stage 2, or `strategy='fsdp'`."
-        )
 
 
 def read_state(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
@@ -59,3 +48,25 @@ def write_state(trainer: Any, module: torch.nn.Module, tensors: Mapping[str, tor
 
     options = StateDictOptions(full_state_dict=True, strict=False)
     set_model_state_dict(trainer.strategy.model, dict(tensors), options=options)
+
+
+def undo_precision(trainer: Any, state: dict[str, Any], received: Arrays | None) -> dict[str, Any]:
+    """Undo the cast of a true-half or true-double precision: what came as float32 counts as float32.
+
+    Args:
+        trainer: A Lightning Trainer in a run.
+        state: The module's state dict under the Trainer's precision.
+        received: The global weights, whose dtypes the other side expects; None if there are none.
+
+    Returns:
+        The state with floating tensors in the dtypes of the arrays of the same name.
+    """
+    precision = str(trainer.precision)
+    if received is None or not precision.endswith("-true") or precision == "32-true":
+        return state
+    return {
+        name: value.to(getattr(torch, received[name].dtype.name))
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and name in received
+        else value
+        for name, value in state.items()
+    }

@@ -6,7 +6,7 @@ from typing import Any
 
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
-from flwr.supercore.run import Run
+from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
 
 SERVER_NODE_ID = 1

@@ -34,10 +34,12 @@ def order_results(results: Iterable[ResultT]) -> list[ResultT]:
 
     Example:
         >>> import numpy as np
-        >>> updates = [ClientUpdate({"w": np.array([w])}, 10, client_id=c) for c, w in [("b", 0.0), ("a", 1.0)]]
+        >>> w = {"w": np.array([0.5])}
+        >>> updates = [ClientUpdate(w, 10, client_id="b"), ClientUpdate(w, 99, client_id="a")]
         >>> [u.client_id for u in order_results(updates)]
         ['a', 'b']
-        >>> epochs = [EpochResult({"w": np.array([w])}, 10, epoch=e) for e, w in enumerate([0.5, np.nan, -0.5])]
+        >>> values = [0.5, np.nan, -0.5]
+        >>> epochs = [EpochResult({"w": np.array([v])}, 10, epoch=e) for e, v in enumerate(values)]
         >>> [r.epoch for r in order_results(epochs)]
         [2, 0, 1]
     """
@@ -55,9 +57,9 @@ def order_results(results: Iterable[ResultT]) -> list[ResultT]:
 def decode_and_pseudo_sort_results(
     results: list[tuple[ClientProxy, FitRes]],
 ) -> list[tuple[ClientProxy, list[NDArray[Any]], int]]:
-    """Decode Flower's ``(ClientProxy, FitRes)`` results and sort them by :func:`pseudo_sort_scoring_function`.
+    """Decode Flower's ``(ClientProxy, FitRes)`` results and sort them by score.
 
-    Equal scores are ordered by the digest of the arrays, then by count and by the proxy's ``cid``, and
+    The score is :func:`pseudo_sort_scoring_function`. Equal scores are ordered by the digest of the arrays, then by count and by the proxy's ``cid``, and
     NaN scores come last, so that every arrival order gives one answer.
 
     Args:
@@ -72,7 +74,8 @@ def decode_and_pseudo_sort_results(
         >>> def fit_res(value, count):
         ...     return FitRes(Status(Code.OK, ""), ndarrays_to_parameters([np.array([value])]), count, {})
         >>> from types import SimpleNamespace
-        >>> arrived = [(SimpleNamespace(cid=c), fit_res(v, 5)) for c, v in [("a", 0.3), ("b", 0.1), ("c", 0.2)]]
+        >>> values = {"a": 0.3, "b": 0.1, "c": 0.2}
+        >>> arrived = [(SimpleNamespace(cid=c), fit_res(v, 5)) for c, v in values.items()]
         >>> [client.cid for client, _, _ in decode_and_pseudo_sort_results(arrived)]
         ['b', 'c', 'a']
     """

@@ -150,7 +150,11 @@ def _describe(tensor: torch.Tensor) -> str:
 def _prefix_hint(missing: list[str], unexpected: list[str]) -> str:
     for prefix in _WRAPPERS:
         if unexpected and {name.replace(prefix, "", 1) for name in unexpected} == set(missing):
-            return f"\nThe names sent carry the prefix `{prefix}`: send the state dict of the unwrapped module."
+            return (
+                f"\nThe names sent carry the prefix `{prefix}`: send the state dict of the unwrapped module."
+            )
         if missing and {name.replace(prefix, "", 1) for name in missing} == set(unexpected):
-            return f"\nThe names sent lack the prefix `{prefix}`: both sides must use the same LightningModule."
+            return (
+                f"\nThe names sent lack the prefix `{prefix}`: both sides must use the same LightningModule."
+            )
     return ""

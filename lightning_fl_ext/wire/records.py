@@ -102,7 +102,9 @@ def _unpack(name: str, packed: Array) -> NDArray[Any]:
     stream = io.BytesIO(packed.data)
     try:
         version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
         found_shape, fortran, dtype = read(stream)
     except ValueError as error:
         raise PayloadError(f"array `{name}`: not the bytes of an array ({error})") from None
@@ -121,7 +123,8 @@ def _view(
     expected = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or len(data) - offset != expected:
         raise PayloadError(
-            f"array `{name}`: expected {expected} bytes for {dtype.name}{list(shape)}, got {len(data) - offset}"
+            f"array `{name}`: expected {expected} bytes for {dtype.name}{list(shape)},"
+            f" got {len(data) - offset}"
         )
     return np.frombuffer(data, dtype=dtype, offset=offset).reshape(shape, order=order)
 

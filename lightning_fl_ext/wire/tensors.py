@@ -44,7 +44,9 @@ def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
     """
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
         kind = "quantized" if tensor.is_quantized else "meta" if tensor.is_meta else str(tensor.layout)
-        raise TypeError(f"a {kind} tensor has no dense array; convert it first (`dequantize()`, `to_dense()`)")
+        raise TypeError(
+            f"a {kind} tensor has no dense array; convert it first (`dequantize()`, `to_dense()`)"
+        )
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.dtype in _EXTENDED:
         extended, carrier = _EXTENDED[tensor.dtype]

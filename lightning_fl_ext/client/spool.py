@@ -1,0 +1,67 @@
+"""Results on disk: safetensors with a JSON header, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from lightning_fl_ext.results import ClientUpdate, EpochResult
+from lightning_fl_ext.wire import to_numpy, to_torch
+
+ResultT = TypeVar("ResultT", EpochResult, ClientUpdate)
+
+
+class SpooledArrays(Mapping[str, NDArray[Any]]):
+    """Named arrays that stay in a safetensors file until they are looked up.
+
+    Args:
+        path: The file.
+        names: Its entries, in state-dict order (a safetensors file has an order of its own).
+    """
+
+    def __init__(self, path: Path, names: list[str]) -> None:
+        self.path = path
+        self._names = names
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        with safe_open(str(self.path), framework="pt") as file:
+            return to_numpy(file.get_tensor(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def write_result(path: Path, result: ResultT) -> ResultT:
+    """Write a result to a file, and give the same result with its arrays left in the file.
+
+    Args:
+        path: File to write. The folder must exist; a file in its place is replaced in one step.
+        result: What to write.
+    """
+    names = list(result.arrays)
+    meta = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in ("arrays", "metrics")}
+    meta |= {"names": names, "metrics": dict(result.metrics)}
+    part = path.with_name(path.name + ".part")
+    save_file({n: to_torch(result.arrays[n]) for n in names}, part, {"result": json.dumps(meta)})
+    os.replace(part, path)
+    return read_result(path, type(result))
+
+
+def read_result(path: Path, kind: type[ResultT]) -> ResultT:
+    """Read back what :func:`write_result` wrote; arrays are read when they are looked up."""
+    with safe_open(str(path), framework="pt") as file:
+        meta = json.loads(file.metadata()["result"])
+    return kind(SpooledArrays(path, meta.pop("names")), **meta)
