@@ -59,8 +59,9 @@ def decode_and_pseudo_sort_results(
 ) -> list[tuple[ClientProxy, list[NDArray[Any]], int]]:
     """Decode Flower's ``(ClientProxy, FitRes)`` results and sort them by score.
 
-    The score is :func:`pseudo_sort_scoring_function`. Equal scores are ordered by the digest of the arrays, then by count and by the proxy's ``cid``, and
-    NaN scores come last, so that every arrival order gives one answer.
+    The score is :func:`pseudo_sort_scoring_function`. Equal scores are ordered by the digest of the arrays,
+    then by count and by the proxy's ``cid``, and NaN scores come last, so that every arrival order gives one
+    answer.
 
     Args:
         results: What a legacy Flower strategy's ``aggregate_fit`` receives.
