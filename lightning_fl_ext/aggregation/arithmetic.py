@@ -1,0 +1,120 @@
+"""The exact mean's arithmetic: a few float64 formulas that read the same for a number and for an array.
+
+numpy runs them on blocks, numba compiles the very same functions for its loops
+(`lightning_fl_ext.aggregation.kernels`), so both give the same bits by construction. Every operation is an
+IEEE 754 addition, multiplication or division, rounded to nearest; nothing may be reassociated or contracted.
+
+Sources: T. J. Dekker, "A floating-point technique for extending the available precision", 1971 (`split`,
+the product's error, and the split of a term by a large constant); D. E. Knuth, TAOCP vol. 2, 4.2.2
+(`two_sum`); J. Demmel and H. D. Nguyen, "Fast reproducible floating-point summation", 2013 (bins).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+"""An array of float64; inside a compiled loop, one float64."""
+
+QUANTUM_HIGH = 2.0**-8
+QUANTUM_LOW = 2.0**-44
+
+_TO_HIGH = 1.5 * 2.0**52 * QUANTUM_HIGH
+_TO_LOW = 1.5 * 2.0**52 * QUANTUM_LOW
+_HALF_WIDTH = 2.0**27 + 1
+
+
+def bins(values: Float64, weight: float) -> tuple[Float64, Float64]:
+    """Split ``weight * values`` into a multiple of `QUANTUM_HIGH` and a multiple of `QUANTUM_LOW`.
+
+    Exact but for what lies under the last multiple: the two parts add up to the product within 2^-45.
+
+    Args:
+        values: Any shape; ``|weight * values| < 2^43``.
+        weight: A whole number with which the product is exact in float64.
+
+    Returns:
+        The two parts. Sums of the first are exact up to 2^45, of the second up to 2^9.
+
+    Example:
+        >>> high, low = bins(np.array([1.25, 2.0**-30, 2.0**-46]), 3.0)
+        >>> high.tolist(), (low / QUANTUM_LOW).tolist()
+        ([3.75, 0.0, 0.0], [0.0, 49152.0, 1.0])
+    """
+    product = weight * values
+    high = (product + _TO_HIGH) - _TO_HIGH
+    return high, ((product - high) + _TO_LOW) - _TO_LOW
+
+
+def two_sum(a: Float64, b: Float64) -> tuple[Float64, Float64]:
+    """Return the rounded sum and its error: ``a + b`` exactly, as two float64."""
+    total = a + b
+    b_share = total - a
+    return total, (a - (total - b_share)) + (b - b_share)
+
+
+def split(a: Float64 | float) -> tuple[Any, Any]:
+    """Halve the significand: ``a`` exactly, as two float64 of at most 26 bits."""
+    scaled = _HALF_WIDTH * a
+    high = scaled - (scaled - a)
+    return high, a - high
+
+
+def remainder(total: Float64, error: Float64, quotient: Float64, count: float) -> Float64:
+    """Return ``total + error - quotient * count``, rounded once, for a near ``quotient``."""
+    product = quotient * count
+    q_high, q_low = split(quotient)
+    n_high, n_low = split(count)
+    product_error = q_low * n_low - (((product - q_high * n_high) - q_low * n_high) - q_high * n_low)
+    left: Float64 = ((total - product) - product_error) + error
+    return left
+
+
+def divide(high: Float64, low: Float64, count: float) -> tuple[Float64, Float64]:
+    """Divide the exact sum of both bins by ``count``.
+
+    Args:
+        high: Sums of multiples of `QUANTUM_HIGH`, under 2^45.
+        low: Sums of multiples of `QUANTUM_LOW`, at most 2^9.
+        count: A whole number from 1 to 2^43.
+
+    Returns:
+        The quotient correctly rounded to float64, and a number with the sign of what the rounding left out
+        (0 where the quotient is exact).
+
+    Why the second division suffices: the first leaves at most two units in the last place, so the
+    corrected quotient is off by 2^-51 of one; a sum that is a multiple of 2^-44 divided by a whole number
+    under 2^49 lies on a midpoint of two float64 or at least 2^-50 of a unit away from it.
+    """
+    total, error = two_sum(high, low)
+    guess = total / count
+    quotient = guess + remainder(total, error, guess, count) / count
+    return quotient, remainder(total, error, quotient, count)
+
+
+def round_to_odd(quotient: Float64, left_out: Float64, unit: int) -> Float64:
+    """Drop the last bits of a quotient, and set the last kept bit if anything dropped was not zero.
+
+    Rounding the result once more, to nearest and to at least two bits fewer, gives what rounding the exact
+    number once gives: no tie is made or lost on the way (S. Boldo and G. Melquiond, "Emulation of FMA and
+    correctly rounded sums: proved algorithms using rounding to odd", 2008).
+
+    Args:
+        quotient: As `divide` returns it.
+        left_out: As `divide` returns it.
+        unit: ``2**k`` drops the last ``k`` of the 52 bits of the fraction; 1 keeps all.
+
+    Example:
+        >>> half_way = np.array([1 + 2.0**-24])  # between two float32
+        >>> [float(np.float32(round_to_odd(half_way, np.array([sign]), 1))[0]) for sign in (-1.0, 0.0, 1.0)]
+        [1.0, 1.0, 1.0000001192092896]
+    """
+    bits = np.float64(quotient).view(np.int64)
+    truncated = bits - (left_out * quotient < 0)
+    kept = truncated & -unit
+    sticky = (left_out != 0) | (kept != truncated)
+    odd: Float64 = np.int64(kept | (sticky * unit)).view(np.float64)  # type: ignore[assignment]
+    return odd

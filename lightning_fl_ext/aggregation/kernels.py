@@ -1,0 +1,128 @@
+"""The loops over blocks: in numpy, or fused by numba where it is installed and the model is large.
+
+Both run the formulas of `lightning_fl_ext.aggregation.arithmetic` and give the same bits; they release the
+interpreter lock, so that threads fold different blocks at the same time. Numba (extra ``fast``) is imported
+on first use. Its on-disk cache stays off: it is made of pickles, and an installed package may be read-only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_fl_ext.aggregation.arithmetic import (
+    Float64,
+    bins,
+    divide,
+    remainder,
+    round_to_odd,
+    split,
+    two_sum,
+)
+
+Array = NDArray[Any]
+
+FUSED_FROM = 2**19
+"""Floating elements in a model from which a second or two of compilation, once a process, pays."""
+
+
+class Kernels(NamedTuple):
+    """One implementation of the loops, and the block length that keeps it in the processor's cache."""
+
+    block: int
+    peak: Callable[[Array], float]
+    """Largest magnitude in a block of float32 or float64; NaN if any element is NaN."""
+    fold: Callable[[Float64, Float64, Array, float], None]
+    """Add a block times a weight to both bins, in place."""
+    double: Callable[[Float64, Float64, float, Array], None]
+    """Write the bins' sum divided by a count, rounded to nearest, to a block of float64."""
+    single: Callable[[Float64, Float64, float, int, Array], None]
+    """Write the same rounded to odd, with a unit, and then to nearest, to a block of float32."""
+
+    def mean(self, high: Float64, low: Float64, count: float, out: Array) -> None:
+        """Write the bins' sum divided by ``count``, rounded once to the dtype of ``out``, to ``out``."""
+        if out.dtype == np.float64:
+            self.double(high, low, count, out)
+        elif out.dtype == np.float32:
+            self.single(high, low, count, 1, out)
+        else:  # by way of 24 bits rounded to odd: ml_dtypes rounds once from float32, twice from float64
+            odd = np.empty(out.shape, np.float32)
+            self.single(high, low, count, 2**29, odd)
+            out[...] = odd.astype(out.dtype)
+
+
+def kernels_for(size: int) -> Kernels:
+    """Return the loops for a model of ``size`` floating elements: fused if large and numba is installed."""
+    return (_fused() or _BLOCKED) if size >= FUSED_FROM else _BLOCKED
+
+
+def _peak(values: Array) -> float:
+    return float(np.maximum(values.max(), -values.min()))
+
+
+def _fold(high: Float64, low: Float64, values: Array, weight: float) -> None:
+    high_terms, low_terms = bins(values.astype(np.float64), weight)
+    high += high_terms
+    low += low_terms
+
+
+def _double(high: Float64, low: Float64, count: float, out: Array) -> None:
+    out[...] = divide(high, low, count)[0]
+
+
+def _single(high: Float64, low: Float64, count: float, unit: int, out: Array) -> None:
+    out[...] = round_to_odd(*divide(high, low, count), unit)
+
+
+_BLOCKED = Kernels(2**13, _peak, _fold, _double, _single)
+
+
+def _peak_loop(bits: Array, magnitude: Any) -> Any:
+    largest = bits[0] & magnitude
+    for i in range(bits.size):
+        largest = max(largest, bits[i] & magnitude)
+    return largest
+
+
+def _fold_loop(high: Any, low: Any, values: Any, weight: float) -> None:
+    for i in range(values.size):
+        high_term, low_term = bins(np.float64(values[i]), weight)  # type: ignore[arg-type]
+        high[i] += high_term
+        low[i] += low_term
+
+
+def _double_loop(high: Any, low: Any, count: float, out: Array) -> None:
+    for i in range(out.size):
+        out[i] = divide(high[i], low[i], count)[0]
+
+
+def _single_loop(high: Any, low: Any, count: float, unit: int, out: Array) -> None:
+    for i in range(out.size):
+        quotient, left_out = divide(high[i], low[i], count)
+        out[i] = np.float32(round_to_odd(quotient, left_out, unit))
+
+
+@cache
+def _fused() -> Kernels | None:
+    """Prepare the compiled loops, or return None where numba is not installed."""
+    try:
+        from numba import njit
+        from numba.extending import register_jitable
+    except ImportError:
+        return None
+    for formula in (two_sum, split, remainder, bins, divide, round_to_odd):
+        register_jitable(formula)
+    # No fastmath: it would rewrite (x + M) - M. numpy's error model: a division needs no check for zero.
+    compiled = njit(nogil=True, error_model="numpy")
+    peak_loop = compiled(_peak_loop)
+
+    def peak(values: Array) -> float:
+        # As integers, magnitudes order like the floats, NaN above infinity; and the loop vectorises.
+        bits, magnitude = (np.uint32, 2**31 - 1) if values.itemsize == 4 else (np.uint64, 2**63 - 1)
+        return float(bits(peak_loop(values.view(bits), bits(magnitude))).view(values.dtype))
+
+    return Kernels(2**16, peak, compiled(_fold_loop), compiled(_double_loop), compiled(_single_loop))
