@@ -1,0 +1,20 @@
+"""Codes for probabilistic masks: a client's mask up, the server's θ down, as self-checking bytes."""
+
+from __future__ import annotations
+
+from lightning_fl_ext.wire.codes.fixed_point import sample_mask, to_fixed_point
+from lightning_fl_ext.wire.codes.frame import MaskCodeError, MaskKey
+from lightning_fl_ext.wire.codes.masks import MaskCode, decode_mask, encode_mask
+from lightning_fl_ext.wire.codes.theta import decode_theta, encode_theta
+
+__all__ = [
+    "MaskCode",
+    "MaskCodeError",
+    "MaskKey",
+    "decode_mask",
+    "decode_theta",
+    "encode_mask",
+    "encode_theta",
+    "sample_mask",
+    "to_fixed_point",
+]
