@@ -7,14 +7,14 @@ import secrets
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from lightning_fl_ext.engines import private
 
 Arrival = Callable[[list[Message]], list[Message]]
-"""Puts a round's messages into the order in which clients answer."""
+"""Puts a batch of messages into the order in which clients run and answer."""
 
 Faults = Callable[[Message, Message], Message | None]
 """Given an instruction and its reply: what arrives instead; None if the client vanished."""
@@ -23,11 +23,12 @@ Faults = Callable[[Message, Message], Message | None]
 class LocalGrid(Grid):
     """A Flower ``Grid`` that runs a ``ClientApp`` in this process, one client after the other.
 
-    It behaves as Flower's engines do: each client keeps a ``Context`` across rounds, committed only when
-    the client succeeds; an exception becomes an error reply; a client that vanishes becomes an error reply
-    from the SuperLink. Node ids are random, as they are in Flower, so that nothing can come to depend on
-    them. Clients run when their reply is pulled: a caller that takes replies one at a time holds one at a
-    time.
+    It behaves as Flower's engines do: messages and contexts are copied on their way, so that nothing is
+    shared between clients or with the server; each client keeps a ``Context`` across rounds, committed only
+    when the client succeeds; an exception becomes an error reply that holds the traceback; a client that
+    vanished, or was never there, becomes an error reply from the SuperLink. Node ids are random, as they are
+    in Flower, so that nothing can come to depend on them. Clients run when their reply is pulled: a caller
+    that takes replies one at a time holds one at a time.
 
     Args:
         client_app: Flower's ``ClientApp``.
@@ -53,6 +54,9 @@ class LocalGrid(Grid):
         >>> [reply.content["m"]["id"] for reply in grid.send_and_receive(questions)]
         [2, 1, 0]
     """
+
+    in_process = True
+    """Whoever waits for replies or for more clients here waits in vain: the caller does the work itself."""
 
     def __init__(
         self,
@@ -113,13 +117,19 @@ class LocalGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Queue messages; their clients run when their replies are pulled."""
+        """Queue messages; their clients run when their replies are pulled.
+
+        Raises:
+            ValueError: ``arrival`` lost or added messages.
+        """
         batch = list(messages)
         for message in batch:
             self._sent += 1
             private.set_message_id(message, f"local-{self._sent}")
-        for message in self._arrival(list(batch)) if self._arrival else batch:
-            self._pending[message.metadata.message_id] = message
+        arriving = self._arrival(list(batch)) if self._arrival else batch
+        if sorted(map(id, arriving)) != sorted(map(id, batch)):
+            raise ValueError("`arrival` must return the messages it was given, each once, in any order.")
+        self._pending.update((message.metadata.message_id, message) for message in arriving)
         return [message.metadata.message_id for message in batch]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -132,32 +142,30 @@ class LocalGrid(Grid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Run every client a message is for, and return the replies in the order of arrival."""
-        self.push_messages(messages)
-        return [self._deliver(self._pending.pop(message_id)) for message_id in list(self._pending)]
+        sent = set(self.push_messages(messages))
+        return [self._deliver(self._pending.pop(m)) for m in list(self._pending) if m in sent]
 
     def _deliver(self, instruction: Message) -> Message:
-        reply: Message | None = self._execute(instruction)
-        if self._faults is not None and reply is not None:
+        present = instruction.metadata.dst_node_id in self._contexts
+        reply = self._execute(instruction) if present else None
+        if reply is not None and self._faults is not None:
             reply = self._faults(instruction, reply)
         if reply is None:
-            reply = Message(Error(private.NODE_UNAVAILABLE, "Node unavailable"), reply_to=instruction)
-            reply.metadata.__dict__["_src_node_id"] = private.SERVER_NODE_ID
+            reply = private.node_unavailable(instruction)
         private.set_message_id(reply, f"{instruction.metadata.message_id}-reply")
         return reply
 
     def _execute(self, instruction: Message) -> Message:
         node_id = instruction.metadata.dst_node_id
-        if node_id not in self._contexts:
-            return Message(Error(private.NODE_UNAVAILABLE, "Unknown node"), reply_to=instruction)
         context = copy.deepcopy(self._contexts[node_id])
-        received = copy.copy(instruction)
-        received.__dict__["_content"] = _shallow(instruction.content)
         try:
-            reply = self._client_app(received, context)
+            reply: object = self._client_app(copy.deepcopy(instruction), context)
+            if not isinstance(reply, Message):
+                raise TypeError(f"a ClientApp must return a `Message`. Got {type(reply).__name__}.")
         except Exception:
             return Message(Error(private.CLIENT_APP_RAISED, traceback.format_exc()), reply_to=instruction)
         self._contexts[node_id] = context
-        return reply
+        return copy.deepcopy(reply)
 
 
 def run_local(
@@ -183,6 +191,7 @@ def run_local(
         The server's ``Context``, with what the ``ServerApp`` left in its state.
 
     Example:
+        >>> from flwr.app import ConfigRecord
         >>> server, client = ServerApp(), ClientApp()
         >>> @server.main()
         ... def main(grid, context):
@@ -195,12 +204,8 @@ def run_local(
         run_id=1,
         node_id=private.SERVER_NODE_ID,
         node_config={},
-        state=RecordDict({"engine": ConfigRecord({"name": "local"})}),
+        state=RecordDict(),
         run_config=dict(run_config or {}),
     )
     server_app(grid, context)
     return context
-
-
-def _shallow(content: RecordDict) -> RecordDict:
-    return RecordDict({key: type(record)(dict(record)) for key, record in content.items()})  # type: ignore[arg-type]

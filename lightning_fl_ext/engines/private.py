@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -13,7 +13,6 @@ SERVER_NODE_ID = 1
 """The id under which Flower's SuperLink sends error replies in a node's name."""
 
 CLIENT_APP_RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-NODE_UNAVAILABLE = ErrorCode.NODE_UNAVAILABLE
 
 
 def ensure_identity() -> None:
@@ -31,6 +30,13 @@ def ensure_identity() -> None:
 def set_message_id(message: Message, message_id: str) -> None:
     """Give a message the id that Flower's SuperLink would give it."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def node_unavailable(instruction: Message) -> Message:
+    """Answer in the name of a node that cannot, as Flower's SuperLink does."""
+    reply = Message(Error(ErrorCode.NODE_UNAVAILABLE, "Node unavailable"), reply_to=instruction)
+    reply.metadata.__dict__["_src_node_id"] = SERVER_NODE_ID
+    return reply
 
 
 def empty_run(run_id: int) -> Run:

@@ -25,7 +25,7 @@ def digest(arrays: Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]) -> str:
         64 hexadecimal digits.
 
     Raises:
-        TypeError: An array holds Python objects, which have no canonical bytes.
+        TypeError: An array holds Python objects or records, which have no canonical bytes.
 
     Example:
         >>> import numpy as np
@@ -39,8 +39,10 @@ def digest(arrays: Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]) -> str:
     entries = arrays.items() if isinstance(arrays, Mapping) else ((str(i), a) for i, a in enumerate(arrays))
     sha = hashlib.sha256()
     for name, array in entries:
-        if array.dtype.hasobject:
-            raise TypeError(f"array `{name}` of dtype object has no canonical bytes; convert it to numbers")
+        if array.dtype.hasobject or array.dtype.names:
+            raise TypeError(
+                f"array `{name}` of dtype {array.dtype} has no canonical bytes; convert it to numbers"
+            )
         _update(sha, name.encode())
         _update(sha, array.dtype.name.encode())
         _update(sha, ",".join(map(str, array.shape)).encode())
@@ -50,8 +52,7 @@ def digest(arrays: Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]) -> str:
 
 def canonical_bytes(array: NDArray[Any]) -> memoryview:
     """View an array's elements as little-endian C-ordered bytes, copying only if they are not yet so."""
-    little = array.dtype.newbyteorder("<") if array.dtype.isnative is False else array.dtype
-    flat = np.ascontiguousarray(array, dtype=little).reshape(-1)
+    flat = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(-1)
     return flat.view(np.uint8).data if flat.size else memoryview(b"")
 
 

@@ -23,8 +23,8 @@ def order_results(results: Iterable[ResultT]) -> list[ResultT]:
     """Sort updates or epoch results into the one order that does not depend on how they arrived.
 
     Updates that all declare a client id are sorted by it. Otherwise results are sorted by score, NaN
-    last, and equal scores by digest and count. What still compares equal holds equal bytes, so its order
-    cannot change a sum.
+    last, and equal scores by digest, count, client id and epoch. What still compares equal holds equal
+    bytes, so its order cannot change a sum.
 
     Args:
         results: In any order.
@@ -44,11 +44,13 @@ def order_results(results: Iterable[ResultT]) -> list[ResultT]:
         [2, 0, 1]
     """
     ordered = list(results)
-    named = all(getattr(r, "client_id", "") for r in ordered)
+    named = all(_client_id(r) for r in ordered)
     ordered.sort(
         key=lambda r: (
-            getattr(r, "client_id", "") if named else "",
+            _client_id(r) if named else "",
             *_key(r.score, r.digest, r.num_examples),
+            _client_id(r),
+            r.epoch if isinstance(r, EpochResult) else 0,
         )
     )
     return ordered
@@ -87,6 +89,10 @@ def decode_and_pseudo_sort_results(
         key=lambda r: (*_key(float(pseudo_sort_scoring_function(r)), digest(r[1]), r[2]), str(r[0].cid))
     )
     return decoded
+
+
+def _client_id(result: ClientUpdate | EpochResult) -> str:
+    return result.client_id if isinstance(result, ClientUpdate) else ""
 
 
 def _key(score: float, digest_: str, num_examples: int) -> tuple[bool, float, str, int]:

@@ -5,22 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-# Floats that numpy does not count as `np.floating`; they are summed as float32, which holds each exactly.
-_EXTENDED_FLOATS = frozenset(
-    np.dtype(getattr(ml_dtypes, name))
-    for name in (
-        "bfloat16",
-        "float8_e4m3fn",
-        "float8_e4m3fnuz",
-        "float8_e5m2",
-        "float8_e5m2fnuz",
-        "float8_e8m0fnu",
-    )
-)
+from lightning_fl_ext.results.dtypes import EXTENDED_FLOATS
 
 
 def select_zeroeth_element(array: NDArray[Any]) -> Any:
@@ -80,7 +68,7 @@ def pseudo_sort_scoring_function(
             continue
         if np.issubdtype(array.dtype, np.floating):
             elements.append(select_zeroeth_element(array))
-        elif array.dtype in _EXTENDED_FLOATS:
+        elif array.dtype.name in EXTENDED_FLOATS:
             elements.append(np.float32(select_zeroeth_element(array)))
     with np.errstate(over="ignore", invalid="ignore"):
         score: float | np.floating[Any] = np.sum(elements) + sample_count

@@ -16,7 +16,7 @@ Arrays = Mapping[str, NDArray[Any]]
 """Named arrays in state-dict order."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Result:
     """Weights with the number of examples behind them."""
 
@@ -35,7 +35,7 @@ class _Result:
         return digest(self.arrays)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EpochResult(_Result):
     """The weights after one local epoch.
 
@@ -55,7 +55,7 @@ class EpochResult(_Result):
     epoch: int = field(kw_only=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClientUpdate(_Result):
     """What a client hands in for a round.
 

@@ -85,7 +85,8 @@ class WeightExchange:
         copies: dict[tuple[Any, ...], NDArray[Any]] = {}
         for name, tensor in selected.items():
             try:
-                key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
+                memory = tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()
+                key = (*memory, tensor.dtype, tensor.is_conj(), tensor.is_neg())
                 if key not in copies or not tensor.numel():
                     copies[key] = to_numpy(tensor)
                 arrays[name] = copies[key]
@@ -107,24 +108,23 @@ class WeightExchange:
             StateMismatchError: A name is missing or unexpected, or a shape or dtype differs. Nothing is cast
                 or broadcast.
         """
-        tensors = {name: to_torch(array) for name, array in arrays.items()}
         selected = self._select(state)
         wrong = [
-            f"  {name}: expected {_describe(selected[name])}, got {_describe(tensor)}"
-            for name, tensor in tensors.items()
-            if name in selected and _describe(selected[name]) != _describe(tensor)
+            f"  {name}: expected {_describe(selected[name])}, got {_describe(array)}"
+            for name, array in arrays.items()
+            if name in selected and _describe(selected[name]) != _describe(array)
         ]
-        missing = [name for name in selected if name not in tensors]
-        unexpected = [name for name in tensors if name not in selected]
+        missing = [name for name in selected if name not in arrays]
+        unexpected = [name for name in arrays if name not in selected]
         if wrong or missing or unexpected:
             wrong += [f"  {name}: expected {_describe(selected[name])}, got nothing" for name in missing]
-            wrong += [f"  {name}: expected nothing, got {_describe(tensors[name])}" for name in unexpected]
+            wrong += [f"  {name}: expected nothing, got {_describe(arrays[name])}" for name in unexpected]
             raise StateMismatchError(
                 f"The arrays do not fit the model ({len(wrong)} differences):\n"
                 + "\n".join(wrong)
                 + _prefix_hint(missing, unexpected)
             )
-        return tensors
+        return {name: to_torch(array) for name, array in arrays.items()}
 
     def _select(self, state: State) -> dict[str, torch.Tensor]:
         selected = {
@@ -143,8 +143,10 @@ class WeightExchange:
         return selected
 
 
-def _describe(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+def _describe(array: torch.Tensor | NDArray[Any]) -> str:
+    # Torch, numpy and `ml_dtypes` give a dtype the same name.
+    dtype = str(array.dtype) if isinstance(array, torch.Tensor) else array.dtype.name
+    return f"{dtype.removeprefix('torch.')}{list(array.shape)}"
 
 
 def _prefix_hint(missing: list[str], unexpected: list[str]) -> str:

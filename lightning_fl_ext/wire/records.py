@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from typing import Any
+from typing import Any, Literal
 
-import ml_dtypes
 import numpy as np
 from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.results.digest import canonical_bytes
+from lightning_fl_ext.results.dtypes import EXTENDED_FLOATS
 
 NUMPY_STYPE = "numpy.ndarray"
 """Flower's own serialisation: the bytes of ``np.save``. Any strategy reads it."""
@@ -22,6 +22,11 @@ RAW_STYPE = "lightning_fl_ext.raw"
 """Little-endian C-ordered bytes, for dtypes that ``np.save`` would lose."""
 
 _KINDS = "biufc"  # bool, integers, floats, complex
+
+_HEADER_READERS: dict[tuple[int, int], Any] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 class PayloadError(LightningFLError):
@@ -71,68 +76,63 @@ def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:
 
 
 def _pack(name: str, array: NDArray[Any]) -> Array:
-    shape = tuple(array.shape)
-    if _is_extended(array.dtype):
-        data = canonical_bytes(array).tobytes()
-        return Array(dtype=array.dtype.name, shape=shape, stype=RAW_STYPE, data=data)
-    if array.dtype.kind not in _KINDS:
-        raise TypeError(f"array `{name}`: dtype {array.dtype} cannot be sent. Expected numbers or booleans.")
+    dtype, shape = array.dtype, tuple(array.shape)
+    if dtype.name in EXTENDED_FLOATS:
+        return Array(dtype.name, shape, RAW_STYPE, canonical_bytes(array).tobytes())
+    if dtype.kind not in _KINDS:
+        raise TypeError(f"array `{name}`: dtype {dtype} cannot be sent. Expected numbers or booleans.")
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
-        header, {"descr": array.dtype.newbyteorder("<").str, "fortran_order": False, "shape": shape}
+        header, {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": shape}
     )
-    body = canonical_bytes(array)
-    return Array(
-        dtype=array.dtype.name,
-        shape=shape,
-        stype=NUMPY_STYPE,
-        data=b"".join((header.getvalue(), body)),
-    )
+    return Array(dtype.name, shape, NUMPY_STYPE, b"".join((header.getvalue(), canonical_bytes(array))))
 
 
 def _unpack(name: str, packed: Array) -> NDArray[Any]:
-    shape = tuple(packed.shape)
     if packed.stype == RAW_STYPE:
-        dtype = _extended_dtype(packed.dtype)
-        if dtype is None:
-            raise PayloadError(f"array `{name}`: unknown raw dtype {packed.dtype!r}")
-        return _view(name, packed.data, 0, dtype, shape, "C")
-    if packed.stype != NUMPY_STYPE:
-        raise PayloadError(f"array `{name}`: expected stype {NUMPY_STYPE!r}, got {packed.stype!r}")
+        return _view_raw(name, packed)
+    if packed.stype == NUMPY_STYPE:
+        return _view_npy(name, packed)
+    raise PayloadError(
+        f"array `{name}`: expected stype {NUMPY_STYPE!r} or {RAW_STYPE!r}, got {packed.stype!r}"
+    )
+
+
+def _view_raw(name: str, packed: Array) -> NDArray[Any]:
+    if packed.dtype not in EXTENDED_FLOATS:
+        raise PayloadError(
+            f"array `{name}`: expected a raw dtype among {', '.join(EXTENDED_FLOATS)}, got {packed.dtype!r}"
+        )
+    return _view(name, packed, 0, EXTENDED_FLOATS[packed.dtype], "C")
+
+
+def _view_npy(name: str, packed: Array) -> NDArray[Any]:
     stream = io.BytesIO(packed.data)
     try:
         version = np.lib.format.read_magic(stream)
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        found_shape, fortran, dtype = read(stream)
-    except ValueError as error:
-        raise PayloadError(f"array `{name}`: not the bytes of an array ({error})") from None
+        shape, fortran, dtype = _HEADER_READERS[version](stream)
+    except Exception as error:  # whatever the parser stumbles over, the bytes are not an array's
+        raise PayloadError(f"array `{name}`: not the bytes of an array ({error!r})") from None
     if dtype.kind not in _KINDS:
         raise PayloadError(f"array `{name}`: expected numbers or booleans, got dtype {dtype}")
-    if found_shape != shape or dtype.name != packed.dtype:
+    if (dtype.name, shape) != (packed.dtype, packed.shape):
         raise PayloadError(
-            f"array `{name}`: announced as {packed.dtype}{list(shape)}, holds {dtype.name}{list(found_shape)}"
+            f"array `{name}`: announced as {packed.dtype}{list(packed.shape)},"
+            f" holds {dtype.name}{list(shape)}"
         )
-    return _view(name, packed.data, stream.tell(), dtype, shape, "F" if fortran else "C")
+    return _view(name, packed, stream.tell(), dtype, "F" if fortran else "C")
 
 
 def _view(
-    name: str, data: bytes, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any
+    name: str, packed: Array, offset: int, dtype: np.dtype[Any], order: Literal["C", "F"]
 ) -> NDArray[Any]:
-    expected = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or len(data) - offset != expected:
-        raise PayloadError(
-            f"array `{name}`: expected {expected} bytes for {dtype.name}{list(shape)},"
-            f" got {len(data) - offset}"
-        )
-    return np.frombuffer(data, dtype=dtype, offset=offset).reshape(shape, order=order)
-
-
-def _is_extended(dtype: np.dtype[Any]) -> bool:
-    return _extended_dtype(dtype.name) == dtype
-
-
-def _extended_dtype(name: str) -> np.dtype[Any] | None:
-    scalar = getattr(ml_dtypes, name, None) if name.startswith(("bfloat16", "float8")) else None
-    return None if scalar is None else np.dtype(scalar)
+    expected, got = math.prod(packed.shape) * dtype.itemsize, len(packed.data) - offset
+    try:
+        if got != expected:
+            raise ValueError(f"expected {expected} bytes, got {got}")
+        array = np.frombuffer(packed.data, dtype, offset=offset).reshape(packed.shape, order=order)
+        if dtype.kind == "b" and array.view(np.uint8).max(initial=0) > 1:
+            raise ValueError("a boolean is neither 0 nor 1")
+    except ValueError as error:
+        raise PayloadError(f"array `{name}`, {packed.dtype}{list(packed.shape)}: {error}") from None
+    return array

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lightning_fl_ext.results.dtypes import EXTENDED_FLOATS
+
 # Torch dtypes that numpy lacks: the `ml_dtypes` type of the same name, and a torch integer to carry its bits.
 _EXTENDED: dict[torch.dtype, tuple[np.dtype[Any], torch.dtype]] = {
-    getattr(torch, name): (np.dtype(getattr(ml_dtypes, name)), carrier)
-    for name, carrier in {
-        "bfloat16": torch.int16,
-        "float8_e4m3fn": torch.uint8,
-        "float8_e4m3fnuz": torch.uint8,
-        "float8_e5m2": torch.uint8,
-        "float8_e5m2fnuz": torch.uint8,
-        "float8_e8m0fnu": torch.uint8,
-    }.items()
+    getattr(torch, name): (dtype, torch.int16 if dtype.itemsize == 2 else torch.uint8)
+    for name, dtype in EXTENDED_FLOATS.items()
     if hasattr(torch, name)
 }
 _EXTENDED_BACK = {numpy: (dtype, carrier) for dtype, (numpy, carrier) in _EXTENDED.items()}

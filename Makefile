@@ -1,0 +1,62 @@
+# Every target builds .venv first if it is missing, or older than pyproject.toml or constraints.txt.
+# `make test PYTHON=python3.12` picks the Python it is built with.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+# The tested versions hold for build requirements too (the second name is that of pip 25.3 and later).
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint docs examples bench clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## Train ten simulated clients on handwritten digits, and show what comes out
+	@$(BIN)/python examples/federated_digits.py
+
+test: $(READY)  ## Run all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## Run the tests that start no other engine
+	$(BIN)/python -m pytest -m 'not engines'
+
+lint: $(READY)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(READY)  ## Build the documentation into docs/_build; a warning is an error
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
+	@echo "Open docs/_build/index.html"
+
+examples: $(READY)  ## Run every example, one by one, in a temporary folder
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && root=$$PWD && cd "$$folder" && \
+	for example in "$$root"/examples/*.py; do \
+	    echo "== $${example##*/}"; \
+	    MPLBACKEND=Agg "$$root/$(BIN)/python" "$$example" || exit 1; \
+	done
+
+bench:  ## List the benchmark commands
+	@for script in benchmarks/*.py; do \
+	    printf '%s\n    %s\n' "$(BIN)/python $$script" "$$(sed -n '1s/^"""\(.*[^"]\)"*$$/\1/p' $$script)"; \
+	done
+
+clean:  ## Remove .venv and everything that was built
+	rm -rf $(VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "Python 3.11 or newer is needed; $(PYTHON) is not. Name one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "Building $(VENV): the first time this downloads PyTorch and takes some minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e '.[dev]'
+	@touch $@

@@ -1,0 +1,21 @@
+"""The floating dtypes that numpy lacks, as `ml_dtypes` defines them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+EXTENDED_FLOATS: dict[str, np.dtype[Any]] = {
+    name: np.dtype(getattr(ml_dtypes, name))
+    for name in (
+        "bfloat16",
+        "float8_e4m3fn",
+        "float8_e4m3fnuz",
+        "float8_e5m2",
+        "float8_e5m2fnuz",
+        "float8_e8m0fnu",
+    )
+}
+"""By name, the same in torch. To numpy none of them is ``np.floating``, and ``np.save`` forgets which it was."""

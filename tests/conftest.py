@@ -1,0 +1,31 @@
+"""What all tests share: one thread, no network, and Flower's files in a private folder."""
+
+import atexit
+import os
+import shutil
+import socket
+import tempfile
+
+
+def _free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+# Before torch and Flower are imported: they read these once.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+os.environ["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] = "1"
+os.environ["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "0.05"
+os.environ["FLWR_HOME"] = tempfile.mkdtemp(prefix="flwr-home-")
+os.environ["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"] = _free_port()
+os.environ["FLWR_LOCAL_CONTROL_API_PORT"] = _free_port()
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["MPLBACKEND"] = "Agg"
+atexit.register(shutil.rmtree, os.environ["FLWR_HOME"], ignore_errors=True)
+
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("repeatable")
