@@ -1,0 +1,218 @@
+"""The client's half: read the states of a module's metrics, over all its processes, into one pack."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from lightning_fl_ext.metrics.configuration import class_path, configuration
+from lightning_fl_ext.metrics.discovery import check_metrics, example_states, label, named_metrics, own_states
+from lightning_fl_ext.metrics.errors import UnsupportedMetric
+from lightning_fl_ext.metrics.pack import Array, MetricPack, MetricStates, State
+
+_NUMPY_FLOATS = {torch.float16, torch.float32, torch.float64}
+
+
+def pack_metrics(
+    module: nn.Module,
+    *,
+    client_id: str | None = None,
+    num_examples: int | None = None,
+    min_examples: int = 0,
+    allow_example_states: Collection[str] = (),
+    names: Collection[str] | None = None,
+) -> MetricPack:
+    """Pack the states of the metrics of `module`, as this process has them.
+
+    The states are copied; the metrics can be updated or reset afterwards.
+
+    Args:
+        module: The client's module after its updates; it is left as it is.
+        client_id: Declared, stable name of this client.
+        num_examples: Examples behind the states.
+        min_examples: With fewer examples the pack holds no states (`pack.withheld`).
+        allow_example_states: Metrics whose states with one row per example may leave this client; see
+            `check_metrics`.
+        names: Pack only these metrics; the name of a collection or wrapper stands for all metrics inside it.
+
+    Returns:
+        One client's pack, for `merge_metrics`.
+
+    Raises:
+        UnsupportedMetric: If a metric's states cannot be merged to the pooled value.
+        ExampleStatesNotAllowed: If a metric keeps one row per example and is not in `allow_example_states`.
+        ValueError: If `min_examples` is given without `num_examples`, a count is negative, or a name belongs
+            to no metric.
+
+    Example:
+        >>> from torchmetrics import MeanMetric
+        >>> client = nn.ModuleDict({"loss": MeanMetric()})
+        >>> client["loss"].update(torch.tensor([1.0, 2.0]))
+        >>> pack = pack_metrics(client, client_id="a", num_examples=2)
+        >>> pack.metrics["loss"].states
+        {'mean_value': array(3., dtype=float32), 'weight': array(2., dtype=float32)}
+        >>> pack_metrics(client, client_id="a", num_examples=2, min_examples=10).withheld
+        True
+    """
+    check_metrics(module, allow_example_states=allow_example_states, names=names)
+    return _pack(
+        module, named_metrics(module, names), client_id, num_examples, min_examples, synchronise=False
+    )
+
+
+def sync_and_pack(
+    module: nn.Module,
+    *,
+    client_id: str | None = None,
+    num_examples: int | None = None,
+    min_examples: int = 0,
+    allow_example_states: Collection[str] = (),
+    names: Collection[str] | None = None,
+) -> MetricPack | None:
+    """Like `pack_metrics`, for a client that may run in several processes (DDP): every process calls it.
+
+    Each metric is synchronised once, by its own `sync_context`, in the order of `module.named_modules()`,
+    and has its local states again afterwards. Without an initialised process group this is `pack_metrics`.
+
+    Args:
+        module: As in `pack_metrics`.
+        client_id: As in `pack_metrics`.
+        num_examples: Examples of the whole client, over all processes.
+        min_examples: As in `pack_metrics`.
+        allow_example_states: As in `pack_metrics`.
+        names: As in `pack_metrics`.
+
+    Returns:
+        The client's pack in the process of rank 0, None in the others.
+
+    Raises:
+        UnsupportedMetric: As in `pack_metrics`, and in all processes if these hold rows of examples that
+            torchmetrics cannot gather: some process has none, or has another number of batches.
+        ExampleStatesNotAllowed: As in `pack_metrics`.
+        ValueError: As in `pack_metrics`.
+
+    Example:
+        >>> from torchmetrics import SumMetric
+        >>> client = SumMetric()
+        >>> client.update(2.0)
+        >>> sync_and_pack(client, client_id="a").metrics[""].states
+        {'sum_value': array(2., dtype=float32)}
+    """
+    check_metrics(module, allow_example_states=allow_example_states, names=names)
+    metrics = named_metrics(module, names)
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    pack = _pack(module, metrics, client_id, num_examples, min_examples, synchronise=distributed)
+    return pack if not distributed or torch.distributed.get_rank() == 0 else None
+
+
+def _pack(
+    module: nn.Module,
+    metrics: dict[str, Metric],
+    client_id: str | None,
+    num_examples: int | None,
+    min_examples: int,
+    *,
+    synchronise: bool,
+) -> MetricPack:
+    if min_examples < 0 or (num_examples is not None and num_examples < 0):
+        raise ValueError(
+            f"Expected `num_examples` and `min_examples` not to be negative. Got {num_examples} and "
+            f"{min_examples}."
+        )
+    if min_examples and num_examples is None:
+        raise ValueError(
+            f"`min_examples={min_examples}` needs `num_examples`, the examples behind the states."
+        )
+    if num_examples is not None and num_examples < min_examples:
+        return MetricPack({}, client_id, num_examples, withheld=True)
+    updates = (
+        _updates_of_all_ranks(metrics)
+        if synchronise
+        else {name: m._update_count for name, m in metrics.items()}
+    )
+    packed = {}
+    for name, metric in metrics.items():
+        count = updates[name] if own_states(metric) else 0
+        states: dict[str, State] = {}
+        if count:
+            with metric.sync_context() if synchronise else nullcontext():
+                values, synced = metric.metric_state, metric._is_synced
+            states = {state: _to_state(name, metric, state, value, synced) for state, value in values.items()}
+        packed[name] = MetricStates(class_path(metric), configuration(metric), count, states)
+    return MetricPack(packed, client_id, num_examples)
+
+
+def _to_state(name: str, metric: Metric, state: str, value: Any, synced: bool) -> State:
+    """Copy of one state; see `MetricStates.states` for its form."""
+    is_list = isinstance(metric._defaults[state], list)
+    tensors = value if isinstance(value, list) else [value]
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor) or tensor.is_complex():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise UnsupportedMetric(
+                f"{label(name, metric)}: state `{state}` holds {kind}, expected real tensors."
+            )
+    if is_list:
+        elements = [_to_numpy(tensor) for tensor in tensors]
+        dtype = np.result_type(*(element.dtype for element in elements)) if elements else np.dtype(np.float32)
+        return tuple(element.astype(dtype, copy=False) for element in elements)
+    reduction = metric._reductions[state]
+    if synced and reduction is dim_zero_cat:
+        value = value.flatten(0, 1)
+    elif not synced and reduction is None:
+        value = value.unsqueeze(0)
+    return _to_numpy(value)
+
+
+def _to_numpy(value: Tensor) -> Array:
+    value = value.detach().cpu()
+    if value.is_floating_point() and value.dtype not in _NUMPY_FLOATS:
+        value = value.float()
+    return value.numpy().copy()
+
+
+def _updates_of_all_ranks(metrics: dict[str, Metric]) -> dict[str, int]:
+    """Update counts summed over the ranks; refuses on every rank what would hang or fail in one of them.
+
+    torchmetrics gathers a list with the reduction None element by element, so that ranks with lists of
+    different lengths wait for each other for ever; it stands a float tensor in for an empty list; and it
+    stacks tensors that are to be concatenated.
+    """
+    if not metrics:
+        return {}
+    rows = {name: example_states(metric) for name, metric in metrics.items()}
+    counts = [
+        count
+        for name, metric in metrics.items()
+        for count in (metric._update_count, *(_length(getattr(metric, state)) for state in rows[name]))
+    ]
+    device = next(iter(metrics.values())).device
+    table = torch.stack(gather_all_tensors(torch.tensor(counts, device=device))).cpu()
+    columns = iter(table.T.tolist())
+    updates = {}
+    for name, metric in metrics.items():
+        updates[name] = sum(next(columns))
+        for state in rows[name]:
+            lengths = next(columns)
+            one_by_one = (
+                not isinstance(metric._defaults[state], list) or metric._reductions[state] is not dim_zero_cat
+            )
+            if len(set(lengths)) > 1 and (one_by_one or not min(lengths)):
+                raise UnsupportedMetric(
+                    f"{label(name, metric)}: the processes of this client hold {lengths} entries of "
+                    f"`{state}`, which torchmetrics cannot gather. Give every process the same number of "
+                    "examples and batches, or validate in one process (`devices=1`)."
+                )
+    return updates
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, list) or value.ndim else 1
