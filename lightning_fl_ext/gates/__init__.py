@@ -1,0 +1,13 @@
+"""Stochastic gates: samples with gradients, and the layers built on them. Needs torch only."""
+
+from lightning_fl_ext.gates.bernoulli import BernoulliSample
+from lightning_fl_ext.gates.estimators import Estimator, bernoulli_sample, open_probability
+from lightning_fl_ext.gates.stochastic import StochasticGateModule
+
+__all__ = [
+    "BernoulliSample",
+    "Estimator",
+    "StochasticGateModule",
+    "bernoulli_sample",
+    "open_probability",
+]

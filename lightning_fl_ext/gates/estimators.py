@@ -1,0 +1,195 @@
+r"""One function over every single-sample estimator of the gradient of a Bernoulli gate.
+
+Whatever the estimator, one uniform number `u` decides: a gate is open when ``u < probs``. The binary
+estimators return that bit and differ in the factor by which the incoming gradient is multiplied. The
+relaxed ones return :math:`z = h((Q(p) - Q(u)) / \tau)`, where `Q` is the quantile function of a symmetric
+distribution and `h` increases from 0 to 1 with :math:`h(0) = 1/2`: above one half exactly when the gate is
+open, and closer to the bit the lower the temperature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_fl_ext.gates.bernoulli import (
+    BernoulliSample,
+    at_least_float32,
+    check_probabilities,
+    uniform_like,
+)
+
+__all__ = ["Estimator", "bernoulli_sample", "open_probability"]
+
+Estimator = Literal["probability", "identity", "reinmax", "concrete", "hard_concrete", "gaussian"]
+"""The names that `bernoulli_sample` knows."""
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    quantile: Callable[[Tensor], Tensor]  # Q, of the noise
+    cdf: Callable[[Tensor], Tensor]  # its inverse
+    squash: Callable[[Tensor], Tensor]  # h
+    temperature: float  # tau, as in the source
+    zero: float | None  # h is 0 up to here; None: h is nowhere 0
+
+
+def _logit(probs: Tensor) -> Tensor:
+    return torch.logit(probs, eps=torch.finfo(probs.dtype).eps)
+
+
+def _probit(probs: Tensor) -> Tensor:
+    eps = torch.finfo(probs.dtype).eps
+    return cast(Tensor, torch.special.ndtri(probs.clamp(eps, 1 - eps)))
+
+
+def _stretched_sigmoid(x: Tensor) -> Tensor:
+    return (1.2 * torch.sigmoid(x) - 0.1).clamp(0, 1)
+
+
+def _hard_sigmoid(x: Tensor) -> Tensor:
+    return (x + 0.5).clamp(0, 1)
+
+
+RELAXED = {
+    "concrete": Relaxation(_logit, torch.sigmoid, torch.sigmoid, 0.3, None),
+    "hard_concrete": Relaxation(_logit, torch.sigmoid, _stretched_sigmoid, 2 / 3, math.log(0.1 / 1.1)),
+    # The source writes clamp(mu + 1/2 + sigma * noise, 0, 1), here tau = 1 / sigma and mu = sigma * Q(p).
+    "gaussian": Relaxation(_probit, torch.special.ndtr, _hard_sigmoid, 2.0, -0.5),
+}
+
+
+def check_estimator(estimator: str, temperature: float | None, hard: bool) -> None:
+    """Raise ValueError unless `estimator` is known and takes the other arguments."""
+    if estimator not in get_args(Estimator):
+        raise ValueError(f"`estimator` must be one of {', '.join(get_args(Estimator))}. Got {estimator!r}.")
+    if estimator not in RELAXED and (hard or temperature is not None):
+        raise ValueError(
+            f"`temperature` and `hard` belong to the relaxed estimators ({', '.join(RELAXED)}). "
+            f"Got temperature={temperature}, hard={hard} with estimator={estimator!r}."
+        )
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"`temperature` must be positive. Got {temperature}.")
+
+
+def _straight_through(sample: Tensor, carrier: Tensor, factor: Tensor | float = 1.0) -> Tensor:
+    """`sample`, with `factor` times the derivatives of `carrier`."""
+    return sample + factor * (carrier - carrier.detach())
+
+
+def bernoulli_sample(
+    probs: Tensor,
+    estimator: Estimator = "probability",
+    *,
+    temperature: float | None = None,
+    hard: bool = False,
+) -> Tensor:
+    r"""Sample gates that are open with probability `probs`, with a gradient for `probs`.
+
+    With :math:`p` the probability, :math:`b` the sample, :math:`g` the gradient that comes in:
+
+    ================= ========================== ======================================================
+    `estimator`       gradient passed to `probs`  source
+    ================= ========================== ======================================================
+    ``probability``   :math:`p g`                `BernoulliSample`; supermasks (arXiv:1905.01067), FedPM
+                                                 (arXiv:2209.15328)
+    ``identity``      :math:`g`                  straight-through, Bengio et al. 2013, section 4
+                                                 (arXiv:1308.3432)
+    ``reinmax``       :math:`g / 2 P(b)`         Liu et al. 2023 (arXiv:2304.08612), for two outcomes
+    ``concrete``      of the relaxed sample      Maddison et al. 2017 (arXiv:1611.00712), Jang et al.
+                                                 2017 (arXiv:1611.01144)
+    ``hard_concrete`` of the relaxed sample      Louizos et al. 2018 (arXiv:1712.01312), stretched to
+                                                 (-0.1, 1.1) and clamped
+    ``gaussian``      of the relaxed sample      stochastic gates, Yamada et al. 2020 (arXiv:1810.04247)
+    ================= ========================== ======================================================
+
+    The first three give 0 or 1, the other three numbers in [0, 1] that exceed one half with probability
+    `probs`. For the same seed all six open the same gates. None of them is unbiased for every loss; their
+    measured bias and spread are in the guide to gates.
+
+    Args:
+        probs: Probabilities in [0, 1], of any shape and real floating dtype.
+        estimator: Which gradient; see above.
+        temperature: Of the relaxed estimators: lower is closer to 0 and 1, with a noisier gradient. The
+            default is the customary value: 0.3 for ``concrete``, 2/3 for ``hard_concrete``, 2 for
+            ``gaussian`` (the noise has standard deviation 1 / temperature).
+        hard: Return the relaxed estimator's gates as 0 or 1, with the gradient of the relaxed sample.
+
+    Returns:
+        The sample, with the shape, dtype and device of `probs`. Every estimator but ``probability`` has
+        forward-mode derivatives; in a second differentiation the factors 1 and ``1 / 2 P(b)`` are constants.
+
+    Raises:
+        TypeError: If `probs` is not a tensor, or is integer, bool or complex.
+        ValueError: If a probability is NaN or outside [0, 1] (where values can be looked at, see
+            `BernoulliSample`), `estimator` is unknown, `temperature` is not positive, or `temperature` or
+            `hard` is given for an estimator whose samples are always 0 or 1.
+
+    Example:
+        >>> probs = torch.tensor([0.2, 0.5, 0.9], requires_grad=True)
+        >>> _ = torch.manual_seed(1)
+        >>> bernoulli_sample(probs, "identity")
+        tensor([0., 1., 1.], grad_fn=<AddBackward0>)
+        >>> _ = torch.manual_seed(1)
+        >>> bernoulli_sample(probs, "hard_concrete")
+        tensor([0.0000, 0.8667, 1.0000], grad_fn=<ClampBackward1>)
+    """
+    check_estimator(estimator, temperature, hard)
+    if estimator == "probability":
+        return cast(Tensor, BernoulliSample.apply(probs))  # type: ignore[no-untyped-call]
+    check_probabilities(probs)
+    uniform = uniform_like(probs)
+    sample = (uniform < probs).to(probs.dtype)
+    if estimator == "identity":
+        return _straight_through(sample, probs)
+    if estimator == "reinmax":
+        of_sample = torch.where(sample > 0, probs, 1 - probs).detach()
+        return _straight_through(sample, probs, 0.5 / of_sample.clamp(min=torch.finfo(probs.dtype).tiny))
+    relaxation = RELAXED[estimator]
+    noisy = relaxation.quantile(probs.to(uniform.dtype)) - relaxation.quantile(uniform)
+    relaxed = relaxation.squash(noisy / (temperature or relaxation.temperature)).to(probs.dtype)
+    return _straight_through(sample, relaxed) if hard else relaxed
+
+
+def open_probability(
+    probs: Tensor,
+    estimator: Estimator = "probability",
+    *,
+    temperature: float | None = None,
+    hard: bool = False,
+) -> Tensor:
+    r"""Probability that a gate's sample is not 0, whose sum is the usual sparsity penalty.
+
+    That is `probs` for samples that are 0 or 1, and :math:`F(Q(p) - \tau x_0)` for ``hard_concrete`` and
+    ``gaussian``, where :math:`F` is the distribution function of their noise and the relaxed sample is 0 up
+    to :math:`x_0` (Louizos et al., section 2.2; Yamada et al.). A ``concrete`` sample is never 0: for it this
+    is `probs` too, the probability of exceeding one half.
+
+    Args:
+        probs: Probabilities in [0, 1], of any shape and real floating dtype.
+        estimator: As in `bernoulli_sample`.
+        temperature: As in `bernoulli_sample`.
+        hard: As in `bernoulli_sample`.
+
+    Returns:
+        Probabilities with the shape of `probs`, differentiable.
+
+    Raises:
+        ValueError: If the arguments after `probs` are not those of a `bernoulli_sample`.
+
+    Example:
+        >>> open_probability(torch.tensor([0.1, 0.5, 0.9]), "hard_concrete")
+        tensor([0.3547, 0.8318, 0.9780])
+    """
+    check_estimator(estimator, temperature, hard)
+    relaxation = RELAXED.get(estimator)
+    if relaxation is None or relaxation.zero is None or hard:
+        return probs
+    threshold = (temperature or relaxation.temperature) * relaxation.zero
+    location = relaxation.quantile(probs.to(at_least_float32(probs.dtype)))
+    return relaxation.cdf(location - threshold).to(probs.dtype)
