@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +12,12 @@ from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 
 from lightning_fl_ext.client.counting import ExampleCounter
-from lightning_fl_ext.client.handover import Handover
-from lightning_fl_ext.client.refusals import refuse_to_follow_averaging, refuse_zero3
-from lightning_fl_ext.client.retention import Retention
-from lightning_fl_ext.client.state import is_sharded, read_state, undo_precision, write_state
+from lightning_fl_ext.client.identity import client_id
+from lightning_fl_ext.client.messages import outcome_kind, outcome_reply, read_instruction
+from lightning_fl_ext.client.refusals import is_averaging, refuse_to_follow_averaging, refuse_zero3
+from lightning_fl_ext.client.retention import Retention, mean
+from lightning_fl_ext.client.state import is_sharded, load_state, pack_state
+from lightning_fl_ext.client.store import EVALUATION, UPDATE, ResultStore
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult, order_results
 from lightning_fl_ext.wire import Exchange, WeightExchange
@@ -74,13 +77,6 @@ class FlowerBridge(Callback):
         ClientUpdate(num_examples=10, ..., client_id='site-a', ..., examples_seen=30, steps=9, epochs=3)
     """
 
-    _counter: ExampleCounter
-    _update: ClientUpdate | None
-    _failure: str | None
-    _metrics: dict[str, float]
-    _evaluated: int | None
-    _epochs: int
-
     def __init__(
         self,
         keep: str | int = "all",
@@ -101,13 +97,13 @@ class FlowerBridge(Callback):
         self.exchange = exchange or WeightExchange()
         self.client_id = client_id
         self.server_round = 0
-        self._retention = Retention(keep, monitor if submit == "best" else None, mode, spool_dir)
-        self._handover = Handover()
+        self._retention = Retention(keep, monitor if submit == "best" else None, mode)
+        self._store = ResultStore(spool_dir, owner=f"client `{client_id}`")
+        self._counter = ExampleCounter(batch_size)
         self._global: Arrays | None = None
         self._message: Message | None = None
-        self._reset()
 
-    # What went in and what came out
+    # What goes in and what comes out
 
     @classmethod
     def from_message(cls, message: Message, context: Context, **options: Any) -> FlowerBridge:
@@ -122,9 +118,6 @@ class FlowerBridge(Callback):
         Raises:
             LightningFLError: The message does not hold exactly one array record.
         """
-        from lightning_fl_ext.client.identity import client_id
-        from lightning_fl_ext.client.messages import read_instruction
-
         options.setdefault("keep", "all" if options.get("submit") == "mean" else "last")
         options.setdefault("client_id", client_id(context))
         bridge = cls(**options)
@@ -133,7 +126,7 @@ class FlowerBridge(Callback):
         return bridge
 
     def receive(self, arrays: Arrays, server_round: int = 0) -> None:
-        """Take the weights the next fit, validation or test starts from.
+        """Take the weights that the next fit starts from, and validations and tests before it.
 
         Args:
             arrays: As the server's exchange packed them.
@@ -141,12 +134,12 @@ class FlowerBridge(Callback):
         """
         self._global = arrays
         self.server_round = server_round
+        self._store.drop(UPDATE)
 
     @property
     def results(self) -> list[EpochResult]:
-        """The kept epochs' results, by epoch. After a fit that raised: those of the complete epochs."""
-        left = self._handover.collect()
-        return self._retention.results if left is None else left[0]
+        """The kept epochs' results, by epoch. After a fit that raised: those of its complete epochs."""
+        return self._store.epochs
 
     def ordered_results(self) -> list[tuple[str, list[NDArray[Any]], int]]:
         """Give the kept results in the deterministic order.
@@ -166,69 +159,57 @@ class FlowerBridge(Callback):
         Raises:
             LightningFLError: No fit has ended, or the last one raised.
         """
-        left = self._handover.collect()
-        update = self._update if left is None else left[1]
-        if update is None:
-            raise LightningFLError(f"client `{self.client_id}` has no update: {self._why_none()}")
-        return update
+        return self._store.get(UPDATE)
 
     @property
-    def metrics(self) -> dict[str, float]:
-        """The scalars the last fit, validation or test had logged at its end."""
-        left = self._handover.collect()
-        return dict(self._metrics if left is None else left[1].metrics)
-
-    def reply(self) -> Message:
-        """Build the reply to the message the bridge was made from.
+    def evaluation(self) -> ClientUpdate:
+        """The logged metrics of the last validation or test and its number of examples, without arrays.
 
         Raises:
-            LightningFLError: The bridge was not made by :meth:`from_message`, or there is no update.
+            LightningFLError: None has ended, or the last one raised.
         """
-        from lightning_fl_ext.client.messages import evaluate_reply, train_reply
+        return self._store.get(EVALUATION)
 
+    def reply(self) -> Message:
+        """Build the reply to the message the bridge was made from: the update, or the evaluation.
+
+        Raises:
+            LightningFLError: The bridge was not made by :meth:`from_message`, or there is no outcome.
+        """
         if self._message is None:
             raise LightningFLError(
-                "`reply()` needs a message to answer: make the bridge with `from_message`."
+                "`reply()` needs a message to answer: make the bridge with `FlowerBridge.from_message`."
             )
-        if self._message.metadata.message_type.split(".")[0] == "evaluate":
-            if self._evaluated is None:
-                raise LightningFLError(
-                    f"client `{self.client_id}` has no evaluation to reply with: run `Trainer.validate` or"
-                    " `Trainer.test` with this bridge among the callbacks first."
-                )
-            return evaluate_reply(
-                self._message, self.metrics, self._evaluated, self.client_id, self.server_round
-            )
-        return train_reply(self._message, self.update)
+        return outcome_reply(self._message, self._store.get(outcome_kind(self._message)))
 
     # The hooks
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation begins: checks its place and loads what was received."""
         refuse_zero3(trainer)
+        self._counter = ExampleCounter(self.batch_size)
         if stage == "fit":
             refuse_to_follow_averaging(self, trainer.callbacks)
-            self._retention.start()
-            self._handover.clear()
-            self._reset()
+            self._store.start_fit(trainer)
+            if any(is_averaging(callback) for callback in trainer.callbacks):
+                pl_module.configure_model()  # the averaging callback is about to, and copies what it finds
         else:
-            self._counter, self._evaluated = ExampleCounter(self.batch_size), None
-        state = pl_module.state_dict()
-        if state and not any(t.is_meta for t in state.values() if isinstance(t, torch.Tensor)):
-            self._load(trainer, pl_module, dict(state))
+            self._store.start_evaluation(trainer)
+        with suppress(LightningFLError):  # layers may be missing that `configure_model` builds after this
+            self._load(trainer, pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when the module is built and placed: loads again what was received."""
-        self._load(trainer, pl_module, undo_precision(trainer, read_state(trainer, pl_module), self._global))
+        self._load(trainer, pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when a validation begins: outside a fit, loads again what was received."""
         if trainer.state.fn == "validate":
-            self.on_fit_start(trainer, pl_module)
+            self._load(trainer, pl_module)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when a test begins: loads again what was received."""
-        self.on_fit_start(trainer, pl_module)
+        self._load(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -252,12 +233,14 @@ class FlowerBridge(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when an epoch ends, before any weight averaging: snapshots the weights."""
         num_examples = self._counter.close_epoch(trainer)
-        self._epochs += 1
-        arrays = self._pack(trainer, pl_module)
+        arrays = pack_state(trainer, pl_module, self.exchange, like=self._global)
+        metrics = _scalars(trainer)
         if trainer.is_global_zero:
-            self._retention.add(
-                EpochResult(arrays, num_examples, epoch=trainer.current_epoch, metrics=_scalars(trainer))
-            )
+            result = EpochResult(arrays, num_examples, epoch=trainer.current_epoch, metrics=metrics)
+            self._retention.check(result)
+            self._store.add(result)
+            for old in self._retention.surplus(self._store.epochs):
+                self._store.remove(old)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when training ends: under a sharded strategy the last moment to collect the weights."""
@@ -268,69 +251,46 @@ class FlowerBridge(Callback):
         """Called when the fit ends, after every averaging callback: makes the update."""
         if not is_sharded(trainer):
             self._finish(trainer, pl_module)
-        self._metrics = _scalars(trainer)
-        if self._update is not None:
-            self._handover.leave(trainer, self._retention.results, self._update)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Called when the fit raised: says what the bridge still holds."""
-        self._update = None
-        self._failure = f"the fit raised {type(exception).__name__}: {exception}"
-        log.warning("`FlowerBridge` of client `%s`: %s", self.client_id, self._why_none())
+        """Called when the fit or evaluation raised: withholds its outcome and says what is left."""
+        fn = trainer.state.fn
+        reason = f"`Trainer.{fn}` raised {type(exception).__name__}: {exception}"
+        log.warning("%s", self._store.fail(UPDATE if fn == "fit" else EVALUATION, reason))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Called when a fit or evaluation ends well: notes the metrics of an evaluation."""
+        """Called when a fit or evaluation ends well: notes what an evaluation found."""
         if stage in ("validate", "test"):
-            self._evaluated = self._counter.close_epoch(trainer)
-            self._metrics = _scalars(trainer)
+            num_examples = self._counter.close_epoch(trainer)
+            self._hold(trainer, EVALUATION, {}, num_examples)
 
     # How
 
-    def _reset(self) -> None:
-        self._counter = ExampleCounter(self.batch_size)
-        self._update = None
-        self._failure = None
-        self._metrics = {}
-        self._evaluated = None
-        self._epochs = 0
-
-    def _load(self, trainer: Any, module: Any, state: dict[str, Any]) -> None:
-        if self._global is not None:
-            write_state(trainer, module, self.exchange.unpack(self._global, state))
-
-    def _pack(self, trainer: Any, module: Any) -> dict[str, NDArray[Any]]:
-        state = read_state(trainer, module)
-        if is_sharded(trainer) and not trainer.is_global_zero:
-            return {}
-        return self.exchange.pack(undo_precision(trainer, state, self._global))
+    def _load(self, trainer: Any, module: Any) -> None:
+        if self._global is not None and not self._store.has(UPDATE):
+            load_state(trainer, module, self.exchange, self._global)
 
     def _finish(self, trainer: Any, module: Any) -> None:
-        arrays: Arrays = self._pack(trainer, module)  # a collective under sharded strategies: on every rank
+        arrays: Arrays = pack_state(trainer, module, self.exchange, like=self._global)
+        if self.submit != "last" and (results := self.results):
+            arrays = mean(results) if self.submit == "mean" else self._retention.best(results).arrays
+        self._hold(trainer, UPDATE, arrays, self._counter.largest_epoch)
+
+    def _hold(self, trainer: Any, kind: str, arrays: Arrays, num_examples: int) -> None:
+        metrics = _scalars(trainer)
         if not trainer.is_global_zero:
             return
-        if self.submit != "last" and self._retention.results:
-            arrays = self._retention.mean() if self.submit == "mean" else self._retention.best().arrays
-        self._update = ClientUpdate(
+        outcome = ClientUpdate(
             arrays,
-            self._counter.largest_epoch,
+            num_examples,
             client_id=self.client_id,
             server_round=self.server_round,
             examples_seen=self._counter.total,
-            steps=trainer.global_step,
-            epochs=self._epochs,
-            metrics=_scalars(trainer),
+            steps=trainer.global_step if kind == UPDATE else 0,
+            epochs=self._counter.epochs if kind == UPDATE else 0,
+            metrics=metrics,
         )
-
-    def _why_none(self) -> str:
-        if self._failure is None:
-            return "no fit has ended with this bridge among the Trainer's callbacks."
-        kept = self._retention.results
-        held = (
-            f"the bridge holds {len(kept)} complete epoch(s), the last of which is epoch {kept[-1].epoch}"
-            if kept
-            else "no epoch was complete"
-        )
-        return f"{self._failure}. Until then {held}; see `results`."
+        self._store.put(kind, outcome)
 
     def __getstate__(self) -> dict[str, Any]:
         # Lightning binds `log` and `log_dict` of the module to every callback; they must not travel with it.
@@ -338,6 +298,7 @@ class FlowerBridge(Callback):
 
 
 def _scalars(trainer: Any) -> dict[str, float]:
+    """Read the logged scalars. Those with ``sync_dist`` may be reduced here: every rank makes this call."""
     return {
         str(name): float(value)
         for name, value in trainer.callback_metrics.items()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.data import extract_batch_size
+from torch.utils._pytree import tree_leaves
 
 from lightning_fl_ext.errors import LightningFLError
 
@@ -29,6 +31,7 @@ class ExampleCounter:
     def __init__(self, batch_size: Callable[[Any], int] | None = None) -> None:
         self._batch_size = batch_size
         self.epoch = 0
+        self.epochs = 0
         self.total = 0
         self.largest_epoch = 0
 
@@ -50,18 +53,32 @@ class ExampleCounter:
             ) from None
 
     def close_epoch(self, trainer: Any) -> int:
-        """End an epoch and give its number of examples, summed over the ranks.
+        """End an epoch, or an evaluation, and give its number of examples, summed over the ranks.
 
         A ``DistributedSampler`` repeats examples to fill the last batch; repeats are not counted.
+
+        Args:
+            trainer: A Lightning Trainer in a run. With several processes every rank makes this call.
         """
         count = self.epoch
         if trainer.world_size > 1:
             mine = torch.tensor(count, device=trainer.strategy.root_device)
             count = int(trainer.strategy.reduce(mine, reduce_op="sum"))
-            sampler: Any = getattr(trainer.train_dataloader, "sampler", None)
-            if hasattr(sampler, "num_replicas") and hasattr(sampler, "dataset"):
-                count = min(count, len(sampler.dataset))
+            count = int(min(count, _distinct_examples(trainer)))
         self.epoch = 0
+        self.epochs += 1
         self.total += count
         self.largest_epoch = max(self.largest_epoch, count)
         return count
+
+
+def _distinct_examples(trainer: Any) -> float:
+    """Give the number of examples behind the run's distributed samplers; infinity if a loader has none."""
+    loops = {"fit": trainer.fit_loop, "validate": trainer.validate_loop, "test": trainer.test_loop}
+    total = 0
+    for loader in tree_leaves(loops[trainer.state.fn]._combined_loader.iterables):
+        sampler: Any = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+        if not hasattr(sampler, "num_replicas"):
+            return math.inf
+        total += len(sampler.dataset)
+    return total

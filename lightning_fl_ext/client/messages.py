@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from lightning_fl_ext.client.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.wire import from_record, to_record
@@ -45,34 +45,27 @@ def read_config(message: Message, key: str, default: int) -> int:
     return default
 
 
-def train_reply(message: Message, update: ClientUpdate) -> Message:
-    """Put an update into a reply: one ``ArrayRecord``, one ``MetricRecord``, and the client's record."""
+def outcome_kind(message: Message) -> str:
+    """Tell which outcome answers a message: ``"evaluation"`` or ``"update"``."""
+    return EVALUATION if message.metadata.message_type.split(".")[0] == MessageType.EVALUATE else UPDATE
+
+
+def outcome_reply(message: Message, outcome: ClientUpdate) -> Message:
+    """Put an outcome into a reply: its arrays if it is an update, its metrics, and the client's record."""
+    arrays = {"arrays": to_record(outcome.arrays)} if outcome_kind(message) == UPDATE else {}
     content = RecordDict(
         {
-            "arrays": to_record(update.arrays),
-            "metrics": _metrics(update.metrics, update.num_examples),
+            **arrays,
+            "metrics": MetricRecord({**outcome.metrics, "num-examples": outcome.num_examples}),
             "client": ConfigRecord(
                 {
-                    "client-id": update.client_id,
-                    "server-round": update.server_round,
-                    "examples-seen": update.examples_seen,
-                    "steps": update.steps,
-                    "epochs": update.epochs,
+                    "client-id": outcome.client_id,
+                    "server-round": outcome.server_round,
+                    "examples-seen": outcome.examples_seen,
+                    "steps": outcome.steps,
+                    "epochs": outcome.epochs,
                 }
             ),
-        }
-    )
-    return Message(content, reply_to=message)
-
-
-def evaluate_reply(
-    message: Message, metrics: Mapping[str, float], num_examples: int, client_id: str, server_round: int
-) -> Message:
-    """Put the metrics of an evaluation into a reply, with the number of examples they are over."""
-    content = RecordDict(
-        {
-            "metrics": _metrics(metrics, num_examples),
-            "client": ConfigRecord({"client-id": client_id, "server-round": server_round}),
         }
     )
     return Message(content, reply_to=message)
@@ -81,7 +74,3 @@ def evaluate_reply(
 def query_reply(message: Message, client_id: str) -> Message:
     """Answer who this client is."""
     return Message(RecordDict({"client": ConfigRecord({"client-id": client_id})}), reply_to=message)
-
-
-def _metrics(metrics: Mapping[str, float], num_examples: int) -> MetricRecord:
-    return MetricRecord({**metrics, "num-examples": num_examples})

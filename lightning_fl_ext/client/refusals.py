@@ -17,14 +17,18 @@ def refuse_to_follow_averaging(bridge: Any, callbacks: list[Any]) -> None:
     Raises:
         ValueError: One does.
     """
-    for callback in callbacks[: callbacks.index(bridge)]:
+    for callback in filter(is_averaging, callbacks[: callbacks.index(bridge)]):
         name = type(callback).__name__
-        if _AVERAGING & {base.__name__ for base in type(callback).__mro__}:
-            raise ValueError(
-                f"`{name}` precedes `FlowerBridge` in `callbacks`. It copies the module before the bridge has"
-                " loaded the global weights, and would bring the old ones back at the end. Put the bridge"
-                f" first: `callbacks=[FlowerBridge(...), {name}(...)]`; or drop one of the two."
-            )
+        raise ValueError(
+            f"`{name}` precedes `FlowerBridge` in `callbacks`. It copies the module before the bridge has"
+            " loaded the global weights, and would bring the old ones back at the end. Put the bridge"
+            f" first: `callbacks=[FlowerBridge(...), {name}(...)]`; or drop `{name}`."
+        )
+
+
+def is_averaging(callback: Any) -> bool:
+    """Tell a weight averaging callback of either Lightning (``EMAWeightAveraging`` is one)."""
+    return bool(_AVERAGING & {base.__name__ for base in type(callback).__mro__})
 
 
 def refuse_zero3(trainer: Any) -> None:

@@ -37,6 +37,11 @@ class SpooledArrays(Mapping[str, NDArray[Any]]):
         with safe_open(str(self.path), framework="pt") as file:
             return to_numpy(file.get_tensor(name))
 
+    def load(self) -> dict[str, NDArray[Any]]:
+        """Read all of them into memory."""
+        with safe_open(str(self.path), framework="pt") as file:
+            return {name: to_numpy(file.get_tensor(name)) for name in self._names}
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
