@@ -18,4 +18,4 @@ EXTENDED_FLOATS: dict[str, np.dtype[Any]] = {
         "float8_e8m0fnu",
     )
 }
-"""By name, the same in torch. To numpy none of them is ``np.floating``, and ``np.save`` forgets which it was."""
+"""By name, the same in torch. numpy counts none as ``np.floating``, and ``np.save`` forgets which it was."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, runtime_checkable
 
@@ -80,18 +80,15 @@ class WeightExchange:
             TypeError: A selected tensor has no array (sparse, quantized).
             LightningFLError: The patterns select nothing although the state is not empty.
         """
-        selected = self._select(state)
         arrays: dict[str, NDArray[Any]] = {}
-        copies: dict[tuple[Any, ...], NDArray[Any]] = {}
-        for name, tensor in selected.items():
+        copies: dict[Hashable, NDArray[Any]] = {}
+        for name, tensor in self._select(state).items():
+            place = _place(tensor)
             try:
-                memory = tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()
-                key = (*memory, tensor.dtype, tensor.is_conj(), tensor.is_neg())
-                if key not in copies or not tensor.numel():
-                    copies[key] = to_numpy(tensor)
-                arrays[name] = copies[key]
-            except (TypeError, RuntimeError) as error:
+                arrays[name] = copies[place] if place in copies else to_numpy(tensor)
+            except TypeError as error:
                 raise TypeError(f"`{name}` cannot travel: {error}. Leave it out with `exclude`.") from None
+            copies[place] = arrays[name]
         return arrays
 
     def unpack(self, arrays: Arrays, state: State) -> dict[str, torch.Tensor]:
@@ -141,6 +138,14 @@ class WeightExchange:
                 + (", …" if len(state) > 8 else "")
             )
         return selected
+
+
+def _place(tensor: torch.Tensor) -> Hashable:
+    # Equal for tied tensors only: views of one memory may differ, empty tensors all start at 0.
+    if tensor.layout is not torch.strided or not tensor.numel():
+        return id(tensor)
+    memory = tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()
+    return *memory, tensor.dtype, tensor.is_conj(), tensor.is_neg()
 
 
 def _describe(array: torch.Tensor | NDArray[Any]) -> str:

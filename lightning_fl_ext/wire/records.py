@@ -115,7 +115,7 @@ def _view_npy(name: str, packed: Array) -> NDArray[Any]:
         raise PayloadError(f"array `{name}`: not the bytes of an array ({error!r})") from None
     if dtype.kind not in _KINDS:
         raise PayloadError(f"array `{name}`: expected numbers or booleans, got dtype {dtype}")
-    if (dtype.name, shape) != (packed.dtype, packed.shape):
+    if packed.dtype not in (dtype.name, str(dtype)) or shape != packed.shape:
         raise PayloadError(
             f"array `{name}`: announced as {packed.dtype}{list(packed.shape)},"
             f" holds {dtype.name}{list(shape)}"
