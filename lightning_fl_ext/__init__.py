@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lightning_fl_ext.gates import BernoulliSample as BernoulliSample
     from lightning_fl_ext.gates import StochasticGateModule as StochasticGateModule
     from lightning_fl_ext.gates import bernoulli_sample as bernoulli_sample
+    from lightning_fl_ext.metrics import merge_metrics as merge_metrics
+    from lightning_fl_ext.metrics import pack_metrics as pack_metrics
     from lightning_fl_ext.partition import dirichlet_split as dirichlet_split
     from lightning_fl_ext.results import ClientUpdate as ClientUpdate
     from lightning_fl_ext.results import EpochResult as EpochResult
@@ -28,6 +30,16 @@ if TYPE_CHECKING:
     from lightning_fl_ext.results import order_results as order_results
     from lightning_fl_ext.results import pseudo_sort_scoring_function as pseudo_sort_scoring_function
     from lightning_fl_ext.results import select_zeroeth_element as select_zeroeth_element
+    from lightning_fl_ext.server import ExactFedAvg as ExactFedAvg
+    from lightning_fl_ext.server import FederatedTrainer as FederatedTrainer
+    from lightning_fl_ext.server import RoundCallback as RoundCallback
+    from lightning_fl_ext.server import RoundCheckpoint as RoundCheckpoint
+    from lightning_fl_ext.server import RoundEarlyStopping as RoundEarlyStopping
+    from lightning_fl_ext.server import RoundLedger as RoundLedger
+    from lightning_fl_ext.server import RoundProgressBar as RoundProgressBar
+    from lightning_fl_ext.server import replay_ledger as replay_ledger
+    from lightning_fl_ext.server import server_app as server_app
+    from lightning_fl_ext.server import verify_ledger as verify_ledger
     from lightning_fl_ext.wire import WeightExchange as WeightExchange
 
 __version__ = "0.1.0"
@@ -51,6 +63,18 @@ _HOME = {
     "pseudo_sort_scoring_function": "results",
     "select_zeroeth_element": "results",
     "WeightExchange": "wire",
+    "FederatedTrainer": "server",
+    "server_app": "server",
+    "ExactFedAvg": "server",
+    "RoundCallback": "server",
+    "RoundCheckpoint": "server",
+    "RoundEarlyStopping": "server",
+    "RoundLedger": "server",
+    "RoundProgressBar": "server",
+    "verify_ledger": "server",
+    "replay_ledger": "server",
+    "pack_metrics": "metrics",
+    "merge_metrics": "metrics",
 }
 
 __all__ = ["LightningFLError", "__version__", *_HOME]

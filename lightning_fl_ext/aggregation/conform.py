@@ -1,0 +1,39 @@
+"""Bringing what a strategy computed back to the global model's dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def conform(arrays: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Cast arrays to the dtypes of a model, in its order.
+
+    Strategies that average everything in floating point give fractional counters and masks. Integers are
+    rounded half to even; a bool is True where the mean is above one half.
+
+    Args:
+        arrays: With the names and shapes of ``like``.
+        like: The global model.
+
+    Returns:
+        Arrays with the dtypes of ``like``.
+
+    Example:
+        >>> conform({"n": np.array(2.5), "m": np.array([0.5, 0.7])}, {"n": np.array(0), "m": np.zeros(2, bool)})
+        {'n': array(2), 'm': array([False,  True])}
+    """
+    return {name: _cast(arrays[name], array.dtype) for name, array in like.items()}
+
+
+def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if array.dtype == dtype:
+        return array
+    if dtype == np.bool_:
+        return np.asarray(array > 0.5)
+    if dtype.kind in "iu":
+        return np.asarray(np.rint(array).astype(dtype))
+    return array.astype(dtype)

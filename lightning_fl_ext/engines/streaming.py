@@ -1,0 +1,48 @@
+"""Replies one at a time, as they arrive, from any grid."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.2
+_REMIND_SECONDS = 30.0
+
+
+def stream_replies(grid: Grid, messages: Sequence[Message], timeout: float | None) -> Iterator[Message]:
+    """Send messages, and yield each reply when it is there.
+
+    Ends when every message has been answered, or at ``timeout``. Who holds a reply holds its memory: a
+    caller that lets go of one before it takes the next needs room for one.
+
+    Args:
+        grid: Any Flower ``Grid``.
+        messages: At most one per node. Each one's ``metadata.message_id`` is set on sending.
+        timeout: Seconds to wait for the last reply; None to wait for ever.
+
+    Yields:
+        Replies in the order of arrival, error replies among them.
+    """
+    if not messages:
+        return
+    outstanding = set(grid.push_messages(list(messages)))
+    start = reminded = time.monotonic()
+    while outstanding:
+        arrived = list(grid.pull_messages(outstanding))
+        outstanding -= {reply.metadata.reply_to_message_id for reply in arrived}
+        while arrived:
+            yield arrived.pop(0)
+        now = time.monotonic()
+        if timeout is not None and now - start >= timeout:
+            return
+        if outstanding and now - reminded >= _REMIND_SECONDS:
+            reminded = now
+            log.warning("waiting for %d of %d replies (%.0f s)", len(outstanding), len(messages), now - start)
+        if outstanding and not getattr(grid, "in_process", False):
+            time.sleep(_POLL_SECONDS)

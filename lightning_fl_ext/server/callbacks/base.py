@@ -1,0 +1,55 @@
+"""`RoundCallback`: the hooks of a federated fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_fl_ext.results import ClientUpdate
+    from lightning_fl_ext.server.screening import Rejection
+    from lightning_fl_ext.server.trainer import FederatedTrainer
+
+
+class RoundCallback:
+    """Base class of the server's callbacks; override the hooks of interest.
+
+    The order in a fit: ``on_fit_start``; per round ``on_round_start``, ``on_messages``, ``on_reply`` for each
+    reply, ``on_replies``, ``on_round_end``; ``on_fit_end``. An error in any of them, or in the fit, calls
+    ``on_exception``.
+
+    Example:
+        >>> class Greet(RoundCallback):
+        ...     def on_round_end(self, trainer):
+        ...         print(f"round {trainer.current_round} done")
+    """
+
+    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+        """Called before the first round; in a resumed run ``trainer.current_round`` rounds are done."""
+
+    def on_round_start(self, trainer: FederatedTrainer) -> None:
+        """Called when a round begins."""
+
+    def on_messages(self, trainer: FederatedTrainer, clients: list[str]) -> None:
+        """Called before messages go out to clients, to train or to evaluate."""
+
+    def on_reply(self, trainer: FederatedTrainer, reply: ClientUpdate | Rejection | None) -> None:
+        """Called for each reply to a training message, as it arrives; None for a reply to an evaluation."""
+
+    def on_replies(self, trainer: FederatedTrainer) -> None:
+        """Called when no more replies are awaited, and the global weights are what they will be."""
+
+    def on_round_end(self, trainer: FederatedTrainer) -> None:
+        """Called when a round is complete; ``trainer.rounds[-1]`` is its record."""
+
+    def on_exception(self, trainer: FederatedTrainer, exception: BaseException) -> None:
+        """Called when the fit raised."""
+
+    def on_fit_end(self, trainer: FederatedTrainer) -> None:
+        """Called when all rounds are done."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a resumed run needs, as plain JSON data."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`state_dict` gave."""

@@ -1,0 +1,82 @@
+"""`RoundCheckpoint`: after each round, everything needed to go on."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_fl_ext.server.callbacks.base import RoundCallback
+from lightning_fl_ext.server.checkpointing import FOLDER, CheckpointError, list_checkpoints, save_checkpoint
+
+if TYPE_CHECKING:
+    from lightning_fl_ext.server.trainer import FederatedTrainer
+
+
+class RoundCheckpoint(RoundCallback):
+    """Writes a checkpoint after every round, in one step, and keeps the last ones and the best.
+
+    A checkpoint is the folder ``<default_root_dir>/checkpoints/round-NNNNN`` with the model, the strategy's
+    and the callbacks' state, and the records of all rounds, as safetensors and JSON. Go on from the newest
+    with ``fit(..., ckpt_path="last")``.
+
+    Args:
+        keep_last: How many of the newest to keep; None for all.
+        monitor: Metric by whose value the best round is kept besides.
+        mode: Whether a ``"min"`` or ``"max"`` of ``monitor`` is best.
+
+    Raises:
+        ValueError: An argument is not one of the above.
+
+    Attributes:
+        best_path: Folder of the best round so far, by ``monitor``.
+
+    Example:
+        >>> RoundCheckpoint(keep_last=3, monitor="val_acc", mode="max").best_path
+    """
+
+    def __init__(self, keep_last: int | None = 2, monitor: str | None = None, mode: str = "min") -> None:
+        if keep_last is not None and keep_last < 1:
+            raise ValueError(f"`keep_last` must be at least 1, or None for all. Got {keep_last}.")
+        if mode not in ("min", "max"):
+            raise ValueError(f"`mode` must be 'min' or 'max'. Got {mode!r}.")
+        self.keep_last = keep_last
+        self.monitor = monitor
+        self.mode = mode
+        self.best_path: Path | None = None
+        self._best: tuple[int, float] | None = None
+
+    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+        """Called before the first round: refuses to write over another run."""
+        root = trainer.default_root_dir / FOLDER
+        later = [n for n, _ in list_checkpoints(root) if n > trainer.current_round]
+        if later and trainer.current_round == 0:
+            raise CheckpointError(
+                f"`{root}` holds the checkpoints of a run of {later[-1]} round(s). Go on with it by"
+                " `fit(..., ckpt_path='last')`, or choose another `default_root_dir`."
+            )
+        root.mkdir(parents=True, exist_ok=True)
+
+    def on_round_end(self, trainer: FederatedTrainer) -> None:
+        """Called when a round is complete: writes, then removes what is no longer kept."""
+        root = trainer.default_root_dir / FOLDER
+        if self.monitor is not None:
+            value = trainer.rounds[-1].metrics.get(self.monitor, math.nan)
+            sign = 1 if self.mode == "min" else -1
+            if self._best is None or sign * value < sign * self._best[1] or math.isnan(self._best[1]):
+                self._best = (trainer.current_round, value)
+                self.best_path = root / f"round-{trainer.current_round:05d}"
+        save_checkpoint(trainer, root / f"round-{trainer.current_round:05d}")
+        if self.keep_last is not None:
+            for number, path in list_checkpoints(root)[: -self.keep_last]:
+                if self._best is None or number != self._best[0]:
+                    shutil.rmtree(path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the best round and its value."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`state_dict` gave."""
+        self._best = tuple(state["best"]) if state.get("best") else None

@@ -1,0 +1,66 @@
+"""`RoundEarlyStopping`: stops when a metric no longer improves."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.server.callbacks.base import RoundCallback
+
+if TYPE_CHECKING:
+    from lightning_fl_ext.server.trainer import FederatedTrainer
+
+
+class RoundEarlyStopping(RoundCallback):
+    """Stops the run when a metric has not improved for some rounds.
+
+    Args:
+        monitor: The metric.
+        mode: Whether ``"min"`` or ``"max"`` is better.
+        patience: Rounds without improvement after which to stop.
+        min_delta: What counts as an improvement.
+
+    Raises:
+        ValueError: An argument is not one of the above.
+
+    Example:
+        >>> RoundEarlyStopping("val_loss", patience=5).patience
+        5
+    """
+
+    def __init__(self, monitor: str, mode: str = "min", patience: int = 3, min_delta: float = 0.0) -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f"`mode` must be 'min' or 'max'. Got {mode!r}.")
+        if patience < 1:
+            raise ValueError(f"`patience` must be at least 1. Got {patience}.")
+        self.monitor = monitor
+        self.mode = mode
+        self.patience = patience
+        self.min_delta = min_delta
+        self._best = math.inf
+        self._waited = 0
+
+    def on_round_end(self, trainer: FederatedTrainer) -> None:
+        """Called when a round is complete: compares, and asks the trainer to stop.
+
+        Raises:
+            LightningFLError: The round has no such metric.
+        """
+        metrics = trainer.rounds[-1].metrics
+        if self.monitor not in metrics:
+            raise LightningFLError(f"no metric `{self.monitor}`; there are {sorted(metrics)}")
+        value = metrics[self.monitor] if self.mode == "min" else -metrics[self.monitor]
+        if value < self._best - self.min_delta:
+            self._best, self._waited = value, 0
+        else:
+            self._waited += 1
+        trainer.should_stop = trainer.should_stop or self._waited >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the best value and how long it has stood."""
+        return {"best": self._best, "waited": self._waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`state_dict` gave."""
+        self._best, self._waited = state.get("best", math.inf), state.get("waited", 0)

@@ -1,0 +1,117 @@
+"""`RoundLedger`: who contributed what to every round, in a chain of lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_fl_ext.results import ClientUpdate
+from lightning_fl_ext.server.callbacks.base import RoundCallback
+from lightning_fl_ext.server.files import arrays_to_bytes, write_file, write_folder, write_through
+from lightning_fl_ext.server.ledger import GENESIS, LedgerError, make_line, read_lines
+from lightning_fl_ext.server.screening import Rejection
+
+if TYPE_CHECKING:
+    from lightning_fl_ext.server.trainer import FederatedTrainer
+
+
+class RoundLedger(RoundCallback):
+    """Keeps ``<default_root_dir>/ledger.jsonl``: a line a round, each with the hash of the one before.
+
+    A round's line holds the clients whose update counted (id, score, example count, digest), those left out
+    and why, and the digest of the weights. It holds no times, so the same run gives the same ledger. Check
+    it with :func:`~lightning_fl_ext.server.verify_ledger`.
+
+    Args:
+        keep_updates: Whether to keep every update too, under ``updates/``, so that
+            :func:`~lightning_fl_ext.server.replay_ledger` can compute each round once more. Takes the size
+            of the model per client and round, on disk and, during a round, in memory.
+    """
+
+    def __init__(self, keep_updates: bool = False) -> None:
+        self.keep_updates = keep_updates
+        self._head, self._index = GENESIS, 0
+        self._accepted: dict[str, dict[str, Any]] = {}
+        self._files: dict[str, bytes] = {}
+
+    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+        """Called before the first round: begins the ledger, or goes on where the checkpoint was written.
+
+        Raises:
+            LedgerError: There is a ledger of another run, or the one to go on with is damaged.
+        """
+        path = self._path(trainer)
+        if trainer.current_round:
+            self._resume(path)
+            return
+        if path.exists():
+            raise LedgerError(
+                f"`{path}` is the ledger of another run. Go on with that by `fit(..., ckpt_path='last')`, or"
+                " choose another `default_root_dir`."
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._head, self._index = GENESIS, 0
+        self._append(trainer, "start", {"fingerprint": trainer.fingerprint})
+
+    def on_round_start(self, trainer: FederatedTrainer) -> None:
+        """Called when a round begins: forgets the one before."""
+        self._accepted, self._files = {}, {}
+
+    def on_reply(self, trainer: FederatedTrainer, reply: ClientUpdate | Rejection | None) -> None:
+        """Called for each reply: notes the update's score and digest, and keeps it if asked to."""
+        if not isinstance(reply, ClientUpdate):
+            return
+        file = f"update-{len(self._files):05d}.safetensors" if self.keep_updates else ""
+        self._accepted[reply.client_id] = {
+            "client_id": reply.client_id,
+            "num_examples": reply.num_examples,
+            "score": repr(reply.score),
+            "digest": reply.digest,
+            "file": file,
+        }
+        if self.keep_updates:
+            self._files[file] = arrays_to_bytes(reply.arrays)
+
+    def on_round_end(self, trainer: FederatedTrainer) -> None:
+        """Called when a round is complete: writes its line."""
+        record = trainer.rounds[-1]
+        accepted = [self._accepted[client] for client in record.accepted]
+        if self.keep_updates:
+            names = {entry["file"]: f"update-{i:05d}.safetensors" for i, entry in enumerate(accepted)}
+            accepted = [{**entry, "file": names[entry["file"]]} for entry in accepted]
+            kept = {new: self._files[old] for old, new in names.items()}
+            write_folder(self._path(trainer).parent / "updates" / f"round-{record.server_round:05d}", kept)
+        self._append(trainer, "round", {"round": record.to_json(), "accepted": accepted})
+
+    def on_fit_end(self, trainer: FederatedTrainer) -> None:
+        """Called when all rounds are done: closes the ledger."""
+        assert trainer.result is not None
+        content = {"rounds": trainer.current_round, "digest": trainer.result.digest}
+        head, index = self._head, self._index
+        self._append(trainer, "end", content)
+        self._head, self._index = head, index  # a run that is prolonged goes on before its end
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the head of the chain."""
+        return {"head": self._head, "index": self._index}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`state_dict` gave."""
+        self._head, self._index = state.get("head", GENESIS), state.get("index", 0)
+
+    def _resume(self, path: Path) -> None:
+        if self._head == GENESIS:
+            raise LedgerError("the checkpoint was written without a ledger: resume without `RoundLedger`")
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        write_file(path, b"".join(lines[: self._index]))
+        if not lines or read_lines(path)[-1]["hash"] != self._head:
+            raise LedgerError(f"`{path}` is not the ledger that the checkpoint was written with")
+
+    def _append(self, trainer: FederatedTrainer, event: str, content: dict[str, Any]) -> None:
+        self._head, line = make_line(self._head, self._index, event, content)
+        self._index += 1
+        write_through(self._path(trainer), line, append=True)
+
+    @staticmethod
+    def _path(trainer: FederatedTrainer) -> Path:
+        return trainer.default_root_dir / "ledger.jsonl"

@@ -1,0 +1,99 @@
+"""`RoundProgressBar`: what a person sees while a federated fit runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from lightning_fl_ext.results import ClientUpdate
+from lightning_fl_ext.server.callbacks.base import RoundCallback
+from lightning_fl_ext.server.screening import Reason, Rejection
+
+if TYPE_CHECKING:
+    from lightning_fl_ext.server.trainer import FederatedTrainer
+
+_BOOKKEEPING = {"clients_accepted", "clients_rejected", "bytes_up", "bytes_down"}
+
+
+class RoundProgressBar(RoundCallback):
+    """Shows one bar over the rounds and one over the replies of the round; plain lines off a terminal.
+
+    Under the bars there is a line for each round with its metrics and for each client left out, and at the
+    end the digest of the model.
+
+    Args:
+        console: Where to write. Default: the standard output.
+        metrics: Names of the metrics to show. Default: the first four of the round.
+    """
+
+    def __init__(self, console: Console | None = None, metrics: tuple[str, ...] = ()) -> None:
+        self.console = console or Console(highlight=False)
+        self.metrics = metrics
+        self._progress: Progress | None = None
+        self._rounds = self._replies = TaskID(0)
+
+    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+        """Called before the first round: draws the bars."""
+        if trainer.current_round:
+            self.console.print(f"going on after round {trainer.current_round}")
+        if not self.console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+        )
+        self._rounds = self._progress.add_task(
+            "rounds", total=trainer.max_rounds, completed=trainer.current_round, note=""
+        )
+        self._replies = self._progress.add_task("replies", total=None, note="", visible=False)
+        self._progress.start()
+
+    def on_messages(self, trainer: FederatedTrainer, clients: list[str]) -> None:
+        """Called before messages go out: empties the bar of the replies."""
+        if self._progress is not None:
+            self._progress.reset(self._replies, total=len(clients), visible=True, note="")
+
+    def on_reply(self, trainer: FederatedTrainer, reply: ClientUpdate | Rejection | None) -> None:
+        """Called for each reply: moves on."""
+        if self._progress is not None:
+            self._progress.advance(self._replies)
+
+    def on_round_end(self, trainer: FederatedTrainer) -> None:
+        """Called when a round is complete: writes its line, and one for each client left out."""
+        record = trainer.rounds[-1]
+        names = self.metrics or tuple(n for n in record.metrics if n not in _BOOKKEEPING)[:4]
+        shown = "  ".join(f"{n} {record.metrics[n]:.4g}" for n in names if n in record.metrics)
+        void = "  [void: the model stays]" if record.void else ""
+        self.console.print(
+            f"round {record.server_round:>{len(str(trainer.max_rounds))}}/{trainer.max_rounds}"
+            f"  clients {len(record.accepted)}/{len(record.sampled)}  {shown}{void}",
+            markup=False,
+            soft_wrap=True,
+        )
+        for rejection in record.rejected:
+            what = "a metric of" if rejection.reason is Reason.METRIC else "left out"
+            self.console.print(f"  {what} {rejection}", style="yellow", markup=False, soft_wrap=True)
+        if self._progress is not None:
+            self._progress.advance(self._rounds)
+
+    def on_exception(self, trainer: FederatedTrainer, exception: BaseException) -> None:
+        """Called when the fit raised: takes the bars away."""
+        self._stop()
+
+    def on_fit_end(self, trainer: FederatedTrainer) -> None:
+        """Called when all rounds are done: writes the digest."""
+        self._stop()
+        if trainer.result is not None:
+            self.console.print(f"digest of the final model: {trainer.result.digest}", soft_wrap=True)
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

@@ -1,0 +1,85 @@
+"""Which client stands behind which node."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from lightning_fl_ext.engines import stream_replies
+
+log = logging.getLogger(__name__)
+
+
+class Clients:
+    """Maps a grid's node ids, which are random, to the clients' declared ids.
+
+    A node is known by its registered name, else by its app's answer to a query, which is asked once. A node
+    that declares neither goes by its node id, and sampling among such nodes does not reproduce.
+
+    Args:
+        grid: Any Flower ``Grid``.
+        timeout: Seconds to wait for the answers to a query.
+    """
+
+    def __init__(self, grid: Grid, timeout: float | None) -> None:
+        self._grid = grid
+        self._timeout = timeout
+        self._ids: dict[int, str] = {}
+        self._asked: set[int] = set()
+
+    def __getitem__(self, node_id: int) -> str:
+        return self._ids.get(node_id, str(node_id))
+
+    def declares(self, node_id: int) -> bool:
+        """Tell whether the node's client has an id of its own."""
+        return node_id in self._ids
+
+    def learn(self, node_id: int, client_id: str) -> None:
+        """Note the id that a client without a name or a query declared in a reply."""
+        self._ids[node_id] = client_id
+
+    def ordered(self, node_ids: Iterable[int]) -> list[int]:
+        """Sort nodes by client id, having asked those not yet known."""
+        nodes = list(node_ids)
+        self._identify([node for node in nodes if node not in self._ids and node not in self._asked])
+        return sorted(nodes, key=lambda node: (self[node], node))
+
+    def shared(self, node_ids: Iterable[int]) -> set[str]:
+        """Give the client ids that more than one of these nodes declares."""
+        counts = Counter(self[node] for node in node_ids)
+        return {client for client, count in counts.items() if count > 1}
+
+    def _identify(self, nodes: list[int]) -> None:
+        if not nodes:
+            return
+        self._asked.update(nodes)
+        names = {info.node_id: info.name for info in self._grid.get_nodes()}
+        self._ids.update({node: names[node] for node in nodes if names.get(node)})
+        questions = [Message(RecordDict(), node, "query") for node in nodes if node not in self._ids]
+        for reply in stream_replies(self._grid, questions, self._timeout):
+            to = reply.metadata.reply_to_message_id
+            node = next((q.metadata.dst_node_id for q in questions if q.metadata.message_id == to), None)
+            if node is not None and reply.has_content() and (declared := declared_id(reply.content)):
+                self._ids[node] = declared
+        anonymous = sum(node not in self._ids for node in nodes)
+        if anonymous:
+            log.warning(
+                "%d node(s) have no registered name and answer no query with a client id: which of them are"
+                " sampled differs from run to run. Use `client_app`, or answer queries by hand.",
+                anonymous,
+            )
+
+
+def client_record(content: RecordDict) -> Mapping[str, Any]:
+    """Give what the client says about itself; nothing, if it is not one of this package's."""
+    return content.config_records.get("client") or {}
+
+
+def declared_id(content: RecordDict) -> str:
+    """Give the client id that a reply declares; ``""`` if it declares none."""
+    return str(client_record(content).get("client-id", ""))

@@ -1,0 +1,114 @@
+"""Files that are there whole or not at all, and never unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.results import Arrays
+from lightning_fl_ext.wire import to_numpy, to_torch
+
+MANIFEST = "manifest.json"
+
+
+class TornFilesError(LightningFLError):
+    """A set of files is incomplete or altered."""
+
+
+def arrays_to_bytes(arrays: Arrays) -> bytes:
+    """Serialise named arrays as safetensors, with their order."""
+    tensors = {name: to_torch(array) for name, array in arrays.items()}
+    return bytes(save(tensors, {"names": json.dumps(list(arrays))}))
+
+
+def arrays_from_bytes(data: bytes) -> dict[str, NDArray[Any]]:
+    """Read what :func:`arrays_to_bytes` wrote, in the same order.
+
+    Raises:
+        TornFilesError: These are not such bytes.
+    """
+    try:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return {name: to_numpy(tensors[name]) for name in json.loads(header["__metadata__"]["names"])}
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise TornFilesError(f"not a safetensors file of this package ({error})") from None
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a set of files into a folder that appears in one step, when all of them are on the disk.
+
+    Args:
+        folder: To be made. One in its place is replaced.
+        files: Contents by name.
+
+    Raises:
+        OSError: The disk is full, say; nothing is left behind, and a folder in its place is as it was.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    try:
+        for name, data in {**files, MANIFEST: json.dumps(sums).encode()}.items():
+            write_through(part / name, data)
+        sync_folder(part)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.rename(part, folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    """Read what :func:`write_folder` wrote, and check every byte.
+
+    Raises:
+        TornFilesError: A file is missing, cut or altered.
+    """
+    try:
+        sums = json.loads((folder / MANIFEST).read_bytes())
+        files = {str(name): (folder / name).read_bytes() for name in sums}
+    except (OSError, ValueError) as error:
+        raise TornFilesError(f"`{folder}` is incomplete: {error}") from None
+    for name, data in files.items():
+        if hashlib.sha256(data).hexdigest() != sums[name]:
+            raise TornFilesError(f"`{folder / name}` is not what was written: its checksum differs")
+    return files
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace a file in one step."""
+    part = path.with_name(f".{path.name}.part")
+    write_through(part, data)
+    os.replace(part, path)
+    sync_folder(path.parent)
+
+
+def write_through(path: Path, data: bytes, *, append: bool = False) -> None:
+    """Write, or append, and wait until it is on the disk."""
+    with path.open("ab" if append else "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder's entries are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

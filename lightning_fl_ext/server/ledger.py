@@ -1,0 +1,190 @@
+"""The ledger: a chain of JSON lines in which a changed, moved or missing line shows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.results import digest
+from lightning_fl_ext.server.files import arrays_from_bytes, read_folder
+
+GENESIS = "0" * 64
+"""What stands for the line before the first."""
+
+
+class LedgerError(LightningFLError):
+    """A ledger is damaged, or is not the one of this run."""
+
+
+@dataclass(frozen=True)
+class LedgerReport:
+    """What :func:`verify_ledger` found.
+
+    Attributes:
+        rounds: Number of rounds recorded.
+        finished: Whether the last line says that the run ended.
+        head: Hash of the last line; compare it with one kept elsewhere, since a chain that is rewritten
+            whole is in itself sound.
+        problems: One sentence for each, with the line's number.
+    """
+
+    rounds: int
+    finished: bool
+    head: str
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are no problems."""
+        return not self.problems
+
+
+def make_line(previous: str, index: int, event: str, content: Mapping[str, Any]) -> tuple[str, bytes]:
+    """Make a line, and give its hash and its bytes.
+
+    Example:
+        >>> head, line = make_line(GENESIS, 0, "start", {"seed": 7})
+        >>> json.loads(line)["hash"] == head
+        True
+    """
+    body = {"index": index, "event": event, "previous": previous, **content}
+    head = hashlib.sha256(_canonical(body)).hexdigest()
+    return head, _canonical({**body, "hash": head}) + b"\n"
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """Read a ledger, and trust it only if the chain is whole.
+
+    Raises:
+        LedgerError: It is not.
+    """
+    report = verify_ledger(path)
+    if not report.ok:
+        raise LedgerError(f"ledger `{path}`: " + "; ".join(report.problems))
+    return [json.loads(line) for line in Path(path).read_bytes().splitlines()]
+
+
+def verify_ledger(path: str | Path, checkpoint: str | Path | None = None) -> LedgerReport:
+    """Check that every line is as it was written, and in its place.
+
+    Args:
+        path: The ledger's file, or the folder with ``ledger.jsonl`` in it.
+        checkpoint: A checkpoint's folder; its note of the ledger's head then shows whether lines are missing
+            at the end. Default: the newest beside the ledger, if any.
+
+    Returns:
+        A report; empty ``problems`` mean that the chain is whole.
+
+    Raises:
+        LedgerError: There is no such file.
+    """
+    path = Path(path) / "ledger.jsonl" if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise LedgerError(f"there is no ledger at `{path}`")
+    problems: list[str] = []
+    head, event, rounds, hashes = GENESIS, "", 0, []
+    expected = 0
+    for number, raw in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        try:
+            line = json.loads(raw)
+            body = {k: v for k, v in line.items() if k != "hash"}
+            written = line["hash"], line["previous"], line["index"], line["event"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            problems.append(f"line {number} is cut or not a line of a ledger")
+            continue
+        claimed, previous, index, event = written
+        if hashlib.sha256(_canonical(body)).hexdigest() != claimed or not raw.endswith(b"\n"):
+            problems.append(f"line {number} (entry {index}) was altered")
+        if index != expected:
+            kind = "missing before it" if isinstance(index, int) and index > expected else "out of place"
+            problems.append(f"line {number} is entry {index}, expected entry {expected}: lines are {kind}")
+        elif previous != head:
+            problems.append(f"line {number} (entry {index}) does not follow the line before it")
+        head, expected = claimed, (index + 1 if isinstance(index, int) else expected + 1)
+        hashes.append(claimed)
+        rounds += event == "round"
+    noted = _noted_head(path.parent, checkpoint)
+    if noted is not None and noted not in hashes:
+        problems.append(
+            f"lines are missing at the end: the checkpoint knows a line {noted[:12]}… that is not here"
+        )
+    if not hashes and not problems:
+        problems.append("the ledger is empty")
+    return LedgerReport(rounds, event == "end", head, tuple(problems))
+
+
+def replay_ledger(path: str | Path) -> list[str]:
+    """Compute each round's weights once more from the updates that were kept, and compare digests.
+
+    Works for runs with :class:`~lightning_fl_ext.server.ExactFedAvg` and ``RoundLedger(keep_updates=True)``.
+
+    Args:
+        path: The folder of the run.
+
+    Returns:
+        The digest of every round, as computed.
+
+    Raises:
+        LedgerError: The chain is broken, updates are missing, or a round's digest differs.
+    """
+    from lightning_fl_ext.aggregation import ExactMean
+
+    folder = Path(path)
+    lines = read_lines(folder)
+    strategy = lines[0]["fingerprint"].get("strategy")
+    if strategy != "ExactFedAvg":
+        raise LedgerError(f"only runs with ExactFedAvg can be replayed; this one used {strategy}")
+    digests: list[str] = []
+    for line in lines:
+        if line["event"] != "round":
+            continue
+        number = line["round"]["server_round"]
+        computed = digests[-1] if digests else line["round"]["digest"]
+        if not line["round"]["void"]:
+            kept = folder / "updates" / f"round-{number:05d}"
+            if not kept.is_dir():
+                raise LedgerError(f"round {number}: its updates were not kept; use `keep_updates=True`")
+            mean: ExactMean | None = None
+            files = read_folder(kept)
+            for update in line["accepted"]:
+                arrays = arrays_from_bytes(files[update["file"]])
+                if digest(arrays) != update["digest"]:
+                    raise LedgerError(f"round {number}: the kept update of `{update['client_id']}` differs")
+                mean = ExactMean(arrays) if mean is None else mean
+                mean.add(arrays, update["num_examples"])
+            assert mean is not None
+            computed = digest({name: np.asarray(array) for name, array in mean.result().items()})
+        if computed != line["round"]["digest"]:
+            raise LedgerError(
+                f"round {number}: expected digest {line['round']['digest']}, the updates give {computed}"
+            )
+        digests.append(computed)
+    return digests
+
+
+def _noted_head(folder: Path, checkpoint: str | Path | None) -> str | None:
+    from lightning_fl_ext.server.checkpointing import FOLDER, list_checkpoints
+    from lightning_fl_ext.server.files import TornFilesError
+
+    candidates = (
+        [Path(checkpoint)] if checkpoint else [p for _, p in reversed(list_checkpoints(folder / FOLDER))]
+    )
+    for candidate in candidates:
+        try:
+            state = json.loads(read_folder(candidate)["state.json"])
+        except TornFilesError:
+            continue
+        head = state["callbacks"].get("RoundLedger", {}).get("head")
+        return None if head in (None, GENESIS) else str(head)
+    return None
+
+
+def _canonical(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,71 @@
+"""What a round and a run leave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lightning_fl_ext.server.screening import Rejection
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What happened in a round.
+
+    Attributes:
+        server_round: From 1; 0 stands for the model before the first round.
+        sampled: Ids of the clients asked to train, sorted.
+        accepted: Ids of the clients whose update counts, sorted.
+        rejected: What was left out, sorted by client.
+        digest: Digest of the global weights after the round.
+        metrics: Every metric of the round by name.
+        void: Whether too few updates counted, so that the model stayed as it was.
+    """
+
+    server_round: int
+    sampled: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
+    rejected: tuple[Rejection, ...] = ()
+    digest: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    void: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain JSON data."""
+        data = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return data | {"rejected": [dict(vars(r)) for r in self.rejected], "metrics": dict(self.metrics)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RoundRecord:
+        """Take what :meth:`to_json` gave."""
+        rejected = tuple(Rejection.from_json(r) for r in data["rejected"])
+        names = {name: tuple(data[name]) for name in ("sampled", "accepted")}
+        return cls(**{**data, **names, "rejected": rejected})
+
+
+@dataclass(frozen=True)
+class FederatedResult:
+    """What :meth:`FederatedTrainer.fit` returns.
+
+    Attributes:
+        model: The module, holding the final global weights.
+        rounds: A record of every round.
+        digest: Digest of the final global weights.
+    """
+
+    model: torch.nn.Module = field(repr=False)
+    rounds: tuple[RoundRecord, ...] = field(repr=False)
+    digest: str
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last value of every metric."""
+        return {name: value for record in self.rounds for name, value in record.metrics.items()}
+
+    @property
+    def rejected(self) -> list[Rejection]:
+        """Everything that was left out, by round."""
+        return [rejection for record in self.rounds for rejection in record.rejected]

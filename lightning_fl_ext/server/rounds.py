@@ -1,0 +1,149 @@
+"""One exchange of messages: who was asked, what came back, what counts."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from lightning_fl_ext.engines import stream_replies
+from lightning_fl_ext.engines.private import CLIENT_APP_RAISED
+from lightning_fl_ext.server.clients import Clients, declared_id
+from lightning_fl_ext.server.screening import BadUpdateError, Reason, Rejected, Rejection
+
+log = logging.getLogger(__name__)
+
+ReadT = TypeVar("ReadT")
+Screen = Callable[[Message, str, int], ReadT]
+"""Checks a reply of a client in a round and reads it, or raises `Rejected`."""
+
+
+@dataclass
+class RoundExchange(Generic[ReadT]):
+    """Sends a round's messages and screens the replies, one at a time.
+
+    Args:
+        grid: Any Flower ``Grid``.
+        clients: Who is who.
+        messages: What the strategy wants sent.
+        server_round: The current round.
+        screen: The check.
+        timeout: Seconds to wait for the last reply.
+        raise_on_bad: Whether to raise instead of leaving a bad reply out.
+        on_reply: Told of every reply that counts, and of every rejection.
+        earlier: Message ids of earlier rounds.
+
+    Attributes:
+        rejected: What was left out so far.
+        bytes_down: Bytes of array data in the messages.
+        bytes_up: Bytes of array data in the replies that counted.
+    """
+
+    grid: Grid
+    clients: Clients
+    messages: Sequence[Message]
+    server_round: int
+    screen: Screen[ReadT]
+    timeout: float | None
+    raise_on_bad: bool
+    on_reply: Callable[[ReadT | Rejection], None]
+    earlier: set[str]
+    rejected: list[Rejection] = field(default_factory=list)
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+    @property
+    def sampled(self) -> list[str]:
+        """Ids of the clients asked, in order."""
+        return sorted(self.clients[m.metadata.dst_node_id] for m in self.messages)
+
+    def accepted(self) -> Iterator[tuple[str, Message, ReadT]]:
+        """Yield each reply that counts, with its client and what was read, in the order of arrival.
+
+        Raises:
+            BadUpdateError: One does not count, and ``raise_on_bad`` is set.
+        """
+        self.bytes_down = sum(map(_array_bytes, self.messages))
+        shared = self.clients.shared(m.metadata.dst_node_id for m in self.messages)
+        waiting: dict[str, int] | None = None
+        answered: dict[str, int] = {}
+        for reply in stream_replies(self.grid, self.messages, self.timeout):
+            waiting = self._sent() if waiting is None else waiting
+            to = reply.metadata.reply_to_message_id
+            node = waiting.pop(to, None)
+            try:
+                if node is None:
+                    raise self._unasked(to, answered)
+                answered[to] = node
+                if reply.has_error():
+                    raise _failed(reply)
+                if not self.clients.declares(node) and (declared := declared_id(reply.content)):
+                    self.clients.learn(node, declared)
+                if self.clients[node] in shared:
+                    raise Rejected(Reason.DUPLICATE, "client-id", "one node of this name", "several")
+                read = self.screen(reply, self.clients[node], self.server_round)
+            except Rejected as why:
+                known = answered.get(to)
+                self._reject(str(reply.metadata.src_node_id) if known is None else self.clients[known], why)
+            else:
+                self.bytes_up += _array_bytes(reply)
+                self.on_reply(read)
+                yield self.clients[node], reply, read
+                del read
+            del reply
+        waiting = self._sent() if waiting is None else waiting
+        self.earlier.update(answered, waiting)
+        for client in sorted(self.clients[node] for node in waiting.values()):
+            limit = f"a reply within {self.timeout:g} s" if self.timeout is not None else "a reply"
+            self._reject(client, Rejected(Reason.NO_REPLY, "", limit, "none"))
+
+    def collect(self) -> list[tuple[str, Message, ReadT]]:
+        """Wait for all replies, and give those that count sorted by client id.
+
+        Clients that turn out to share an id, having declared it only in their replies, are left out.
+        """
+        replies = sorted(self.accepted(), key=lambda reply: reply[0])
+        counts = Counter(client for client, _, _ in replies)
+        for client in (c for c, count in counts.items() if count > 1):
+            self._reject(client, Rejected(Reason.DUPLICATE, "client-id", "one node of this name", "several"))
+        return [reply for reply in replies if counts[reply[0]] == 1]
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether a client was asked whose id only its reply can tell."""
+        return not all(self.clients.declares(m.metadata.dst_node_id) for m in self.messages)
+
+    def _sent(self) -> dict[str, int]:
+        return {m.metadata.message_id: m.metadata.dst_node_id for m in self.messages}
+
+    def _unasked(self, message_id: str, answered: dict[str, int]) -> Rejected:
+        if message_id in answered:
+            return Rejected(Reason.DUPLICATE, "", "one reply", "another one")
+        if message_id in self.earlier:
+            return Rejected(
+                Reason.STALE, "", f"a reply of round {self.server_round}", "one of a round before"
+            )
+        return Rejected(Reason.NOT_SAMPLED, "", f"one of {len(self.messages)} sampled clients", "another")
+
+    def _reject(self, client: str, why: Rejected) -> None:
+        rejection = Rejection(client, self.server_round, why.reason, why.key, why.expected, why.got)
+        self.rejected.append(rejection)
+        if self.raise_on_bad:
+            raise BadUpdateError(f"{rejection}. To go on without it, use `on_bad_update='exclude'`.")
+        log.info("%s", rejection)
+        self.on_reply(rejection)
+
+
+def _failed(reply: Message) -> Rejected:
+    reason = str(reply.error.reason or f"code {reply.error.code}").strip()
+    code = Reason.CLIENT_ERROR if reply.error.code == CLIENT_APP_RAISED else Reason.NO_REPLY
+    return Rejected(code, got=reason.splitlines()[-1] if reason else "no reason given")
+
+
+def _array_bytes(message: Message) -> int:
+    return sum(len(a.data) for record in message.content.array_records.values() for a in record.values())
