@@ -217,7 +217,7 @@ def test_a_prefix_within_a_name_is_named_too():
     plain = nn.ModuleDict({"body": nn.Linear(1, 1)})
     compiled = nn.ModuleDict({"body": nn.ModuleDict({"_orig_mod": nn.Linear(1, 1)})})
     exchange = WeightExchange()
-    with pytest.raises(StateMismatchError, match="carry the prefix `_orig_mod.`"):
+    with pytest.raises(StateMismatchError, match=r"carry the prefix `_orig_mod\.`"):
         exchange.unpack(exchange.pack(compiled.state_dict()), plain.state_dict())
 
 
