@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ def dirichlet_split(
         One sorted index array per client; together they hold each index exactly once.
 
     Raises:
-        ValueError: ``alpha`` is not positive, ``num_clients`` is below 1, ``labels`` is not one-dimensional,
+        ValueError: ``alpha`` is not positive and finite, ``num_clients`` is below 1, ``labels`` is not one-dimensional,
             or there are fewer than ``num_clients * min_examples`` examples.
 
     Example:
@@ -47,8 +48,8 @@ def dirichlet_split(
         raise ValueError(f"`labels` must be one-dimensional. Got shape {labels.shape}.")
     if num_clients < 1:
         raise ValueError(f"`num_clients` must be at least 1. Got {num_clients}.")
-    if not alpha > 0:
-        raise ValueError(f"`alpha` must be positive. Got {alpha}.")
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"`alpha` must be positive and finite. Got {alpha}.")
     if len(labels) < num_clients * min_examples:
         raise ValueError(
             f"{len(labels)} examples cannot give {num_clients} clients `min_examples={min_examples}` each;"
