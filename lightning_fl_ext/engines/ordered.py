@@ -60,6 +60,11 @@ class OrderedGrid(Grid):
             raise NotEnoughClientsError(f"{len(ids)} client(s) are connected. {self._complaint}")
         return ids
 
+    @property
+    def in_process(self) -> bool:
+        """Whether the grid runs the clients itself, so that waiting for them is in vain."""
+        return bool(getattr(self.grid, "in_process", False))
+
     def set_run(self, run: Run) -> None:
         """Pass on."""
         self.grid.set_run(run)

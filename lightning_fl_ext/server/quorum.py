@@ -46,7 +46,7 @@ def wait_for_clients(grid: OrderedGrid, strategy: Strategy, timeout: float | Non
     start, said = time.monotonic(), -1
     while (connected := len(list(grid.get_node_ids()))) < needed:
         waited = time.monotonic() - start
-        if getattr(grid.grid, "in_process", False) or (timeout is not None and waited >= timeout):
+        if grid.in_process or (timeout is not None and waited >= timeout):
             raise NotEnoughClientsError(
                 f"{connected} client(s) are connected after {waited:.0f} s. {complaint}"
             )
