@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fl_ext.aggregation.errors import AggregationOverflow, InvalidUpdate
-from lightning_fl_ext.aggregation.kernels import kernels_for
+from lightning_fl_ext.aggregation.float_sums import FloatSums
+from lightning_fl_ext.aggregation.integer_sum import IntegerSum
 from lightning_fl_ext.aggregation.structure import INTEGERS, Arrays, check_update, structure_of
-from lightning_fl_ext.aggregation.sums import LIMIT, FloatSum, IntegerSum, overflow
 from lightning_fl_ext.errors import LightningFLError
 
 MAX_UPDATES = 2**17
-
-THREADED_FROM = 2**18
-"""Elements to fold or divide from which starting threads pays."""
-
-
-class _Block(NamedTuple):
-    name: str
-    part: slice
-
-
-class _Folded(NamedTuple):
-    block: _Block
-    update: int
-    need: int
+"""Updates up to which the low bin, 2^9 wide, cannot overflow: each adds at most 2^-9, float64 twice."""
 
 
 class ExactMean:
@@ -55,6 +39,7 @@ class ExactMean:
         ValueError: If ``threads`` is less than 1.
 
     Example:
+        >>> import numpy as np
         >>> model = {"w": np.zeros(2, np.float32), "steps": np.array(0)}
         >>> mean = ExactMean(model)
         >>> mean.add({"w": np.array([0.1, 1.0], np.float32), "steps": np.array(3)}, weight=1)
@@ -67,23 +52,11 @@ class ExactMean:
         if threads is not None and threads < 1:
             raise ValueError(f"`threads`: expected a positive number or None, got {threads}")
         self._structure = structure_of(like)
-        self._floats: dict[str, FloatSum] = {}
-        self._integers: dict[str, IntegerSum] = {}
-        for name, entry in self._structure.items():
-            if entry.dtype in INTEGERS:
-                self._integers[name] = IntegerSum.zero(entry)
-            else:
-                self._floats[name] = FloatSum(entry)
-        size = sum(total.high.size for total in self._floats.values())
-        self._kernels = kernels_for(size)
-        step = self._kernels.block
-        self._blocks = [
-            _Block(name, slice(start, min(start + step, total.high.size)))
-            for name, total in self._floats.items()
-            for start in range(0, total.high.size, step)
-        ]
-        self._size = size
-        self._threads = threads or _available_cores()
+        integers = {name: entry for name, entry in self._structure.items() if entry.dtype in INTEGERS}
+        # Sorted: the sums of one model merge whatever order its arrays were named in.
+        floats = {name: entry for name, entry in sorted(self._structure.items()) if name not in integers}
+        self._integers = {name: IntegerSum.zero(entry) for name, entry in integers.items()}
+        self._floats = FloatSums(floats, threads)
         self._total_weight = 0
         self._num_updates = 0
 
@@ -121,18 +94,15 @@ class ExactMean:
         for i, (arrays, weight) in enumerate(updates):
             check_update(f"update {i}", arrays, weight, self._structure)
         _check_number(self._num_updates + len(updates))
-        weights = [int(weight) for _, weight in updates]
+        updates = [(arrays, int(weight)) for arrays, weight in updates]
         integers = dict(self._integers)
         for name in integers:
-            for (arrays, _), weight in zip(updates, weights, strict=True):
+            for arrays, weight in updates:
                 integers[name] = integers[name].add(arrays[name], weight)
-        flats = [
-            {name: total.flat(arrays[name]) for name, total in self._floats.items()} for arrays, _ in updates
-        ]
-        self._fold(flats, weights)
+        self._floats.fold(updates)
         self._integers = integers
-        self._total_weight += sum(weights)
-        self._num_updates += len(weights)
+        self._total_weight += sum(weight for _, weight in updates)
+        self._num_updates += len(updates)
 
     def merge(self, other: ExactMean) -> None:
         """Add the updates of another mean of the same model, which stays as it is.
@@ -152,12 +122,7 @@ class ExactMean:
                 f" {differing[:5]}. Build both from the same global model"
             )
         _check_number(self._num_updates + other._num_updates)
-        for name, total in self._floats.items():
-            bound = total.bound + other._floats[name].bound
-            if bound >= LIMIT:
-                raise overflow(f"array `{name}`", bound)
-        for name, total in self._floats.items():
-            total.merge(other._floats[name])
+        self._floats.merge(other._floats)
         self._integers = {name: total.merge(other._integers[name]) for name, total in self._integers.items()}
         self._total_weight += other._total_weight
         self._num_updates += other._num_updates
@@ -170,68 +135,9 @@ class ExactMean:
         """
         if not self._num_updates:
             raise LightningFLError("nothing to average: expected at least one update. Add one first")
-        flats = {name: np.empty(total.high.size, total.dtype) for name, total in self._floats.items()}
-
-        def divide(blocks: Sequence[_Block]) -> None:
-            for name, part in blocks:
-                total = self._floats[name]
-                self._kernels.mean(
-                    total.high[part], total.low[part], float(self._total_weight), flats[name][part]
-                )
-
-        self._share_out(divide, self._size)
-        return {
-            name: flats[name].view(entry.dtype).reshape(entry.shape)
-            if name in flats
-            else self._integers[name].mean(self._total_weight)
-            for name, entry in self._structure.items()
-        }
-
-    def _fold(self, flats: Sequence[Arrays], weights: Sequence[int]) -> None:
-        """Fold every block of every update, checking and folding while it is in cache; undo all on error."""
-        journal: list[_Folded] = []
-
-        def fold(blocks: Sequence[_Block]) -> None:
-            for block in blocks:
-                name, part = block
-                total = self._floats[name]
-                room = LIMIT - total.bound
-                for i, (arrays, weight) in enumerate(zip(flats, weights, strict=True)):
-                    where = f"update {i}, array `{name}`"
-                    need = total.fold(arrays[name][part], part, weight, room, self._kernels, where)
-                    journal.append(_Folded(block, i, need))
-                    room -= need
-
-        try:
-            self._share_out(fold, self._size * len(weights))
-            bounds = self._bounds_after(journal)
-        except BaseException:
-            for (name, part), i, _ in journal:
-                self._floats[name].unfold(flats[i][name][part], part, weights[i], self._kernels)
-            raise
-        for name, bound in bounds.items():
-            self._floats[name].bound = bound
-
-    def _bounds_after(self, journal: Iterable[_Folded]) -> dict[str, int]:
-        """Return the arrays' bounds: they grow by each update's largest need among the array's blocks."""
-        needs: dict[tuple[str, int], int] = {}
-        for (name, _), i, need in journal:
-            needs[name, i] = max(need, needs.get((name, i), 0))
-        bounds = {name: total.bound for name, total in self._floats.items()}
-        for (name, _), need in needs.items():
-            bounds[name] += need
-            if bounds[name] >= LIMIT:
-                raise overflow(f"array `{name}`", bounds[name])
-        return bounds
-
-    def _share_out(self, work: Callable[[Sequence[_Block]], None], elements: int) -> None:
-        """Run ``work`` on every block, on several threads if there are many elements."""
-        threads = min(self._threads, len(self._blocks)) if elements >= THREADED_FROM else 1
-        if threads <= 1:
-            work(self._blocks)
-            return
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, [self._blocks[i::threads] for i in range(threads)]))
+        means = self._floats.mean(self._total_weight)
+        means |= {name: total.mean(self._total_weight) for name, total in self._integers.items()}
+        return {name: means[name] for name in self._structure}
 
 
 def _check_number(updates: int) -> None:
@@ -240,9 +146,3 @@ def _check_number(updates: int) -> None:
             f"expected at most {MAX_UPDATES} updates, got {updates}: more could lose a bit. Average in"
             " stages: a mean of means, with the total weights as weights"
         )
-
-
-def _available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -78,7 +78,7 @@ def _single(high: Float64, low: Float64, count: float, unit: int, out: Array) ->
     out[...] = round_to_odd(*divide(high, low, count), unit)
 
 
-_BLOCKED = Kernels(2**13, _peak, _fold, _double, _single)
+_BLOCKED = Kernels(2**14, _peak, _fold, _double, _single)
 
 
 def _peak_loop(bits: Array, magnitude: Any) -> Any:

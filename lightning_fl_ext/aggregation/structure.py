@@ -84,7 +84,7 @@ def check_update(where: str, arrays: Arrays, weight: int, structure: Mapping[str
         )
     for name, (shape, dtype) in structure.items():
         array = arrays[name]
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, np.ndarray | np.generic):
             raise InvalidUpdate(
                 f"{where}, array `{name}`: expected a numpy array, got {type(array).__name__}"
             )

@@ -1,0 +1,128 @@
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_fl_ext.aggregation.arithmetic import (
+    QUANTUM_HIGH,
+    QUANTUM_LOW,
+    bins,
+    divide,
+    remainder,
+    round_to_odd,
+    split,
+    two_sum,
+)
+
+HIGH, LOW = Fraction(QUANTUM_HIGH), Fraction(QUANTUM_LOW)
+wide = st.floats(-(2.0**40), 2.0**40)
+sums = st.tuples(st.integers(-(2**51), 2**51), st.integers(-(2**53), 2**53)).map(
+    lambda multiples: (multiples[0] * QUANTUM_HIGH, multiples[1] * QUANTUM_LOW)
+)
+counts = st.integers(1, 2**43)
+
+
+@given(st.floats(-(2.0**23), 2.0**23, width=32), st.integers(1, 2**20))
+def test_bins_are_multiples_of_the_quanta_within_half_the_low_one_of_the_term(w: float, n: int) -> None:
+    high, low = (Fraction(float(x[0])) for x in bins(np.array([w]), float(n)))
+    assert (high / HIGH).denominator == (low / LOW).denominator == 1
+    assert abs(low) <= HIGH / 2
+    assert abs(n * Fraction(w) - high - low) <= LOW / 2
+
+
+@given(
+    st.floats(-(2.0**16), 2.0**16, width=32).filter(lambda w: w == 0 or abs(w) >= 2**-21),
+    st.integers(1, 2**20),
+)
+def test_bins_keep_every_bit_of_float32_from_two_to_the_minus_21_up(w: float, n: int) -> None:
+    high, low = (Fraction(float(x[0])) for x in bins(np.array([w]), float(n)))
+    assert high + low == n * Fraction(w)
+
+
+@given(st.floats(-(2.0**43), 2.0**43))
+def test_bins_of_the_opposite_weight_are_opposite_to_the_bit(x: float) -> None:
+    there, back = bins(np.array([x]), 1.0), bins(np.array([x]), -1.0)
+    assert all(a + b == 0 for a, b in zip(there, back, strict=True))
+
+
+@given(wide, wide)
+def test_two_sum_loses_nothing(a: float, b: float) -> None:
+    total, error = two_sum(np.array([a]), np.array([b]))
+    assert Fraction(float(total[0])) + Fraction(float(error[0])) == Fraction(a) + Fraction(b)
+    assert total[0] == a + b
+
+
+@given(wide)
+def test_split_halves_the_significand_exactly(a: float) -> None:
+    high, low = split(a)
+    assert high + low == a
+    for half in (high, low):
+        assert float(np.float64(half) * half) == Fraction(half) ** 2 or abs(half) < 1e-150
+
+
+@given(sums, counts)
+def test_divide_rounds_the_exact_quotient_once_and_gives_the_sign_of_the_rest(
+    bins_: tuple[float, float], count: int
+) -> None:
+    exact = (Fraction(bins_[0]) + Fraction(bins_[1])) / count
+    quotient, left_out = divide(np.array([bins_[0]]), np.array([bins_[1]]), float(count))
+    assert float(quotient[0]) == float(exact)  # int / int in Python rounds once
+    assert np.sign(left_out[0]) == np.sign(exact - Fraction(float(quotient[0])))
+
+
+@given(st.integers(2**52, 2**53 - 1), st.integers(1, 2**20), st.sampled_from([-1, 0, 1]))
+def test_divide_settles_ties_between_two_float64(odd: int, count: int, nudge: int) -> None:
+    # A quotient half-way between two float64 near 1/256, or one quantum of the sum off it.
+    midpoint = Fraction(2 * odd + 1, 2**54 * 2**7)
+    total = midpoint * count
+    high = round(total / HIGH) * HIGH
+    low = round((total - high) / LOW) * LOW + nudge * LOW
+    exact = (high + low) / count
+    quotient, left_out = divide(np.array([float(high)]), np.array([float(low)]), float(count))
+    assert float(quotient[0]) == float(exact)
+    assert np.sign(left_out[0]) == np.sign(exact - Fraction(float(quotient[0])))
+
+
+def test_divide_by_one_returns_the_sum() -> None:
+    assert divide(np.array([1.0, -3.5, 0.0]), np.array([2.0**-44, 0.0, 0.0]), 1.0)[0].tolist() == [
+        1 + 2.0**-44,
+        -3.5,
+        0.0,
+    ]
+
+
+@given(st.integers(-(2**30), 2**30), st.integers(1, 2**20), st.integers(-2, 2))
+def test_remainder_is_exact_near_the_quotient(total: int, count: int, units: int) -> None:
+    near = np.array([total / count])
+    for _ in range(abs(units)):
+        near = np.nextafter(near, np.inf * units)
+    left = remainder(np.array([float(total)]), np.array([0.0]), near, float(count))
+    assert Fraction(float(left[0])) == total - Fraction(float(near[0])) * count
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn])
+@given(data=st.data())
+def test_round_to_odd_and_on_to_nearest_is_rounding_once(
+    dtype: Any, round_to: Callable[[Fraction, Any], Fraction], data: st.DataObject
+) -> None:
+    # Numbers at and around the midpoints of the grid, where rounding twice goes wrong.
+    number = data.draw(st.floats(2.0**-5, 100.0, width=32))
+    below = round_to(Fraction(number), dtype)
+    above = Fraction(float(np.nextafter(np.array(float(below), dtype), np.array(200, dtype))))
+    off = data.draw(st.sampled_from([-(2**-44), -(2**-60), 0, 2**-60, 2**-44]))
+    exact = (below + above) / 2 + Fraction(off)
+    quotient = float(exact)
+    left_out = exact - Fraction(quotient)
+    unit = 1 if dtype is np.float32 else 2**29
+    odd = round_to_odd(np.array([quotient]), np.array([float(left_out)]), unit).astype(np.float32)
+    assert Fraction(float(odd.astype(dtype).astype(np.float64)[0])) == round_to(exact, dtype)
+
+
+def test_round_to_odd_keeps_what_is_exact_and_zero() -> None:
+    exact = np.array([0.0, 1.0, -2.5, 2.0**-87])
+    assert round_to_odd(exact, np.zeros(4), 2**29).tolist() == exact.tolist()

@@ -1,0 +1,130 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lightning_fl_ext.aggregation import kernels
+from lightning_fl_ext.aggregation.kernels import FUSED_FROM, Kernels, kernels_for
+
+OUTPUTS = [
+    np.float64,
+    np.float32,
+    np.float16,
+    ml_dtypes.bfloat16,
+    ml_dtypes.float8_e4m3fn,
+    ml_dtypes.float8_e4m3fnuz,
+    ml_dtypes.float8_e5m2,
+    ml_dtypes.float8_e5m2fnuz,
+]
+
+
+def read_only(values: Any) -> Any:
+    values.flags.writeable = False
+    return values
+
+
+def random_bins(seed: int, size: int, scale: float) -> tuple[Any, Any]:
+    generator = np.random.default_rng(seed)
+    high = np.round(generator.standard_normal(size) * scale * 2**8) / 2**8
+    low = generator.integers(-(2**49), 2**49, size) * 2.0**-44
+    return high, low
+
+
+def near_midpoints(dtype: Any, count: int, size: int, seed: int) -> tuple[Any, Any]:
+    """Sums whose mean is a midpoint of the dtype's grid, or one quantum of the sum to either side."""
+    generator = np.random.default_rng(seed)
+    near = generator.uniform(0.3, 3.0, size).astype(np.float32).astype(dtype)
+    far = np.nextafter(near, np.array(100, dtype)) if dtype is not np.float64 else np.nextafter(near, 100.0)
+    sums = [
+        (Fraction(float(a)) + Fraction(float(b))) / 2 * count * int(generator.choice([-1, 1]))
+        for a, b in zip(near, far, strict=True)
+    ]
+    high = [round(total * 2**8) for total in sums]
+    low = [
+        round((total - Fraction(h, 2**8)) * 2**44) + int(generator.integers(-1, 2))
+        for total, h in zip(sums, high, strict=True)
+    ]
+    return np.array(high) * 2.0**-8, np.array(low) * 2.0**-44
+
+
+@pytest.mark.parametrize("dtype", OUTPUTS)
+@pytest.mark.parametrize("count", [1, 2, 3, 64, 999_983, 2**43 - 1])
+def test_mean_is_the_fraction_rounded_once(
+    loops: Kernels, dtype: Any, count: int, round_to: Callable[[Fraction, Any], Fraction]
+) -> None:
+    cases = [random_bins(0, 40, 20.0 * min(count, 2**38)), random_bins(1, 20, 0.0)]
+    if count < 2**40:
+        cases.append(near_midpoints(dtype, count, 60, 2))
+    high, low = (np.concatenate(parts) for parts in zip(*cases, strict=True))
+    out = np.empty(high.size, dtype)
+    loops.mean(high, low, float(count), out)
+    for h, rest, mean in zip(high, low, out, strict=True):
+        exact = (Fraction(float(h)) + Fraction(float(rest))) / count
+        assert Fraction(float(mean)) == round_to(exact, dtype), (h, rest)
+
+
+@pytest.mark.parametrize("dtype", OUTPUTS)
+def test_numpy_and_fused_means_have_equal_bits(fused: Kernels, dtype: Any) -> None:
+    high, low = random_bins(3, 5000, 1e4)
+    high[:100] = low[:100] = 0
+    for count in (1, 2, 7, 123_457, 2**43):
+        with_numpy, compiled = np.empty(5000, dtype), np.empty(5000, dtype)
+        kernels._BLOCKED.mean(high, low, float(count), with_numpy)
+        fused.mean(high, low, float(count), compiled)
+        assert with_numpy.tobytes() == compiled.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_numpy_and_fused_folds_have_equal_bits(fused: Kernels, dtype: Any) -> None:
+    generator = np.random.default_rng(4)
+    values = read_only(
+        (generator.standard_normal(5000) * 10.0 ** generator.integers(-30, 4, 5000)).astype(dtype)
+    )
+    sums = []
+    for loops in (kernels._BLOCKED, fused):
+        high, low = np.zeros(5000), np.zeros(5000)
+        for weight in (1.0, 17.0, 999_983.0, -17.0):
+            loops.fold(high, low, values, weight)
+        sums.append((high.tobytes(), low.tobytes()))
+    assert sums[0] == sums[1]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("position", [0, 1, 16, 99])
+def test_peak_finds_the_largest_magnitude_wherever_it_is(loops: Kernels, dtype: Any, position: int) -> None:
+    for extreme in (7.5, -7.5):
+        values = np.linspace(-1, 1, 100).astype(dtype)
+        values[position] = extreme
+        assert loops.peak(read_only(values)) == 7.5
+    assert loops.peak(read_only(np.zeros(3, dtype))) == 0
+    assert loops.peak(read_only(np.array([-0.0], dtype))) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("position", [0, 50, 99])
+def test_peak_is_not_finite_if_any_value_is_not(
+    loops: Kernels, dtype: Any, bad: float, position: int
+) -> None:
+    values = np.linspace(-1, 1, 100).astype(dtype)
+    values[position] = bad
+    assert not np.isfinite(loops.peak(read_only(values)))
+
+
+def test_numpy_serves_small_models_and_numba_large_ones(fused: Kernels) -> None:
+    assert kernels_for(FUSED_FROM - 1) is kernels._BLOCKED
+    assert kernels_for(FUSED_FROM) is fused
+
+
+def test_without_numba_numpy_serves_all_models() -> None:
+    program = (
+        "import sys; sys.modules['numba'] = None\n"
+        "from lightning_fl_ext.aggregation import kernels\n"
+        "assert kernels.kernels_for(10**9) is kernels._BLOCKED"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
