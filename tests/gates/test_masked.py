@@ -434,7 +434,7 @@ def test_a_trainer_learns_the_masks_and_leaves_the_weights(precision, tmp_path):
     frozen = {n: p.detach().clone() for n, p in model.net.module.named_parameters()}
     before = model.net.mask_probs()["0.weight"].detach().clone()
     trainer = L.Trainer(
-        max_epochs=10,
+        max_epochs=20,
         precision=precision,
         accelerator="cpu",
         devices=1,
