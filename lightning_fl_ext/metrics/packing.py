@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_fl_ext.metrics.configuration import class_path, configuration
-from lightning_fl_ext.metrics.discovery import check_metrics, example_states, label, named_metrics, own_states
+from lightning_fl_ext.metrics.discovery import check_metrics, label, named_metrics
 from lightning_fl_ext.metrics.errors import UnsupportedMetric
 from lightning_fl_ext.metrics.pack import Array, MetricPack, MetricStates, State
+from lightning_fl_ext.metrics.ranks import updates_of_all_ranks, updates_of_this_rank
 
 _NUMPY_FLOATS = {torch.float16, torch.float32, torch.float64}
 
@@ -63,9 +63,7 @@ def pack_metrics(
         True
     """
     check_metrics(module, allow_example_states=allow_example_states, names=names)
-    return _pack(
-        module, named_metrics(module, names), client_id, num_examples, min_examples, synchronise=False
-    )
+    return _pack(named_metrics(module, names), client_id, num_examples, min_examples, synchronise=False)
 
 
 def sync_and_pack(
@@ -94,8 +92,8 @@ def sync_and_pack(
         The client's pack in the process of rank 0, None in the others.
 
     Raises:
-        UnsupportedMetric: As in `pack_metrics`, and in all processes if these hold rows of examples that
-            torchmetrics cannot gather: some process has none, or has another number of batches.
+        UnsupportedMetric: As in `pack_metrics`, and in all processes if these hold states that torchmetrics
+            cannot gather; see `ranks.updates_of_all_ranks`.
         ExampleStatesNotAllowed: As in `pack_metrics`.
         ValueError: As in `pack_metrics`.
 
@@ -109,12 +107,11 @@ def sync_and_pack(
     check_metrics(module, allow_example_states=allow_example_states, names=names)
     metrics = named_metrics(module, names)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    pack = _pack(module, metrics, client_id, num_examples, min_examples, synchronise=distributed)
+    pack = _pack(metrics, client_id, num_examples, min_examples, synchronise=distributed)
     return pack if not distributed or torch.distributed.get_rank() == 0 else None
 
 
 def _pack(
-    module: nn.Module,
     metrics: dict[str, Metric],
     client_id: str | None,
     num_examples: int | None,
@@ -133,17 +130,13 @@ def _pack(
         )
     if num_examples is not None and num_examples < min_examples:
         return MetricPack({}, client_id, num_examples, withheld=True)
-    updates = (
-        _updates_of_all_ranks(metrics)
-        if synchronise
-        else {name: m._update_count for name, m in metrics.items()}
-    )
+    updates = updates_of_all_ranks(metrics) if synchronise else updates_of_this_rank(metrics)
     packed = {}
     for name, metric in metrics.items():
-        count = updates[name] if own_states(metric) else 0
+        count = updates[name]
         states: dict[str, State] = {}
         if count:
-            with metric.sync_context() if synchronise else nullcontext():
+            with metric.sync_context(metric.dist_sync_fn) if synchronise else nullcontext():
                 values, synced = metric.metric_state, metric._is_synced
             states = {state: _to_state(name, metric, state, value, synced) for state, value in values.items()}
         packed[name] = MetricStates(class_path(metric), configuration(metric), count, states)
@@ -177,42 +170,3 @@ def _to_numpy(value: Tensor) -> Array:
     if value.is_floating_point() and value.dtype not in _NUMPY_FLOATS:
         value = value.float()
     return value.numpy().copy()
-
-
-def _updates_of_all_ranks(metrics: dict[str, Metric]) -> dict[str, int]:
-    """Update counts summed over the ranks; refuses on every rank what would hang or fail in one of them.
-
-    torchmetrics gathers a list with the reduction None element by element, so that ranks with lists of
-    different lengths wait for each other for ever; it stands a float tensor in for an empty list; and it
-    stacks tensors that are to be concatenated.
-    """
-    if not metrics:
-        return {}
-    rows = {name: example_states(metric) for name, metric in metrics.items()}
-    counts = [
-        count
-        for name, metric in metrics.items()
-        for count in (metric._update_count, *(_length(getattr(metric, state)) for state in rows[name]))
-    ]
-    device = next(iter(metrics.values())).device
-    table = torch.stack(gather_all_tensors(torch.tensor(counts, device=device))).cpu()
-    columns = iter(table.T.tolist())
-    updates = {}
-    for name, metric in metrics.items():
-        updates[name] = sum(next(columns))
-        for state in rows[name]:
-            lengths = next(columns)
-            one_by_one = (
-                not isinstance(metric._defaults[state], list) or metric._reductions[state] is not dim_zero_cat
-            )
-            if len(set(lengths)) > 1 and (one_by_one or not min(lengths)):
-                raise UnsupportedMetric(
-                    f"{label(name, metric)}: the processes of this client hold {lengths} entries of "
-                    f"`{state}`, which torchmetrics cannot gather. Give every process the same number of "
-                    "examples and batches, or validate in one process (`devices=1`)."
-                )
-    return updates
-
-
-def _length(value: Any) -> int:
-    return len(value) if isinstance(value, list) or value.ndim else 1
