@@ -35,8 +35,8 @@ def dirichlet_split(
         One sorted index array per client; together they hold each index exactly once.
 
     Raises:
-        ValueError: ``alpha`` is not positive and finite, ``num_clients`` is below 1, ``labels`` is not one-dimensional,
-            or there are fewer than ``num_clients * min_examples`` examples.
+        ValueError: ``alpha`` is not positive and finite, ``num_clients`` is below 1, ``labels`` is not one-
+            dimensional, or there are fewer than ``num_clients * min_examples`` examples.
 
     Example:
         >>> shares = dirichlet_split([0, 1] * 50, num_clients=3, alpha=0.5, seed=1)
