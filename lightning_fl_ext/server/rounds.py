@@ -13,8 +13,10 @@ from flwr.serverapp import Grid
 
 from lightning_fl_ext.engines import stream_replies
 from lightning_fl_ext.engines.private import CLIENT_APP_RAISED
+from lightning_fl_ext.metrics import DamagedMetricPack
 from lightning_fl_ext.server.clients import Clients, declared_id
 from lightning_fl_ext.server.screening import BadUpdateError, Reason, Rejected, Rejection
+from lightning_fl_ext.wire.metric_states import StageMetrics, take_stages
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class RoundExchange(Generic[ReadT]):
         rejected: What was left out so far.
         bytes_down: Bytes of array data in the messages.
         bytes_up: Bytes of array data in the replies that counted.
+        stages: The metric states of each client, taken out of the replies.
     """
 
     grid: Grid
@@ -56,6 +59,7 @@ class RoundExchange(Generic[ReadT]):
     rejected: list[Rejection] = field(default_factory=list)
     bytes_down: int = 0
     bytes_up: int = 0
+    stages: dict[str, dict[str, StageMetrics]] = field(default_factory=dict)
 
     @property
     def sampled(self) -> list[str]:
@@ -86,6 +90,7 @@ class RoundExchange(Generic[ReadT]):
                     self.clients.learn(node, declared)
                 if self.clients[node] in shared:
                     raise Rejected(Reason.DUPLICATE, "client-id", "one node of this name", "several")
+                self._take_metrics(self.clients[node], reply)
                 read = self.screen(reply, self.clients[node], self.server_round)
             except Rejected as why:
                 known = answered.get(to)
@@ -117,6 +122,12 @@ class RoundExchange(Generic[ReadT]):
     def anonymous(self) -> bool:
         """Whether a client was asked whose id only its reply can tell."""
         return not all(self.clients.declares(m.metadata.dst_node_id) for m in self.messages)
+
+    def _take_metrics(self, client: str, reply: Message) -> None:
+        try:
+            self.stages[client] = take_stages(reply.content, client)
+        except DamagedMetricPack as error:
+            self._reject(client, Rejected(Reason.METRIC, "metric-states", "whole metric states", str(error)))
 
     def _sent(self) -> dict[str, int]:
         return {m.metadata.message_id: m.metadata.dst_node_id for m in self.messages}

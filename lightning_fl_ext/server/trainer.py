@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Strategy
 from lightning_fl_ext.aggregation.conform import conform
 from lightning_fl_ext.engines import OrderedGrid
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.metrics.discovery import named_metrics
 from lightning_fl_ext.results import Arrays, ClientUpdate, digest
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server import dialect
@@ -25,6 +26,7 @@ from lightning_fl_ext.server.callbacks.progress import RoundProgressBar
 from lightning_fl_ext.server.central import evaluate_centrally
 from lightning_fl_ext.server.checkpointing import fingerprint, load_checkpoint
 from lightning_fl_ext.server.clients import Clients
+from lightning_fl_ext.server.pooling import average_scalars, pool_metrics
 from lightning_fl_ext.server.quorum import wait_for_clients
 from lightning_fl_ext.server.result import FederatedResult, RoundRecord
 from lightning_fl_ext.server.rounds import RoundExchange
@@ -37,6 +39,7 @@ from lightning_fl_ext.server.screening import (
 )
 from lightning_fl_ext.server.strategy import ExactFedAvg
 from lightning_fl_ext.wire import Exchange, WeightExchange, from_record, to_record
+from lightning_fl_ext.wire.metric_states import ASK
 
 log = logging.getLogger(__name__)
 
@@ -256,15 +259,19 @@ class FederatedTrainer:
         elif new is not None:
             self.arrays = self._conformed(new)
         self._call("on_replies")
+        accepted = {client: exchange.stages.get(client, {}) for client in metrics_of}
+        pooled, unpooled = pool_metrics(self.model, accepted, self.current_round)
         return RoundRecord(
             self.current_round,
             sampled=tuple(exchange.sampled),
             accepted=tuple(sorted(metrics_of)),
-            rejected=tuple(exchange.rejected + odd),
+            rejected=tuple(exchange.rejected + odd + unpooled),
             metrics=_scalars(metrics)
+            | average_scalars(metrics_of, accepted, "validate")
+            | pooled
             | {
                 "clients_accepted": float(len(metrics_of)),
-                "clients_rejected": float(len({r.client_id for r in exchange.rejected})),
+                "clients_rejected": float(len({r.client_id for r in exchange.rejected} - {*metrics_of})),
                 "bytes_down": float(exchange.bytes_down),
                 "bytes_up": float(exchange.bytes_up),
             },
@@ -281,7 +288,9 @@ class FederatedTrainer:
             metrics = self.strategy.aggregate_evaluate(
                 self.current_round, [_with_metrics(reply, common) for _, reply, _ in replies]
             )
-        return _scalars(metrics), exchange.rejected + odd
+        accepted = {client: exchange.stages.get(client, {}) for client, _, _ in replies}
+        pooled, unpooled = pool_metrics(self.model, accepted, self.current_round)
+        return _scalars(metrics) | pooled, exchange.rejected + odd + unpooled
 
     def _exchange(
         self, configure: Callable[..., Iterable[Message]], record: ArrayRecord, screen: Any, purpose: str
@@ -289,6 +298,8 @@ class FederatedTrainer:
         foreign = not getattr(self.strategy, "reads_every_dtype", False) and dialect.needs_translation(record)
         given = dialect.readable(record) if foreign else record
         config = ConfigRecord({"run-seed": self.seed, "server-round": self.current_round})
+        if named_metrics(self.model):
+            config[ASK] = True
         with self._seeded(f"configure-{purpose}"):
             messages = list(configure(self.current_round, given, config, self._grid))
         if foreign:
