@@ -1,0 +1,22 @@
+"""Sphinx configuration: ``make docs``."""
+
+from importlib.metadata import version as installed_version
+
+project = "lightning_fl_ext"
+author = "the lightning_fl_ext developers"
+release = version = installed_version("lightning-fl-ext")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+html_theme = "furo"
+html_title = f"{project} {release}"
