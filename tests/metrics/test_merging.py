@@ -1,5 +1,6 @@
 """Merged metrics against one metric fed everything, in every order of arrival."""
 
+import doctest
 import itertools
 import re
 from pathlib import Path
@@ -18,7 +19,13 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 from torchmetrics.image import PeakSignalNoiseRatio
-from torchmetrics.regression import NormalizedRootMeanSquaredError, PearsonCorrCoef, R2Score
+from torchmetrics.regression import (
+    ExplainedVariance,
+    KendallRankCorrCoef,
+    NormalizedRootMeanSquaredError,
+    PearsonCorrCoef,
+    R2Score,
+)
 from torchmetrics.retrieval import RetrievalMAP
 
 from lightning_fl_ext.metrics import (
@@ -70,6 +77,12 @@ def test_the_documentation_tells_each_metric_and_how_equal_it_is(cases):
     assert told == known
 
 
+def test_the_snippets_of_the_documentation_run():
+    page = str(Path(__file__).parents[2] / "docs" / "metrics.md")
+    failed, tried = doctest.testfile(page, module_relative=False, encoding="utf-8")
+    assert (failed, tried > 10) == (0, True)
+
+
 def test_merged_values_are_those_of_scikit_learn_on_all_data():
     rng = np.random.default_rng(0)
     labels, sizes = rng.integers(0, 3, 60), [40, 15, 5]
@@ -105,6 +118,19 @@ def test_merged_values_are_those_of_scikit_learn_on_all_data():
         "pearson": np.corrcoef(scores, target)[0, 1],
     }
     assert {name: float(merged[name].compute()) for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("build", [R2Score, PearsonCorrCoef, KendallRankCorrCoef, ExplainedVariance])
+def test_a_client_with_one_example_counts_though_it_has_no_value_of_its_own(build):
+    g = torch.Generator().manual_seed(1)
+    pooled, packs = build(), []
+    for client, n in {"a": 1, "b": 1, "c": 6}.items():
+        batch, metric = (torch.randn(n, generator=g), torch.randn(n, generator=g)), build()
+        metric.update(*batch)
+        pooled.update(*batch)
+        packs.append(pack_of(metric, client, allow_example_states=("m",)))
+    merged = merge_metrics(nn.ModuleDict({"m": build()}), packs)["m"].compute()
+    assert merged == pytest.approx(float(pooled.compute()), abs=1e-6)
 
 
 def test_merging_replaces_what_the_module_held_and_can_be_repeated():
