@@ -1,6 +1,6 @@
 """Exchanges, and tensors to Flower records and back."""
 
-from lightning_fl_ext.wire.exchange import Exchange, StateMismatchError, WeightExchange
+from lightning_fl_ext.wire.exchange import Exchange, StateMismatchError, Trip, WeightExchange
 from lightning_fl_ext.wire.records import PayloadError, from_record, to_record
 from lightning_fl_ext.wire.tensors import to_numpy, to_torch
 
@@ -8,6 +8,7 @@ __all__ = [
     "Exchange",
     "PayloadError",
     "StateMismatchError",
+    "Trip",
     "WeightExchange",
     "from_record",
     "to_numpy",

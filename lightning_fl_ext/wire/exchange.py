@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -23,22 +24,76 @@ class StateMismatchError(LightningFLError):
     """Arrays do not fit the model they are meant for; the message lists every difference."""
 
 
-@runtime_checkable
-class Exchange(Protocol):
-    """What travels between server and clients, as two pure functions of a state dict."""
+@dataclass(frozen=True)
+class Trip:
+    """Whose message it is, and of which round: what an exchange may key its codes by.
+
+    Attributes:
+        run_seed: Seed of the run.
+        server_round: The round.
+        client_id: The client's id; ``""`` on the way down.
+        sampled: Ids of all clients asked in the round, sorted; empty if not told.
+    """
+
+    run_seed: int = 0
+    server_round: int = 0
+    client_id: str = ""
+    sampled: tuple[str, ...] = ()
+
+
+class Exchange:
+    """What travels between server and clients. Subclass it for what is not simply weights.
+
+    Two pairs of functions of a state dict, one for each side, and two of what is on the wire, which by
+    default is just the arrays::
+
+        server:  start(state) ──> global ── to_client ──┐        ┌── from_client ──> what strategies see
+                                                        │  wire  │
+        client:  unpack(global, state) <── from_server ─┘        └── to_server <── pack(state)
+    """
 
     def pack(self, state: State) -> dict[str, NDArray[Any]]:
-        """Copy what travels out of a state dict."""
+        """Copy what travels up out of a client's state dict."""
+        raise NotImplementedError
+
+    def start(self, state: State) -> dict[str, NDArray[Any]]:
+        """Give the global arrays of a run that starts from the server's state dict."""
+        return self.pack(state)
 
     def unpack(self, arrays: Arrays, state: State) -> dict[str, torch.Tensor]:
-        """Check arrays against the state dict they are meant for, and convert them to tensors.
+        """Check global arrays against the state dict they are meant for, and convert them to tensors.
 
         Raises:
             StateMismatchError: They do not fit.
         """
+        raise NotImplementedError
+
+    def to_client(self, arrays: Arrays, trip: Trip) -> Arrays:
+        """On the server: write down the global arrays."""
+        return arrays
+
+    def from_server(self, arrays: Arrays, trip: Trip) -> Arrays:
+        """On a client: read the global arrays."""
+        return arrays
+
+    def to_server(self, arrays: Arrays, received: Arrays | None, trip: Trip) -> Arrays:
+        """On a client: write down what :meth:`pack` gave, knowing the global arrays."""
+        return arrays
+
+    def from_client(self, arrays: Arrays, sent: Arrays, trip: Trip) -> Arrays:
+        """On the server: read what a client wrote, knowing the global arrays.
+
+        Raises:
+            LightningFLError: It cannot be read.
+        """
+        return arrays
+
+    def like(self, sent: Arrays) -> Arrays:
+        """On the server: arrays of the names, shapes and dtypes that :meth:`from_client` gives."""
+        return sent
 
 
-class WeightExchange:
+class WeightExchange(Exchange):
     """All weights and buffers travel, or those that shell patterns include and exclude.
 
     Patterns are matched against whole state-dict names (``fnmatch``: ``*`` matches any characters, dots

@@ -1,0 +1,230 @@
+"""`MaskExchange`: θ travels down as counts, one coded mask up, and frozen weights not at all."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.results import Arrays
+from lightning_fl_ext.wire.codes import (
+    MaskCode,
+    MaskKey,
+    decode_mask,
+    decode_theta,
+    encode_mask,
+    encode_theta,
+    to_fixed_point,
+)
+from lightning_fl_ext.wire.exchange import Exchange, State, StateMismatchError, Trip, WeightExchange
+from lightning_fl_ext.wire.tensors import to_numpy
+
+MASKS = "masks"
+"""On a client: its probabilities, float32. On the wire: the coded bytes. For a strategy: the mask, bool."""
+
+COUNTS, TRIALS = "masks.counts", "masks.trials"
+"""The server's θ: how often each parameter was open, out of how many times."""
+
+SIZE, MODEL = "masks.size", "masks.model"
+"""On the way down: the number of masked parameters, and the digest of what is masked."""
+
+_DIGEST = "frozen_digest"
+_CODES = ("dithered", "packed", "random")
+
+
+class MaskExchange(Exchange):
+    """Exchanges the masks of a LightningModule that holds a ``MaskedModule``.
+
+    Up goes one sample of the client's masks in a code of this package; down go the counts from which the
+    server's θ follows. Frozen weights never travel: both ends build them from the same seed, and a payload
+    for other frozen weights is refused. Everything outside the masks (the statistics of a BatchNorm, a head
+    that is not masked) travels as weights, as ``include`` and ``exclude`` say.
+
+    Args:
+        code: ``"dithered"`` (exactly the law of FedPM, about a tenth of a bit per parameter), ``"packed"``
+            (the same masks, one bit), or ``"random"`` (minimal random coding, about a thirtieth of a bit;
+            biased towards the server's θ).
+        stratified: Make the clients' masks negatively correlated, which lowers the variance of their mean at
+            no cost. Needs a server that tells who takes part, as ``FederatedTrainer`` does; not for
+            ``"random"``.
+        include: Names outside the masks that travel. Shell patterns, as in :class:`WeightExchange`.
+        exclude: Names outside the masks that stay.
+
+    Raises:
+        ValueError: The code is unknown, or ``"random"`` is combined with ``stratified``.
+
+    Example:
+        >>> from lightning_fl_ext.gates.masked import MaskedModule
+        >>> model, exchange = MaskedModule(torch.nn.Linear(8, 4), seed=1), MaskExchange()
+        >>> down = exchange.to_client(exchange.start(model.state_dict()), Trip(server_round=1))
+        >>> received = exchange.from_server(down, Trip(server_round=1))
+        >>> trip = Trip(server_round=1, client_id="a")
+        >>> up = exchange.to_server(exchange.pack(model.state_dict()), received, trip)
+        >>> {name: array.dtype.name for name, array in up.items()}
+        {'masks': 'uint8'}
+    """
+
+    def __init__(
+        self,
+        code: MaskCode = "dithered",
+        stratified: bool = False,
+        include: str | tuple[str, ...] = "*",
+        exclude: str | tuple[str, ...] = (),
+    ) -> None:
+        if code not in _CODES:
+            raise ValueError(f"`code` must be one of {', '.join(_CODES)}. Got {code!r}.")
+        if stratified and code == "random":
+            raise ValueError("`stratified=True` needs `code='dithered'` or 'packed'. Got 'random'.")
+        self.code: MaskCode = code
+        self.stratified = stratified
+        self._rest = WeightExchange(include, exclude)
+
+    def __repr__(self) -> str:
+        rest = self._rest
+        return (
+            f"{type(self).__name__}(code={self.code!r}, stratified={self.stratified},"
+            f" include={rest.include!r}, exclude={rest.exclude!r})"
+        )
+
+    def pack(self, state: State) -> dict[str, NDArray[Any]]:
+        """Copy the probabilities of the masks, flat and in state-dict order, and what travels besides."""
+        scores = _scores(state)
+        probs = [torch.sigmoid(score.detach().float()).reshape(-1).cpu() for score in scores.values()]
+        return {MASKS: torch.cat(probs).numpy(), **self._pack_rest(state, scores)}
+
+    def start(self, state: State) -> dict[str, NDArray[Any]]:
+        """Give the θ a run starts from: the server's own probabilities, rounded to fifteenths."""
+        packed = self.pack(state)
+        theta = ThetaCounts.from_probabilities(packed.pop(MASKS))
+        return {**_theta_arrays(theta), MODEL: _model_digest(state), **packed}
+
+    def unpack(self, arrays: Arrays, state: State) -> dict[str, torch.Tensor]:
+        """Turn θ into scores, which are finite since θ is kept in [0.01, 0.99], and convert the rest.
+
+        Raises:
+            StateMismatchError: θ is of another model, or the rest does not fit.
+        """
+        scores = _scores(state)
+        if not np.array_equal(arrays[MODEL], _model_digest(state)):
+            raise StateMismatchError(
+                "The masks are for other frozen weights or parameters than this model's. Build the"
+                " `MaskedModule` with the same `seed`, `init` and layers on server and clients."
+            )
+        probs = torch.from_numpy(_theta(arrays).probabilities())
+        sizes = [score.numel() for score in scores.values()]
+        new = {
+            name: torch.logit(part.double()).to(score.dtype).reshape(score.shape)
+            for (name, score), part in zip(scores.items(), torch.split(probs, sizes), strict=True)
+        }
+        rest = {name: array for name, array in arrays.items() if name not in (COUNTS, TRIALS, MODEL)}
+        return {**new, **(self._rest.unpack(rest, _outside(state, scores)) if rest else {})}
+
+    def to_client(self, arrays: Arrays, trip: Trip) -> Arrays:
+        """Write θ down in at most some bits per parameter, in a payload that needs no earlier one."""
+        payload = encode_theta(_theta(arrays), self._key(arrays, trip, down=True))
+        return {
+            MASKS: np.frombuffer(payload, dtype=np.uint8),
+            SIZE: np.array(arrays[COUNTS].size),
+            **{name: array for name, array in arrays.items() if name not in (COUNTS, TRIALS)},
+        }
+
+    def from_server(self, arrays: Arrays, trip: Trip) -> Arrays:
+        """Read θ.
+
+        Raises:
+            MaskCodeError: The payload is damaged, or for another round, run or model.
+        """
+        key = self._key(arrays, trip, down=True)
+        theta = decode_theta(arrays[MASKS].tobytes(), int(arrays[SIZE]), key)
+        rest = {name: array for name, array in arrays.items() if name not in (MASKS, SIZE)}
+        return {**_theta_arrays(theta), **rest}
+
+    def to_server(self, arrays: Arrays, received: Arrays | None, trip: Trip) -> Arrays:
+        """Sample the masks and write them down."""
+        if received is None:
+            raise LightningFLError("masks are coded given the server's θ: make the bridge from a message")
+        key = self._key(received, trip)
+        public = _theta(received).fixed_point()
+        payload = encode_mask(to_fixed_point(arrays[MASKS]), public, key, self.code)
+        rest = {name: array for name, array in arrays.items() if name != MASKS}
+        return {MASKS: np.frombuffer(payload, dtype=np.uint8), **rest}
+
+    def from_client(self, arrays: Arrays, sent: Arrays, trip: Trip) -> Arrays:
+        """Read a client's mask.
+
+        Raises:
+            MaskCodeError: The payload is damaged, or not this client's for this round and model.
+        """
+        public = _theta(sent).fixed_point()
+        mask = decode_mask(np.asarray(arrays[MASKS], dtype=np.uint8).tobytes(), public, self._key(sent, trip))
+        return {**arrays, MASKS: mask}
+
+    def like(self, sent: Arrays) -> Arrays:
+        """Give one mask, and what travels besides."""
+        rest = {name: array for name, array in sent.items() if name not in (COUNTS, TRIALS, MODEL)}
+        return {MASKS: np.zeros(sent[COUNTS].shape, dtype=np.bool_), **rest}
+
+    def _pack_rest(self, state: State, scores: State) -> dict[str, NDArray[Any]]:
+        outside = _outside(state, scores)
+        return self._rest.pack(outside) if any(isinstance(v, torch.Tensor) for v in outside.values()) else {}
+
+    def _key(self, arrays: Arrays, trip: Trip, *, down: bool = False) -> MaskKey:
+        stratum = None
+        if self.stratified and not down:
+            if trip.client_id not in trip.sampled:
+                raise LightningFLError(
+                    f"`stratified=True`: client `{trip.client_id}` is not among those the server asked."
+                    " Use `FederatedTrainer`, and give the client an id."
+                )
+            stratum = (trip.sampled.index(trip.client_id), len(trip.sampled))
+        model = np.asarray(arrays[MODEL]).tobytes().hex()
+        return MaskKey(trip.run_seed, trip.server_round, model, "" if down else trip.client_id, stratum)
+
+
+def _theta(arrays: Arrays) -> ThetaCounts:
+    return ThetaCounts(np.asarray(arrays[COUNTS]), int(arrays[TRIALS]))
+
+
+def _theta_arrays(theta: ThetaCounts) -> dict[str, NDArray[Any]]:
+    return {COUNTS: theta.counts, TRIALS: np.array(theta.trials)}
+
+
+def _prefixes(state: State) -> list[str]:
+    prefixes = [name.removesuffix(_DIGEST) for name in state if name.split(".")[-1] == _DIGEST]
+    if not prefixes:
+        raise LightningFLError("`MaskExchange` needs a model that holds a `MaskedModule`: there is none.")
+    return prefixes
+
+
+def _scores(state: State) -> dict[str, torch.Tensor]:
+    prefixes = _prefixes(state)
+    if flat := [f"{prefix}scores" for prefix in prefixes if f"{prefix}scores" in state]:
+        raise LightningFLError(
+            f"`{flat[0]}` is one flat vector, whose parts a state dict does not name. Build the `MaskedModule`"
+            " with `flat=False` to exchange its masks."
+        )
+    return {name: state[name] for name in state if any(name.startswith(f"{p}scores.") for p in prefixes)}
+
+
+def _outside(state: State, scores: State) -> dict[str, Any]:
+    """Everything but scores, digests, and the weights under the masks."""
+    frozen = set()
+    for prefix in _prefixes(state):
+        start = f"{prefix}scores."
+        frozen |= {f"{prefix}module.{name.removeprefix(start)}" for name in scores if name.startswith(start)}
+        frozen.add(f"{prefix}{_DIGEST}")
+    return {name: value for name, value in state.items() if name not in scores and name not in frozen}
+
+
+def _model_digest(state: State) -> NDArray[np.uint8]:
+    sha = hashlib.sha256()
+    for prefix in _prefixes(state):
+        sha.update(to_numpy(state[f"{prefix}{_DIGEST}"]).tobytes())
+    for name, score in _scores(state).items():
+        sha.update(f"{name}{list(score.shape)};".encode())
+    return np.frombuffer(sha.digest(), dtype=np.uint8)
