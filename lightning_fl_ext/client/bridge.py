@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import outcome_kind, outcome_reply, read_instruction
 from lightning_fl_ext.client.refusals import is_averaging, refuse_to_follow_averaging, refuse_zero3
 from lightning_fl_ext.client.retention import Retention, mean
-from lightning_fl_ext.client.state import is_sharded, load_state, pack_state
+from lightning_fl_ext.client.state import is_built_later, is_sharded, load_early, load_state, pack_state
 from lightning_fl_ext.client.store import EVALUATION, UPDATE, ResultStore
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult, order_results
@@ -98,7 +98,7 @@ class FlowerBridge(Callback):
         self.client_id = client_id
         self.server_round = 0
         self._retention = Retention(keep, monitor if submit == "best" else None, mode)
-        self._store = ResultStore(spool_dir, owner=f"client `{client_id}`")
+        self._store = ResultStore(spool_dir, owner=f"client `{client_id}`" if client_id else "this client")
         self._counter = ExampleCounter(batch_size)
         self._global: Arrays | None = None
         self._message: Message | None = None
@@ -195,21 +195,21 @@ class FlowerBridge(Callback):
                 pl_module.configure_model()  # the averaging callback is about to, and copies what it finds
         else:
             self._store.start_evaluation(trainer)
-        with suppress(LightningFLError):  # layers may be missing that `configure_model` builds after this
-            self._load(trainer, pl_module)
+        with suppress(LightningFLError) if is_built_later(pl_module) else nullcontext():
+            self._load(load_early, trainer, pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when the module is built and placed: loads again what was received."""
-        self._load(trainer, pl_module)
+        self._load(load_state, trainer, pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when a validation begins: outside a fit, loads again what was received."""
         if trainer.state.fn == "validate":
-            self._load(trainer, pl_module)
+            self._load(load_state, trainer, pl_module)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when a test begins: loads again what was received."""
-        self._load(trainer, pl_module)
+        self._load(load_state, trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -254,7 +254,7 @@ class FlowerBridge(Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Called when the fit or evaluation raised: withholds its outcome and says what is left."""
-        fn = trainer.state.fn
+        fn = trainer.state.fn.value
         reason = f"`Trainer.{fn}` raised {type(exception).__name__}: {exception}"
         log.warning("%s", self._store.fail(UPDATE if fn == "fit" else EVALUATION, reason))
 
@@ -266,9 +266,9 @@ class FlowerBridge(Callback):
 
     # How
 
-    def _load(self, trainer: Any, module: Any) -> None:
+    def _load(self, load: Callable[..., None], trainer: Any, module: Any) -> None:
         if self._global is not None and not self._store.has(UPDATE):
-            load_state(trainer, module, self.exchange, self._global)
+            load(trainer, module, self.exchange, self._global)
 
     def _finish(self, trainer: Any, module: Any) -> None:
         arrays: Arrays = pack_state(trainer, module, self.exchange, like=self._global)

@@ -17,7 +17,7 @@ from torchmetrics import Metric
 
 from lightning_fl_ext.metrics import MetricPack, check_metrics, sync_and_pack
 from lightning_fl_ext.metrics.discovery import named_metrics
-from lightning_fl_ext.wire.metric_states import StageMetrics
+from lightning_fl_ext.metrics.stage import StageMetrics
 
 
 @dataclass

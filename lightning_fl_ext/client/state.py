@@ -22,6 +22,16 @@ def is_sharded(trainer: Any) -> bool:
     return bool(getattr(trainer.strategy, "restore_checkpoint_after_setup", False))
 
 
+def is_built_later(module: Any) -> bool:
+    """Tell whether a module may lack layers in a callback's ``setup``, since its own hooks build them.
+
+    Args:
+        module: A LightningModule of either Lightning.
+    """
+    hooks = (getattr(type(module), name) for name in ("setup", "configure_model"))
+    return any(not hook.__module__.startswith(("lightning.", "pytorch_lightning.")) for hook in hooks)
+
+
 def pack_state(
     trainer: Any, module: torch.nn.Module, exchange: Exchange, like: Arrays | None
 ) -> dict[str, NDArray[Any]]:
@@ -43,6 +53,18 @@ def pack_state(
     return exchange.pack(_undo_precision(trainer, state, like))
 
 
+def load_early(trainer: Any, module: torch.nn.Module, exchange: Exchange, arrays: Arrays) -> None:
+    """Load what travelled before the strategy has the module, on every rank by itself.
+
+    Does nothing if the module's tensors are not there yet (``meta``) or are sharded by an earlier run.
+    Otherwise the same as :func:`load_state`.
+    """
+    state = dict(module.state_dict())
+    tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
+    if not any(tensor.is_meta or hasattr(tensor, "device_mesh") for tensor in tensors):
+        module.load_state_dict(exchange.unpack(arrays, _undo_precision(trainer, state, arrays)), strict=False)
+
+
 def load_state(trainer: Any, module: torch.nn.Module, exchange: Exchange, arrays: Arrays) -> None:
     """Load what travelled into the module, leaving alone what did not.
 
@@ -55,15 +77,13 @@ def load_state(trainer: Any, module: torch.nn.Module, exchange: Exchange, arrays
     Raises:
         StateMismatchError: They do not fit the module.
     """
-    state = _read(trainer, module)
     if not is_sharded(trainer):
-        tensors = exchange.unpack(arrays, _undo_precision(trainer, state, arrays))
-        module.load_state_dict(tensors, strict=False)
+        load_early(trainer, module, exchange, arrays)
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-    first = trainer.is_global_zero  # the other ranks hold no full state to check against, and are sent theirs
-    full = exchange.unpack(arrays, _undo_precision(trainer, state, arrays)) if first else {}
+    state = _read(trainer, module)  # empty on the other ranks, which are sent their part
+    full = exchange.unpack(arrays, _undo_precision(trainer, state, arrays)) if trainer.is_global_zero else {}
     options = StateDictOptions(full_state_dict=True, strict=False, broadcast_from_rank0=True)
     set_model_state_dict(trainer.strategy.model, dict(full), options=options)
 
@@ -78,15 +98,21 @@ def _read(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
 
 
 def _undo_precision(trainer: Any, state: dict[str, Any], like: Arrays | None) -> dict[str, Any]:
-    """Give back the dtypes that a true-half or true-double precision cast away."""
+    """Give floats the dtypes they came in, where a true-half or true-double precision casts them."""
     cast = _TRUE_PRECISIONS.get(str(trainer.precision))
     if like is None or cast is None:
         return state
-    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    wanted = {name: _torch_dtype(array) for name, array in like.items()}
+    floats = {
+        name: value
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+        if name in wanted and wanted[name].is_floating_point
+    }
     return state | {
-        name: value.to(_torch_dtype(like[name]))
-        for name, value in tensors.items()
-        if value.dtype == cast and name in like and _torch_dtype(like[name]).is_floating_point
+        name: value.to(wanted[name])
+        for name, value in floats.items()
+        if cast in (value.dtype, wanted[name])  # cast already, or about to be
     }
 
 

@@ -124,8 +124,8 @@ class ResultStore:
         if kind not in self._failures:
             run = "fit" if kind == UPDATE else "validation or test"
             return (
-                f"{none}no {run} has ended with its bridge among the Trainer's callbacks (where the script runs"
-                " once per device: in the process of rank 0)."
+                f"{none}no {run} has ended with its bridge among the Trainer's callbacks (where the script"
+                " runs once per device: in the process of rank 0)."
             )
         epochs = [result.epoch for result in self.epochs]
         left = f"{len(epochs)}, the last of which is epoch {epochs[-1]}" if epochs else "none"

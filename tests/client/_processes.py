@@ -1,0 +1,181 @@
+"""Fits over two processes, run as a script (workers import it anew): prints what came back as JSON."""
+
+import gc
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import lightning.pytorch as L
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_fl_ext import FlowerBridge, LightningFLError, client_app, digest
+from lightning_fl_ext.engines.private import ensure_identity, set_message_id
+from lightning_fl_ext.wire import from_record, to_record
+
+OFF = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+QUIET = dict.fromkeys(OFF, False)
+
+
+class Lit(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 1)
+        self.fail_in_epoch = None
+
+    def training_step(self, batch, batch_idx):
+        if self.current_epoch == self.fail_in_epoch:
+            raise OSError("disk")
+        loss = (self.layer(batch[0]) - batch[1]).square().mean()
+        # Reduced over the ranks only when it is read: a read on one rank alone would wait for ever.
+        self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", (self.layer(batch[0]) - batch[1]).square().mean(), sync_dist=True)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Sharded(Lit):
+    """Fully sharded (FSDP2) over both processes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = None
+
+    def configure_model(self):
+        from torch.distributed.fsdp import fully_shard
+
+        if self.layer is None:
+            self.layer = nn.Linear(3, 1)
+            fully_shard(self.layer, mesh=self.device_mesh["data_parallel"])
+
+
+def loader(n):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(n, 3, generator=generator)
+    return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=10)
+
+
+def trainer(strategy, *callbacks, epochs=2):
+    return L.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=strategy,
+        max_epochs=epochs,
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks),
+        **QUIET,
+    )
+
+
+def instruction(kind):
+    ensure_identity()
+    weights = {"layer.weight": torch.full((1, 3), 0.5).numpy(), "layer.bias": torch.zeros(1).numpy()}
+    content = {"arrays": to_record(weights), "config": ConfigRecord({"server-round": 1})}
+    message = Message(RecordDict(content), 7, kind)
+    set_message_id(message, "m")
+    return message
+
+
+def context():
+    return Context(1, 7, {"client-id": "a"}, RecordDict(), {})
+
+
+def describe(bridge):
+    return {
+        "epochs": [[r.epoch, r.num_examples, r.digest] for r in bridge.results],
+        "update": bridge.update.digest,
+        "seen": bridge.update.examples_seen,
+        "metrics": sorted(bridge.update.metrics),
+        "weights": {name: array.ravel().tolist() for name, array in bridge.update.arrays.items()},
+    }
+
+
+def fit(strategy):
+    """101 examples, which a distributed sampler fills up to 102; then the same bridge in a fit that fails."""
+    module = Lit()
+    bridge = FlowerBridge.from_message(instruction("train"), context(), keep="all")
+    trainer(strategy, bridge).fit(module, loader(101))
+    out = {
+        "fit": describe(bridge),
+        "module": digest({k: v.numpy() for k, v in module.state_dict().items()}),
+        "reply": digest(from_record(bridge.reply().content["arrays"])),
+        "folder_mode": oct(bridge._store.folder.stat().st_mode & 0o777),
+    }
+    module.fail_in_epoch = 1
+    try:
+        trainer(strategy, bridge).fit(module, loader(101))
+    except Exception:
+        out["epochs_after_failure"] = [r.epoch for r in bridge.results]
+    try:
+        _ = bridge.update
+    except LightningFLError as error:
+        out["refused"] = str(error)
+    folder = bridge._store.folder
+    del bridge
+    gc.collect()
+    out["folder_left"] = folder.exists()
+    return out
+
+
+def validate(strategy):
+    """With the bridge of a fit, as after it."""
+    bridge, module = FlowerBridge(), Lit()
+    trainer(strategy, bridge).fit(module, loader(20))
+    before = bridge.update.digest
+    trainer(strategy, bridge).validate(module, loader(51), verbose=False)
+    return {
+        "counts": [bridge.evaluation.num_examples, bridge.update.num_examples],
+        "metrics": sorted(bridge.evaluation.metrics),
+        "update_kept": bridge.update.digest == before,
+    }
+
+
+def spool(strategy):
+    """With a spool the epochs lie where they were asked to, and stay."""
+    with tempfile.TemporaryDirectory() as root:
+        bridge = FlowerBridge(keep=1, submit="mean", spool_dir=root)
+        trainer(strategy, bridge).fit(Lit(), loader(20))
+        described = describe(bridge)
+        del bridge
+        return {"fit": described, "files": len(list(Path(root).rglob("epochs/*.safetensors")))}
+
+
+def app(strategy):
+    """A whole client over two processes."""
+    client = client_app(
+        Lit, data=lambda _: loader(101), trainer={"accelerator": "cpu", "devices": 2, "strategy": strategy}
+    )
+    reply = client(instruction("train"), context())
+    evaluated = client(instruction("evaluate"), context())
+    return {
+        "weights": {k: v.ravel().tolist() for k, v in from_record(reply.content["arrays"]).items()},
+        "counts": [reply.content["metrics"]["num-examples"], evaluated.content["metrics"]["num-examples"]],
+        "metrics": sorted(evaluated.content["metrics"]),
+    }
+
+
+def sharded(_):
+    """Here the strategy starts this script once more; results are in the first process."""
+    bridge = FlowerBridge.from_message(instruction("train"), context(), keep="all")
+    module = Sharded()
+    local = trainer(ModelParallelStrategy(), bridge)
+    local.fit(module, loader(40))
+    return describe(bridge) if local.is_global_zero else {}
+
+
+if __name__ == "__main__":
+    strategy, *tasks = sys.argv[1:]
+    torch.set_num_threads(1)
+    results = {task: globals()[task](strategy) for task in tasks}
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print("RESULT", json.dumps(results))

@@ -1,0 +1,142 @@
+"""Small modules, data and Trainers, shared by the tests of the bridge."""
+
+import warnings
+from types import SimpleNamespace
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_fl_ext.engines.private import ensure_identity, set_message_id
+from lightning_fl_ext.wire import to_record
+
+QUIET = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "log_every_n_steps": 1,
+}
+
+
+class Lit(L.LightningModule):
+    """A linear layer and a batch norm (float and integer buffers) that records the batches it trained on."""
+
+    def __init__(self, learning_rate=0.1):
+        super().__init__()
+        self.learning_rate = learning_rate
+        self.norm = nn.BatchNorm1d(3)
+        self.layer = nn.Linear(3, 1)
+        self.sizes = []
+
+    def loss(self, batch):
+        x, y = batch
+        dtype = self.layer.weight.dtype
+        return (self.layer(self.norm(x.to(dtype))) - y.to(dtype)).square().mean()
+
+    def training_step(self, batch, batch_idx):
+        self.sizes.append(len(batch[0]))
+        loss = self.loss(batch)
+        self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[0]))
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.learning_rate)
+
+
+class Validated(Lit):
+    """Logs losses outside training too, and records the weights it was validated with."""
+
+    def __init__(self, learning_rate=0.1):
+        super().__init__(learning_rate)
+        self.validated = []
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.append(self.layer.weight.detach().clone())
+        self.log("val_loss", self.loss(batch), batch_size=len(batch[0]))
+
+    def test_step(self, batch, batch_idx):
+        self.log("test_loss", self.loss(batch), batch_size=len(batch[0]))
+
+
+def dataset(n=10):
+    rng = np.random.default_rng(0)
+    return TensorDataset(
+        torch.from_numpy(rng.normal(size=(n, 3)).astype(np.float32)),
+        torch.from_numpy(rng.normal(size=(n, 1)).astype(np.float32)),
+    )
+
+
+def loader(n=10, batch_size=4, **options):
+    return DataLoader(dataset(n), batch_size=batch_size, **options)
+
+
+def trainer(*callbacks, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # advice on devices and on true-half precision
+        return L.Trainer(**{**QUIET, "max_epochs": 1, "callbacks": list(callbacks), **options})
+
+
+def fit(*callbacks, module=None, data=None, **options):
+    module = Lit() if module is None else module
+    trainer(*callbacks, **options).fit(module, loader() if data is None else data)
+    return module
+
+
+def arrays_of(module):
+    """An independent reading of a module's state dict."""
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
+
+
+def assert_same(left, right):
+    assert list(left) == list(right)
+    for name in left:
+        assert left[name].dtype == right[name].dtype, name
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name, strict=True)
+
+
+def message(arrays=None, kind="train", server_round=1, run_seed=0, node_id=7):
+    ensure_identity()
+    content = {"config": ConfigRecord({"server-round": server_round, "run-seed": run_seed})}
+    if arrays is not None:
+        record = arrays if isinstance(arrays, ArrayRecord) else to_record(arrays)
+        content = {"arrays": record, **content}
+    made = Message(RecordDict(content), node_id, kind)
+    set_message_id(made, f"{kind}-{server_round}")
+    return made
+
+
+def context(partition=0, of=1, **node_config):
+    config = {"partition-id": partition, "num-partitions": of, **node_config}
+    return Context(run_id=1, node_id=7, node_config=config, state=RecordDict(), run_config={})
+
+
+def fresh_module(seed, make=Lit):
+    """A module whose weights differ from those of every other seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
+
+
+@pytest.fixture
+def kit():
+    return SimpleNamespace(
+        Lit=Lit,
+        Validated=Validated,
+        QUIET=QUIET,
+        arrays_of=arrays_of,
+        assert_same=assert_same,
+        context=context,
+        dataset=dataset,
+        fit=fit,
+        fresh_module=fresh_module,
+        loader=loader,
+        message=message,
+        trainer=trainer,
+    )

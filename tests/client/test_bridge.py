@@ -1,0 +1,432 @@
+"""`FlowerBridge` in real fits, with and without Flower."""
+
+import copy
+import pickle
+import sys
+from functools import partial
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lightning_fl_ext import FlowerBridge, LightningFLError, WeightExchange
+from lightning_fl_ext.wire import from_record
+
+
+class Recorder(Callback):
+    """An independent record of the weights at every epoch's end and of the module after the fit."""
+
+    def __init__(self, arrays_of):
+        self.arrays_of = arrays_of
+        self.epochs = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.epochs.append(self.arrays_of(pl_module))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"keep": 0}, r"`keep` must be 'all', 'last' or a number from 1. Got 0."),
+        ({"keep": True}, r"Got True"),
+        ({"keep": "some"}, r"Got 'some'"),
+        ({"submit": "first"}, r"`submit` must be 'last', 'mean' or 'best'. Got 'first'."),
+        ({"submit": "best"}, r"pass `monitor=`"),
+        ({"mode": "high"}, r"`mode` must be 'min' or 'max'. Got 'high'."),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(arguments, error):
+    with pytest.raises(ValueError, match=error):
+        FlowerBridge(**arguments)
+
+
+# What is kept
+
+
+def test_every_epoch_is_a_result_with_its_own_weights(kit):
+    bridge, recorder = FlowerBridge(), Recorder(kit.arrays_of)
+    kit.fit(bridge, recorder, max_epochs=3)
+    assert [r.epoch for r in bridge.results] == [0, 1, 2]
+    for result, seen in zip(bridge.results, recorder.epochs, strict=True):
+        kit.assert_same(result.arrays, seen)
+    assert len({r.digest for r in bridge.results}) == 3
+
+
+@pytest.mark.parametrize(("keep", "epochs"), [("all", [0, 1, 2, 3]), ("last", [3]), (1, [3]), (3, [1, 2, 3])])
+@pytest.mark.parametrize("spooled", [False, True])
+def test_keep_says_how_many_epochs_stay(kit, tmp_path, keep, epochs, spooled):
+    bridge, recorder = (
+        FlowerBridge(keep=keep, spool_dir=str(tmp_path) if spooled else None),
+        Recorder(kit.arrays_of),
+    )
+    kit.fit(bridge, recorder, max_epochs=4)
+    assert [r.epoch for r in bridge.results] == epochs
+    for result in bridge.results:
+        kit.assert_same(result.arrays, recorder.epochs[result.epoch])
+    assert len(list(tmp_path.rglob("epochs/*"))) == (len(epochs) if spooled else 0)
+
+
+def test_spooled_epochs_are_the_same_results_as_those_in_memory(kit, tmp_path):
+    bridges = FlowerBridge(), FlowerBridge(spool_dir=str(tmp_path / "made" / "here"))
+    for bridge in bridges:
+        kit.fit(bridge, module=kit.fresh_module(0), max_epochs=3)
+    in_memory, spooled = bridges
+    assert [r.digest for r in spooled.results] == [r.digest for r in in_memory.results]
+    assert [r.score for r in spooled.results] == [r.score for r in in_memory.results]
+    assert [r.metrics for r in spooled.results] == [r.metrics for r in in_memory.results]
+    assert spooled.update.digest == in_memory.update.digest
+
+
+def test_two_bridges_share_a_spool_without_harm(kit, tmp_path):
+    bridges = [FlowerBridge(spool_dir=str(tmp_path)) for _ in range(2)]
+    digests = []
+    for seed, bridge in enumerate(bridges):
+        kit.fit(bridge, module=kit.fresh_module(seed))
+        digests.append(bridge.results[0].digest)
+    assert [bridge.results[0].digest for bridge in bridges] == digests
+    assert len(set(digests)) == 2
+
+
+def test_ordered_results_come_by_score(kit):
+    bridge = FlowerBridge(client_id="site-a")
+    kit.fit(bridge, max_epochs=4)
+
+    def score(result):  # the formula, written out: first elements of the floating arrays, and the count
+        floats = [a for a in result.arrays.values() if a.dtype.kind == "f"]
+        return sum(float(a.flat[0]) for a in floats) + result.num_examples
+
+    expected = sorted(bridge.results, key=score)
+    ordered = bridge.ordered_results()
+    assert [name for name, _, _ in ordered] == ["site-a"] * 4
+    assert [count for _, _, count in ordered] == [10] * 4
+    for (_, arrays, _), result in zip(ordered, expected, strict=True):
+        kit.assert_same(dict(enumerate(arrays)), dict(enumerate(result.arrays.values())))
+
+
+# What is submitted
+
+
+def test_the_last_weights_are_those_of_the_module_after_the_fit(kit):
+    bridge = FlowerBridge()
+    module = kit.fit(bridge, max_epochs=2)
+    kit.assert_same(bridge.update.arrays, kit.arrays_of(module))
+
+
+@pytest.mark.parametrize(("keep", "span"), [("all", slice(None)), (2, slice(-2, None))])
+def test_the_mean_is_over_the_kept_epochs_and_exact(kit, keep, span):
+    """Epochs of 10, 10 and 4 examples; the reference is the weighted mean in float64, rounded once."""
+    bridge, recorder = FlowerBridge(keep=keep, submit="mean"), Recorder(kit.arrays_of)
+    kit.fit(bridge, recorder, max_epochs=-1, max_steps=7)
+    weights = [10, 10, 4][span]
+    assert [r.num_examples for r in bridge.results] == weights
+    for name, got in bridge.update.arrays.items():
+        stack = np.stack([epoch[name].astype(np.float64) for epoch in recorder.epochs[span]])
+        expected = np.average(stack, axis=0, weights=weights)
+        expected = np.rint(expected) if got.dtype.kind == "i" else expected
+        np.testing.assert_array_equal(got, expected.astype(got.dtype), err_msg=name, strict=True)
+
+
+class Scripted(Callback):
+    """Makes the module log a value for each epoch."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        value = self.values[trainer.current_epoch]
+        pl_module.log("quality", value, on_step=False, on_epoch=True, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "best"),
+    [
+        ("min", [0.5, 0.25, 0.75, 0.25], 1),
+        ("max", [0.5, 0.25, 0.75, 0.25], 2),
+        ("max", [0.75, 0.25, 0.5, 0.25], 0),
+        ("min", [float("nan"), 0.25, 0.75, 0.5], 1),
+        ("max", [float("nan"), 0.25, 0.75, float("nan")], 2),
+    ],
+)
+@pytest.mark.parametrize("spooled", [False, True])
+def test_the_best_epoch_by_a_metric(kit, tmp_path, mode, values, best, spooled):
+    bridge = FlowerBridge(
+        keep="last",
+        submit="best",
+        monitor="quality",
+        mode=mode,
+        spool_dir=str(tmp_path) if spooled else None,
+    )
+    recorder = Recorder(kit.arrays_of)
+    kit.fit(bridge, Scripted(values), recorder, max_epochs=4)
+    kit.assert_same(bridge.update.arrays, recorder.epochs[best])
+    assert [r.epoch for r in bridge.results] == sorted({best, 3})
+
+
+def test_a_metric_that_is_not_logged_stops_the_first_epoch(kit):
+    with pytest.raises(LightningFLError, match=r"`monitor='accuracy'` was not logged .*Logged were: loss"):
+        kit.fit(FlowerBridge(submit="best", monitor="accuracy"), max_epochs=3)
+
+
+def test_the_update_carries_the_logged_scalars(kit):
+    bridge = FlowerBridge()
+    module = kit.Validated()
+    trainer = kit.trainer(bridge, max_epochs=2)
+    trainer.fit(module, kit.loader(), kit.loader(n=6))
+    assert set(bridge.update.metrics) == {"loss", "val_loss"}
+    assert bridge.update.metrics == {k: float(v) for k, v in trainer.callback_metrics.items()}
+    assert bridge.results[0].metrics["val_loss"] != bridge.results[1].metrics["val_loss"]
+
+
+def test_only_what_the_exchange_selects_is_packed_and_loaded(kit):
+    source = kit.arrays_of(kit.fresh_module(1))
+    exchange = WeightExchange(exclude="layer.*")
+    bridge = FlowerBridge(exchange=exchange)
+    bridge.receive({k: v for k, v in source.items() if not k.startswith("layer.")})
+    module = kit.fresh_module(2)
+    before = kit.arrays_of(module)
+    kit.fit(bridge, module=module, max_epochs=0)
+    assert list(bridge.update.arrays) == [k for k in source if not k.startswith("layer.")]
+    after = kit.arrays_of(module)
+    kit.assert_same({k: after[k] for k in ("layer.weight",)}, {k: before[k] for k in ("layer.weight",)})
+
+
+# With Flower's messages
+
+
+def test_a_fit_between_message_and_reply(kit):
+    source = kit.arrays_of(kit.fresh_module(1))
+    bridge = FlowerBridge.from_message(kit.message(source, server_round=3), kit.context(4, of=12))
+    module = kit.fit(bridge, module=kit.fresh_module(2), max_epochs=2)
+    reply = bridge.reply()
+
+    reference = kit.fresh_module(2)
+    reference.load_state_dict({k: torch.from_numpy(v) for k, v in source.items()})
+    kit.fit(module=reference, max_epochs=2)
+    kit.assert_same(from_record(reply.content["arrays"]), kit.arrays_of(reference))
+    kit.assert_same(kit.arrays_of(module), kit.arrays_of(reference))
+
+    assert reply.metadata.reply_to_message_id == "train-3"
+    assert dict(reply.content["client"]) == {
+        "client-id": "04",
+        "server-round": 3,
+        "examples-seen": 20,
+        "steps": 6,
+        "epochs": 2,
+    }
+    assert reply.content["metrics"]["num-examples"] == 10
+    assert reply.content["metrics"]["loss"] == pytest.approx(bridge.update.metrics["loss"])
+    assert len(reply.content.array_records) == len(reply.content.metric_records) == 1
+    assert len(bridge.results) == 1, "from_message keeps the last epoch unless told otherwise"
+
+
+def test_from_message_keeps_every_epoch_for_a_mean(kit):
+    message = kit.message(kit.arrays_of(kit.Lit()))
+    bridge = FlowerBridge.from_message(message, kit.context(), submit="mean")
+    kit.fit(bridge, max_epochs=3)
+    assert len(bridge.results) == 3
+
+
+def test_a_message_without_weights_is_refused(kit):
+    with pytest.raises(LightningFLError, match="a train message must hold exactly one ArrayRecord"):
+        FlowerBridge.from_message(kit.message(), kit.context())
+
+
+def test_weights_that_do_not_fit_are_refused_before_training(kit):
+    source = kit.arrays_of(kit.Lit())
+    source["layer.weight"] = source["layer.weight"][:, :2]
+    bridge = FlowerBridge.from_message(kit.message(source), kit.context())
+    module = kit.fresh_module(0)
+    with pytest.raises(
+        LightningFLError, match=r"layer.weight: expected float32\[1, 3\], got float32\[1, 2\]"
+    ):
+        kit.fit(bridge, module=module)
+    assert module.sizes == []
+
+
+@pytest.mark.parametrize("entry", ["validate", "test"])
+def test_an_evaluation_is_of_the_weights_that_were_sent(kit, entry):
+    source = kit.arrays_of(kit.fresh_module(1))
+    bridge = FlowerBridge.from_message(kit.message(source, "evaluate", 2), kit.context(client_id="b"))
+    trainer = kit.trainer(bridge)
+    getattr(trainer, entry)(kit.fresh_module(2, kit.Validated), kit.loader(), verbose=False)
+    reply = bridge.reply()
+
+    reference = kit.trainer()
+    getattr(reference, entry)(kit.fresh_module(1, kit.Validated), kit.loader(), verbose=False)
+    name = {"validate": "val_loss", "test": "test_loss"}[entry]
+    assert reply.content["metrics"][name] == float(reference.callback_metrics[name])
+    assert reply.content["metrics"]["num-examples"] == 10
+    assert reply.content["client"]["server-round"] == 2
+    assert not reply.content.array_records
+    assert bridge.evaluation.num_examples == 10
+
+
+def test_an_evaluation_over_several_loaders_counts_them_all(kit):
+    class Several(kit.Validated):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            super().validation_step(batch, batch_idx)
+
+    bridge = FlowerBridge()
+    kit.trainer(bridge).validate(Several(), [kit.loader(10), kit.loader(7)], verbose=False)
+    assert bridge.evaluation.num_examples == 17
+
+
+def test_validating_after_a_fit_sees_the_trained_weights_and_keeps_the_update(kit):
+    source = kit.arrays_of(kit.fresh_module(1))
+    bridge = FlowerBridge.from_message(kit.message(source), kit.context())
+    module, trainer = kit.Validated(), kit.trainer(bridge)
+    trainer.fit(module, kit.loader(), kit.loader(n=6))
+    trained = kit.arrays_of(module)
+    module.validated.clear()
+    trainer.validate(module, kit.loader(n=6), verbose=False)
+
+    np.testing.assert_array_equal(module.validated[0].numpy(), trained["layer.weight"])
+    kit.assert_same(from_record(bridge.reply().content["arrays"]), trained)
+    assert bridge.evaluation.num_examples == 6
+
+
+def test_a_reply_needs_a_message_and_an_outcome(kit):
+    with pytest.raises(LightningFLError, match="make the bridge with `FlowerBridge"):
+        FlowerBridge().reply()
+    source = kit.arrays_of(kit.Lit())
+    with pytest.raises(LightningFLError, match="client `0` has no update: no fit has ended"):
+        FlowerBridge.from_message(kit.message(source), kit.context()).reply()
+    with pytest.raises(LightningFLError, match="client `0` has no evaluation: no validation or test"):
+        FlowerBridge.from_message(kit.message(source, "evaluate"), kit.context()).reply()
+
+
+# The same bridge again, and copies of it
+
+
+def test_a_second_fit_starts_over(kit):
+    source = kit.arrays_of(kit.fresh_module(1))
+    bridge = FlowerBridge(client_id="a")
+    bridge.receive(source, server_round=1)
+    kit.fit(bridge, module=kit.fresh_module(2), max_epochs=3)
+    first = bridge.update
+    kit.fit(bridge, module=kit.fresh_module(3), max_epochs=2)
+    assert [r.epoch for r in bridge.results] == [0, 1]
+    assert (bridge.update.examples_seen, bridge.update.epochs) == (20, 2)
+    assert first.epochs == 3, "what was handed out stays as it was"
+    reference = kit.fresh_module(4)
+    reference.load_state_dict({k: torch.from_numpy(v) for k, v in source.items()})
+    kit.fit(module=reference, max_epochs=2)
+    kit.assert_same(bridge.update.arrays, kit.arrays_of(reference))
+
+
+def test_receiving_a_new_round_withdraws_the_update_of_the_old_one(kit):
+    bridge = FlowerBridge()
+    kit.fit(bridge)
+    bridge.receive(kit.arrays_of(kit.Lit()), server_round=2)
+    with pytest.raises(LightningFLError, match="has no update"):
+        _ = bridge.update
+
+
+def test_results_do_not_change_when_the_module_does(kit):
+    bridge = FlowerBridge()
+    module = kit.fit(bridge)
+    before = bridge.update.digest, {k: v.copy() for k, v in bridge.update.arrays.items()}
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            tensor.zero_()
+    kit.assert_same(bridge.update.arrays, before[1])
+
+
+def through_pickle(bridge):
+    return pickle.loads(pickle.dumps(bridge))
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+@pytest.mark.parametrize("twin_of", [copy.deepcopy, through_pickle])
+def test_a_copy_holds_the_same_and_leaves_the_original_alone(kit, tmp_path, twin_of, spooled):
+    message = kit.message(kit.arrays_of(kit.fresh_module(1)))
+    options = {"spool_dir": str(tmp_path)} if spooled else {}
+    bridge = FlowerBridge.from_message(message, kit.context(), keep="all", **options)
+    module = kit.Lit()
+    module.notes = "x" * 1_000_000
+    kit.fit(bridge, module=module, max_epochs=2)
+    assert len(pickle.dumps(bridge)) < 100_000, "the module must not travel with its callback"
+
+    twin = twin_of(bridge)
+    assert [r.digest for r in twin.results] == [r.digest for r in bridge.results]
+    assert twin.reply().content["metrics"] == bridge.reply().content["metrics"]
+    if twin_of is copy.deepcopy:
+        kept = [r.digest for r in bridge.results]
+        kit.fit(twin, module=kit.fresh_module(9), max_epochs=1)
+        assert len(twin.results) == 1
+        assert [r.digest for r in bridge.results] == kept
+
+
+# In other hands
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_in_a_trainer_of_pytorch_lightning(kit):
+    import pytorch_lightning as pl
+
+    class Old(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 1)
+
+        def training_step(self, batch, batch_idx):
+            loss = (self.layer(batch[0]) - batch[1]).square().mean()
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    source = kit.arrays_of(kit.fresh_module(1, Old))
+    bridge = FlowerBridge.from_message(kit.message(source), kit.context(), keep="all")
+    module = kit.fresh_module(2, Old)
+    pl.Trainer(**kit.QUIET, max_epochs=2, callbacks=[bridge]).fit(module, kit.loader())
+    assert [r.num_examples for r in bridge.results] == [10, 10]
+    kit.assert_same(from_record(bridge.reply().content["arrays"]), kit.arrays_of(module))
+
+    reference = kit.fresh_module(1, Old)
+    pl.Trainer(**kit.QUIET, max_epochs=2).fit(reference, kit.loader())
+    kit.assert_same(kit.arrays_of(module), kit.arrays_of(reference))
+
+    averaging = pl.callbacks.StochasticWeightAveraging(swa_lrs=0.1)
+    with pytest.raises(ValueError, match="`StochasticWeightAveraging` precedes `FlowerBridge`"):
+        pl.Trainer(**kit.QUIET, max_epochs=2, callbacks=[averaging, bridge]).fit(module, kit.loader())
+
+
+@pytest.fixture
+def cli(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    pytest.importorskip("docstring_parser", reason="needs `jsonargparse[signatures]`")
+    from lightning.pytorch.cli import LightningCLI
+
+    return partial(LightningCLI, save_config_callback=None, seed_everything_default=False)
+
+
+def test_from_the_command_line(kit, cli):
+    class Data(L.LightningDataModule):
+        def train_dataloader(self):
+            return kit.loader()
+
+    made = cli(
+        kit.Lit,
+        Data,
+        args=[
+            "fit",
+            *(f"--trainer.{option}={str(value).lower()}" for option, value in kit.QUIET.items()),
+            "--trainer.max_epochs=3",
+            "--trainer.callbacks+=lightning_fl_ext.FlowerBridge",
+            "--trainer.callbacks.keep=2",
+            "--trainer.callbacks.submit=mean",
+        ],
+    )
+    bridge = next(c for c in made.trainer.callbacks if isinstance(c, FlowerBridge))
+    assert [r.epoch for r in bridge.results] == [1, 2]
+    assert bridge.update.epochs == 3
+
+
+def test_the_command_line_takes_keep_as_a_word_too(kit, cli):
+    args = ["--trainer.callbacks+=lightning_fl_ext.FlowerBridge", "--trainer.callbacks.keep=all"]
+    made = cli(kit.Lit, run=False, args=args, trainer_defaults=kit.QUIET)
+    assert any(isinstance(c, FlowerBridge) for c in made.trainer.callbacks)

@@ -1,0 +1,103 @@
+"""Fits over two processes: what rank 0 found reaches the process that asked for it, and nothing else does.
+
+Each test runs a script, since workers must be able to import what they run.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("_processes.py")
+
+
+def run(strategy, *tasks):
+    root = str(SCRIPT.parents[2])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([root, *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(SCRIPT), strategy, *tasks],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stderr[-4000:]
+    return json.loads(lines[-1].removeprefix("RESULT "))
+
+
+def reference(n, epochs=2, ranks=2):
+    """The same fit in one plain loop: batches of 10 on each rank, gradients averaged over the ranks."""
+    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(1))
+    x = torch.cat([x, x[: -n % ranks]])  # filled up as the sampler does
+    layer = torch.nn.Linear(3, 1)
+    torch.nn.init.constant_(layer.weight, 0.5)
+    torch.nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    shares = [x[rank::ranks].split(10) for rank in range(ranks)]
+    for _ in range(epochs):
+        for batches in zip(*shares, strict=True):
+            optimizer.zero_grad()
+            sum((layer(b) - b.sum(1, keepdim=True)).square().mean() / ranks for b in batches).backward()
+            optimizer.step()
+    return layer
+
+
+def assert_trained_as(layer, weights):
+    np.testing.assert_allclose(weights["layer.weight"], layer.weight.detach().ravel(), rtol=1e-5)
+    np.testing.assert_allclose(weights["layer.bias"], layer.bias.detach(), rtol=1e-5)
+
+
+def check_fit(out):
+    fit = out["fit"]
+    assert [(epoch, count) for epoch, count, _ in fit["epochs"]] == [(0, 101), (1, 101)]
+    assert fit["seen"] == 202
+    assert fit["metrics"] == ["loss"]
+    assert fit["update"] == fit["epochs"][-1][2] == out["module"] == out["reply"]
+    assert_trained_as(reference(101), fit["weights"])
+    assert out["folder_mode"] == "0o700"
+    assert out["epochs_after_failure"] == [0]
+    assert "client `a` has no update: `Trainer.fit` raised ProcessRaisedException" in out["refused"]
+    assert out["refused"].endswith("Complete epochs in `results`: 1, the last of which is epoch 0.")
+    assert not out["folder_left"]
+
+
+@pytest.fixture(scope="module")
+def forked():
+    return run("ddp_fork", "fit", "validate", "spool", "app")
+
+
+def test_results_come_back_from_forked_workers(forked):
+    check_fit(forked["fit"])
+
+
+def test_an_evaluation_in_workers_comes_back_and_leaves_the_update(forked):
+    assert forked["validate"] == {"counts": [51, 20], "metrics": ["val_loss"], "update_kept": True}
+
+
+def test_a_spool_filled_by_workers_stays(forked):
+    spool = forked["spool"]
+    assert spool["files"] == len(spool["fit"]["epochs"]) == 1
+    assert spool["fit"]["update"] == spool["fit"]["epochs"][0][2], "the mean of one epoch is that epoch"
+
+
+def test_a_client_app_over_forked_workers(forked):
+    assert forked["app"]["counts"] == [101, 101]
+    assert forked["app"]["metrics"] == ["num-examples", "val_loss"]
+    assert_trained_as(reference(101, epochs=1), forked["app"]["weights"])
+
+
+def test_results_come_back_from_spawned_workers():
+    check_fit(run("ddp_spawn", "fit")["fit"])
+
+
+def test_sharded_weights_are_loaded_and_gathered():
+    """ModelParallel (FSDP2) starts the script twice; rank 0 holds the whole update."""
+    out = run("model_parallel", "sharded")["sharded"]
+    assert [(epoch, count) for epoch, count, _ in out["epochs"]] == [(0, 40), (1, 40)]
+    assert_trained_as(reference(40), out["weights"])
