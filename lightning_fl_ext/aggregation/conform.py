@@ -13,7 +13,9 @@ def conform(arrays: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]]
     """Cast arrays to the dtypes of a model, in its order.
 
     Strategies that average everything in floating point give fractional counters and masks. Integers are
-    rounded half to even; a bool is True where the mean is above one half.
+    rounded half to even, and stop at the ends of their range; a bool is True where the mean is above one
+    half. A float that is too large for a narrower dtype becomes infinite, and a NaN stays one, or becomes 0
+    in an integer: look for them before or after.
 
     Args:
         arrays: With the names and shapes of ``like``.
@@ -23,7 +25,8 @@ def conform(arrays: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]]
         Arrays with the dtypes of ``like``.
 
     Example:
-        >>> conform({"n": np.array(2.5), "m": np.array([0.5, 0.7])}, {"n": np.array(0), "m": np.zeros(2, bool)})
+        >>> model = {"n": np.array(0), "m": np.zeros(2, dtype=bool)}
+        >>> conform({"n": np.array(2.5), "m": np.array([0.5, 0.7])}, model)
         {'n': array(2), 'm': array([False,  True])}
     """
     return {name: _cast(arrays[name], array.dtype) for name, array in like.items()}
@@ -34,6 +37,14 @@ def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         return array
     if dtype == np.bool_:
         return np.asarray(array > 0.5)
-    if dtype.kind in "iu":
-        return np.asarray(np.rint(array).astype(dtype))
-    return array.astype(dtype)
+    if dtype.kind in "iu" and array.dtype.kind == "f":
+        return _rounded(array, dtype)
+    with np.errstate(over="ignore"):
+        return array.astype(dtype)
+
+
+def _rounded(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    whole, ends = np.nan_to_num(np.rint(array)), np.iinfo(dtype)
+    low, high = whole <= float(ends.min), whole >= float(ends.max)
+    inside = np.where(low | high, 0, whole).astype(dtype)
+    return np.where(low, dtype.type(ends.min), np.where(high, dtype.type(ends.max), inside))

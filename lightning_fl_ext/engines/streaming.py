@@ -24,13 +24,15 @@ def stream_replies(grid: Grid, messages: Sequence[Message], timeout: float | Non
     Args:
         grid: Any Flower ``Grid``.
         messages: At most one per node. Each one's ``metadata.message_id`` is set on sending.
-        timeout: Seconds to wait for the last reply; None to wait for ever.
+        timeout: Seconds to wait for the last reply; None to wait for ever. Clients that run in this process
+            are not waited for, and have no timeout: which of them answer must not depend on the clock.
 
     Yields:
         Replies in the order of arrival, error replies among them.
     """
     if not messages:
         return
+    in_process = bool(getattr(grid, "in_process", False))
     outstanding = set(grid.push_messages(list(messages)))
     start = reminded = time.monotonic()
     while outstanding:
@@ -39,10 +41,10 @@ def stream_replies(grid: Grid, messages: Sequence[Message], timeout: float | Non
         while arrived:
             yield arrived.pop(0)
         now = time.monotonic()
-        if timeout is not None and now - start >= timeout:
+        if not in_process and timeout is not None and now - start >= timeout:
             return
         if outstanding and now - reminded >= _REMIND_SECONDS:
             reminded = now
             log.warning("waiting for %d of %d replies (%.0f s)", len(outstanding), len(messages), now - start)
-        if outstanding and not getattr(grid, "in_process", False):
-            time.sleep(_POLL_SECONDS)
+        if outstanding and not in_process:
+            time.sleep(_POLL_SECONDS if timeout is None else min(_POLL_SECONDS, start + timeout - now))

@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 class Clients:
     """Maps a grid's node ids, which are random, to the clients' declared ids.
 
-    A node is known by its registered name, else by its app's answer to a query, which is asked once. A node
-    that declares neither goes by its node id, and sampling among such nodes does not reproduce.
+    A node is known by its registered name, else by its app's answer to a query, which is asked once, else by
+    the id in its first reply. A node that declares none goes by its node id, and sampling among such nodes
+    does not reproduce.
 
     Args:
         grid: Any Flower ``Grid``.
@@ -30,6 +31,7 @@ class Clients:
         self._grid = grid
         self._timeout = timeout
         self._ids: dict[int, str] = {}
+        self._registered: set[int] = set()
         self._asked: set[int] = set()
 
     def __getitem__(self, node_id: int) -> str:
@@ -39,9 +41,14 @@ class Clients:
         """Tell whether the node's client has an id of its own."""
         return node_id in self._ids
 
-    def learn(self, node_id: int, client_id: str) -> None:
-        """Note the id that a client without a name or a query declared in a reply."""
-        self._ids[node_id] = client_id
+    def agrees(self, node_id: int, declared: str) -> bool:
+        """Compare the id in a reply with the client's; the first one that a nameless client declares is it.
+
+        A registered name stands, whatever the client, which need not know it, calls itself.
+        """
+        if not declared or node_id in self._registered:
+            return True
+        return self._ids.setdefault(node_id, declared) == declared
 
     def ordered(self, node_ids: Iterable[int]) -> list[int]:
         """Sort nodes by client id, having asked those not yet known."""
@@ -59,18 +66,22 @@ class Clients:
             return
         self._asked.update(nodes)
         names = {info.node_id: info.name for info in self._grid.get_nodes()}
-        self._ids.update({node: names[node] for node in nodes if names.get(node)})
+        registered = {node: names[node] for node in nodes if names.get(node)}
+        self._registered.update(registered)
+        self._ids.update(registered)
         questions = [Message(RecordDict(), node, "query") for node in nodes if node not in self._ids]
+        asked: dict[str, int] = {}
         for reply in stream_replies(self._grid, questions, self._timeout):
-            to = reply.metadata.reply_to_message_id
-            node = next((q.metadata.dst_node_id for q in questions if q.metadata.message_id == to), None)
+            asked = asked or {q.metadata.message_id: q.metadata.dst_node_id for q in questions}
+            node = asked.get(reply.metadata.reply_to_message_id)
             if node is not None and reply.has_content() and (declared := declared_id(reply.content)):
                 self._ids[node] = declared
         anonymous = sum(node not in self._ids for node in nodes)
         if anonymous:
             log.warning(
-                "%d node(s) have no registered name and answer no query with a client id: which of them are"
-                " sampled differs from run to run. Use `client_app`, or answer queries by hand.",
+                "%d node(s) have no registered name and answer no query with a client id: until their replies"
+                " declare one, which of them are sampled differs from run to run. Use `client_app`, or answer"
+                " queries by hand.",
                 anonymous,
             )
 

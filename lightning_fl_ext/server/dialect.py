@@ -1,10 +1,12 @@
-"""Flower's own strategies read numpy's dtypes only: bfloat16 and float8 weights go to them as float32."""
+"""The arrays and records that Flower's own strategies can compute with, and the way back."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, RecordDict
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from lightning_fl_ext.results import Arrays
@@ -12,40 +14,76 @@ from lightning_fl_ext.wire import from_record, to_record
 from lightning_fl_ext.wire.records import RAW_STYPE
 
 
-def needs_translation(record: ArrayRecord) -> bool:
-    """Tell whether a record holds arrays that Flower's own strategies cannot read."""
-    return any(array.stype == RAW_STYPE for array in record.values())
-
-
 def readable(record: ArrayRecord) -> ArrayRecord:
-    """Give the record with such arrays widened to float32, which holds their values exactly."""
-    return ArrayRecord(
-        {
-            name: next(iter(to_record({name: _widen(from_record(ArrayRecord({name: array})))}).values()))
-            if array.stype == RAW_STYPE
-            else array
-            for name, array in record.items()
-        }
-    )
+    """Give a record in which every array is of a floating dtype that arithmetic keeps.
+
+    Flower's strategies compute in the arrays' own dtype: they cannot read bfloat16 and float8, lose digits
+    in float16, and many fail on integers and bools (``num_batches_tracked``, masks). The first three go to
+    them as float32, the last two as float64, which holds their values exactly up to 2^53;
+    :func:`~lightning_fl_ext.aggregation.conform.conform` brings the result back.
+
+    Args:
+        record: The global weights, or a client's.
+
+    Returns:
+        The record itself if it needs no change.
+    """
+    if all(_target(array) is None for array in record.values()):
+        return record
+    return ArrayRecord({name: _widened(array) for name, array in record.items()})
 
 
-def readable_reply(reply: Message) -> Message:
-    """Give a reply with such arrays widened."""
-    content = RecordDict(
-        {k: readable(r) if isinstance(r, ArrayRecord) else r for k, r in reply.content.items()}
-    )
-    wide = Message(content, reply_to=reply)
-    wide.__dict__["_metadata"] = reply.metadata
-    return wide
+def make_readable(
+    replies: Sequence[Message], metrics: set[str], like: Arrays | None = None, widen: bool = False
+) -> None:
+    """Give replies the one form that strategies expect of all of them.
+
+    Arrays stand in the model's order, for strategies that pair them by position; records have the first
+    reply's names; only the metrics that all clients share are left.
+
+    Args:
+        replies: Screened replies.
+        metrics: Names of the metrics to keep.
+        like: The global weights, if the replies hold weights; otherwise arrays are left as they are.
+        widen: Whether to make the arrays :func:`readable`.
+    """
+    for reply in replies:
+        content = reply.content
+        if like is not None:
+            (name,), (record,) = replies[0].content.array_records, content.array_records.values()
+            ordered = ArrayRecord({key: record[key] for key in like})
+            _replace(content, list(content.array_records), name, readable(ordered) if widen else ordered)
+        (name,), (measured,) = replies[0].content.metric_records, content.metric_records.values()
+        shared = MetricRecord({key: value for key, value in measured.items() if key in metrics})
+        _replace(content, list(content.metric_records), name, shared)
 
 
-def put_back(messages: list[Message], given: ArrayRecord, record: ArrayRecord) -> None:
+def put_back(messages: Iterable[Message], given: ArrayRecord, record: ArrayRecord) -> None:
     """In messages that a strategy made, put the true record where it passed on the readable one."""
+    if given is record:
+        return
     for message in messages:
         for key, value in list(message.content.items()):
             if value is given:
                 message.content[key] = record
 
 
-def _widen(arrays: Arrays) -> NDArray[Any]:
-    return next(iter(arrays.values())).astype("float32")
+def _replace(content: RecordDict, old: list[str], name: str, record: ArrayRecord | MetricRecord) -> None:
+    for key in old:
+        del content[key]
+    content[name] = record
+
+
+def _target(array: Array) -> str | None:
+    if array.stype == RAW_STYPE or array.dtype == "float16":
+        return "float32"
+    return "float64" if np.dtype(array.dtype).kind in "biu" else None
+
+
+def _widened(array: Array) -> Array:
+    target = _target(array)
+    if target is None:
+        return array
+    (values,) = from_record(ArrayRecord({"": array})).values()
+    wide: NDArray[Any] = values.astype(target)
+    return to_record({"": wide})[""]

@@ -12,8 +12,8 @@ from torch import nn
 
 from lightning_fl_ext.metrics import MetricMismatch, MetricPack, merge_metrics, missing_clients
 from lightning_fl_ext.metrics.discovery import named_metrics
-from lightning_fl_ext.server.screening import Reason, Rejection
-from lightning_fl_ext.wire.metric_states import STAGES, StageMetrics
+from lightning_fl_ext.metrics.stage import STAGES, StageMetrics
+from lightning_fl_ext.server.rejection import Reason, Rejection
 
 log = logging.getLogger(__name__)
 

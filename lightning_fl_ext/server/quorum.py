@@ -12,6 +12,17 @@ from lightning_fl_ext.engines import NotEnoughClientsError, OrderedGrid
 log = logging.getLogger(__name__)
 
 
+_POLL_SECONDS = 0.2
+_REMIND_SECONDS = 30.0
+
+
+def innermost(strategy: Strategy) -> Strategy:
+    """Give the strategy that wrappers, such as those for differential privacy, stand around."""
+    while isinstance(inner := getattr(strategy, "strategy", None), Strategy):
+        strategy = inner
+    return strategy
+
+
 def needed_clients(strategy: Strategy) -> tuple[int, str]:
     """Tell how many clients a strategy waits for, and which of its arguments says so.
 
@@ -20,9 +31,7 @@ def needed_clients(strategy: Strategy) -> tuple[int, str]:
         >>> needed_clients(FedAvg(min_available_nodes=5))
         (5, 'FedAvg(min_available_nodes=5)')
     """
-    inner = strategy
-    while hasattr(inner, "strategy"):
-        inner = inner.strategy
+    inner = innermost(strategy)
     names = ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes")
     needs = {name: int(getattr(inner, name, 0)) for name in names}
     name = max(needs, key=lambda n: needs[n])
@@ -43,14 +52,16 @@ def wait_for_clients(grid: OrderedGrid, strategy: Strategy, timeout: float | Non
     needed, says = needed_clients(strategy)
     complaint = f"At least {needed} are needed: {says}. Connect more, or lower it."
     grid.wait_at_most(timeout, complaint)
-    start, said = time.monotonic(), -1
+    start, said, said_at = time.monotonic(), -1, 0.0
     while (connected := len(list(grid.get_node_ids()))) < needed:
         waited = time.monotonic() - start
         if grid.in_process or (timeout is not None and waited >= timeout):
             raise NotEnoughClientsError(
                 f"{connected} client(s) are connected after {waited:.0f} s. {complaint}"
             )
-        if connected != said:
-            said = connected
-            log.warning("waiting for clients: %d connected, %d needed (%s)", connected, needed, says)
-        time.sleep(0.2)
+        if connected != said or waited - said_at >= _REMIND_SECONDS:
+            said, said_at = connected, waited
+            log.warning(
+                "waiting for clients: %d connected, %d needed by %s (%.0f s)", connected, needed, says, waited
+            )
+        time.sleep(_POLL_SECONDS)

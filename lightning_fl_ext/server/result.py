@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lightning_fl_ext.server.screening import Rejection
+from lightning_fl_ext.server.rejection import Rejection
 
 
 @dataclass(frozen=True)

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from lightning_fl_ext.engines import stream_replies
+from lightning_fl_ext.engines import NotEnoughClientsError, stream_replies
 from lightning_fl_ext.engines.private import CLIENT_APP_RAISED
 from lightning_fl_ext.metrics import DamagedMetricPack
+from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.clients import Clients, declared_id
-from lightning_fl_ext.server.screening import BadUpdateError, Reason, Rejected, Rejection
+from lightning_fl_ext.server.rejection import BadUpdateError, Reason, Rejected, Rejection
 from lightning_fl_ext.wire.metric_states import StageMetrics, take_stages
 
 log = logging.getLogger(__name__)
 
-ReadT = TypeVar("ReadT")
-Screen = Callable[[Message, str, int], ReadT]
-"""Checks a reply of a client in a round and reads it, or raises `Rejected`."""
+Screen = Callable[[Message, str], ClientUpdate]
+"""Checks a client's reply and reads it, or raises `Rejected`."""
+
+Reply = tuple[str, Message, ClientUpdate]
+"""A client, its message, and what was read in it."""
 
 
 @dataclass
-class RoundExchange(Generic[ReadT]):
+class RoundExchange:
     """Sends a round's messages and screens the replies, one at a time.
 
     Args:
@@ -51,10 +54,10 @@ class RoundExchange(Generic[ReadT]):
     clients: Clients
     messages: Sequence[Message]
     server_round: int
-    screen: Screen[ReadT]
+    screen: Screen
     timeout: float | None
     raise_on_bad: bool
-    on_reply: Callable[[ReadT | Rejection], None]
+    on_reply: Callable[[ClientUpdate | Rejection], None]
     earlier: set[str]
     rejected: list[Rejection] = field(default_factory=list)
     bytes_down: int = 0
@@ -66,11 +69,12 @@ class RoundExchange(Generic[ReadT]):
         """Ids of the clients asked, in order."""
         return sorted(self.clients[m.metadata.dst_node_id] for m in self.messages)
 
-    def accepted(self) -> Iterator[tuple[str, Message, ReadT]]:
-        """Yield each reply that counts, with its client and what was read, in the order of arrival.
+    def accepted(self) -> Iterator[Reply]:
+        """Yield each reply that counts, in the order of arrival.
 
         Raises:
             BadUpdateError: One does not count, and ``raise_on_bad`` is set.
+            NotEnoughClientsError: No client answered at all, not even with an error.
         """
         self.bytes_down = sum(map(_array_bytes, self.messages))
         shared = self.clients.shared(m.metadata.dst_node_id for m in self.messages)
@@ -86,12 +90,12 @@ class RoundExchange(Generic[ReadT]):
                 answered[to] = node
                 if reply.has_error():
                     raise _failed(reply)
-                if not self.clients.declares(node) and (declared := declared_id(reply.content)):
-                    self.clients.learn(node, declared)
+                if not self.clients.agrees(node, declared := declared_id(reply.content)):
+                    raise Rejected(Reason.NOT_SAMPLED, "client-id", self.clients[node], declared)
                 if self.clients[node] in shared:
                     raise Rejected(Reason.DUPLICATE, "client-id", "one node of this name", "several")
                 self._take_metrics(self.clients[node], reply)
-                read = self.screen(reply, self.clients[node], self.server_round)
+                read = _screened(self.screen, reply, self.clients[node])
             except Rejected as why:
                 known = answered.get(to)
                 self._reject(str(reply.metadata.src_node_id) if known is None else self.clients[known], why)
@@ -103,20 +107,28 @@ class RoundExchange(Generic[ReadT]):
             del reply
         waiting = self._sent() if waiting is None else waiting
         self.earlier.update(answered, waiting)
+        if self.messages and not answered:
+            raise NotEnoughClientsError(
+                f"none of the {len(self.messages)} clients asked in round {self.server_round} answered"
+                + (f" within {self.timeout:g} s" if self.timeout is not None else "")
+                + ". Look after the clients, or wait longer with `round_timeout`."
+            )
         for client in sorted(self.clients[node] for node in waiting.values()):
             limit = f"a reply within {self.timeout:g} s" if self.timeout is not None else "a reply"
             self._reject(client, Rejected(Reason.NO_REPLY, "", limit, "none"))
 
-    def collect(self) -> list[tuple[str, Message, ReadT]]:
-        """Wait for all replies, and give those that count sorted by client id.
+    def collect(self) -> list[Reply]:
+        """Wait for all replies, and give those that count in an order that no arrival can change.
 
-        Clients that turn out to share an id, having declared it only in their replies, are left out.
+        They are sorted by client id if every client has one, else by content. Clients that turn out to share
+        an id, having declared it only in their replies, are left out.
         """
-        replies = sorted(self.accepted(), key=lambda reply: reply[0])
+        replies = list(self.accepted())
         counts = Counter(client for client, _, _ in replies)
-        for client in (c for c, count in counts.items() if count > 1):
+        for client in sorted(client for client, count in counts.items() if count > 1):
             self._reject(client, Rejected(Reason.DUPLICATE, "client-id", "one node of this name", "several"))
-        return [reply for reply in replies if counts[reply[0]] == 1]
+        unique = [reply for reply in replies if counts[reply[0]] == 1]
+        return sorted(unique, key=_by_content if self.anonymous else _by_client)
 
     @property
     def anonymous(self) -> bool:
@@ -148,6 +160,26 @@ class RoundExchange(Generic[ReadT]):
             raise BadUpdateError(f"{rejection}. To go on without it, use `on_bad_update='exclude'`.")
         log.info("%s", rejection)
         self.on_reply(rejection)
+
+
+def _screened(screen: Screen, reply: Message, client: str) -> ClientUpdate:
+    try:
+        return screen(reply, client)
+    except Rejected:
+        raise
+    except Exception as error:  # whatever a check stumbles over, the reply is not what was asked for
+        raise Rejected(Reason.UNDECODABLE, got=f"{type(error).__name__}: {error}") from error
+
+
+def _by_client(reply: Reply) -> str:
+    return reply[0]
+
+
+def _by_content(reply: Reply) -> tuple[bool, float, str, int, str]:
+    update = reply[2]
+    nan = math.isnan(update.score)
+    metrics = repr(sorted(update.metrics.items()))
+    return nan, 0.0 if nan else update.score, update.digest, update.num_examples, metrics
 
 
 def _failed(reply: Message) -> Rejected:

@@ -4,137 +4,103 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from flwr.app import Message, MetricRecord
+from flwr.app import Array, Message
 from numpy.typing import NDArray
 
-from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.aggregation.structure import MAX_WEIGHT
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.server.clients import client_record
+from lightning_fl_ext.server.rejection import Reason, Rejected, Rejection
 from lightning_fl_ext.wire import PayloadError, from_record
 
-MAX_EXAMPLES = 10**9
-"""A count of examples from here on is taken for an error."""
+MAX_EXAMPLES = MAX_WEIGHT
+"""The largest count of examples, 2^26; one beyond it is taken for an error."""
 
 _HEADER = 4096  # bytes an array may take on the wire beyond its elements
 _WRAPPERS = ("model.", "module.", "_orig_mod.", "_forward_module.")
 
 
-class Reason(StrEnum):
-    """Why a reply does not count."""
-
-    CLIENT_ERROR = "client-error"
-    NO_REPLY = "no-reply"
-    NOT_SAMPLED = "not-sampled"
-    DUPLICATE = "duplicate-client"
-    STALE = "stale-round"
-    UNDECODABLE = "undecodable"
-    TOO_LARGE = "too-large"
-    KEYS = "keys"
-    PREFIX = "prefixed-keys"
-    SHAPE = "shape"
-    DTYPE = "dtype"
-    NOT_FINITE = "not-finite"
-    NORM = "norm"
-    COUNT = "example-count"
-    METRIC = "odd-metric"
-
-
 @dataclass(frozen=True)
-class Rejection:
-    """One reply, or one metric of a reply, that was left out.
+class Limits:
+    """What the values of a reply may be.
 
     Attributes:
-        client_id: Whose.
-        server_round: In which round.
-        reason: Why.
-        key: Where in the reply; ``""`` if it is about the whole.
-        expected: What would have passed.
-        got: What came.
+        count_key: The metric that weighs the client in means.
+        min_update_norm: Least L2 norm of an update.
+        max_update_norm: Largest L2 norm of an update (weights minus global weights, floating arrays).
+        max_term: Largest magnitude of a weight times the count: an exact sum has a range.
     """
 
-    client_id: str
-    server_round: int
-    reason: Reason
-    key: str = ""
-    expected: str = ""
-    got: str = ""
-
-    def __str__(self) -> str:
-        where = f", `{self.key}`" if self.key else ""
-        what = f": expected {self.expected}, got {self.got}" if self.expected else f": {self.got}"
-        return f"client `{self.client_id}`, round {self.server_round}: {self.reason}{where}{what}"
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Rejection:
-        """Take the attributes as plain JSON data."""
-        return cls(**{**data, "reason": Reason(data["reason"])})
-
-
-class BadUpdateError(LightningFLError):
-    """A bad update came, and ``on_bad_update="raise"``."""
-
-
-class Rejected(Exception):
-    """Raised by a check, to be turned into a `Rejection`."""
-
-    def __init__(self, reason: Reason, key: str = "", expected: str = "", got: str = "") -> None:
-        super().__init__(reason, key, expected, got)
-        self.reason, self.key, self.expected, self.got = reason, key, expected, got
+    count_key: str = "num-examples"
+    min_update_norm: float = 0.0
+    max_update_norm: float | None = None
+    max_term: float | None = None
 
 
 def screen_train_reply(
-    reply: Message, client_id: str, server_round: int, like: Arrays, max_update_norm: float | None = None
+    reply: Message, client_id: str, server_round: int, limits: Limits, like: Arrays
 ) -> ClientUpdate:
     """Check a train reply, and read it.
 
-    The arrays are views of the reply's bytes. They are read once for finiteness, and once more for the norm
-    if it is limited.
+    The arrays are views of the reply's bytes. They are read once for finiteness and magnitude, and once more
+    for the norm if it is limited.
 
     Args:
         reply: A message with content.
         client_id: Whose it is, as the server knows it.
         server_round: The current round.
+        limits: For counts and values.
         like: The global weights the round started from.
-        max_update_norm: Limit on the L2 norm of the update (weights minus global weights, floating arrays).
 
     Raises:
         Rejected: A check failed.
     """
-    metrics, num_examples = _screen_head(reply, client_id, server_round)
+    head = screen_evaluate_reply(reply, client_id, server_round, limits)
     records = reply.content.array_records
     if len(records) != 1:
         raise Rejected(Reason.UNDECODABLE, "arrays", "one ArrayRecord", f"{len(records)}")
     record = next(iter(records.values()))
     _screen_keys(list(like), list(record))
     for name, packed in record.items():
-        if len(packed.data) > like[name].nbytes + _HEADER:
-            limit = f"at most {like[name].nbytes + _HEADER} bytes"
-            raise Rejected(Reason.TOO_LARGE, name, limit, f"{len(packed.data)}")
+        _screen_announced(name, packed, like[name])
     try:
         arrived = from_record(record)
     except PayloadError as error:
         raise Rejected(Reason.UNDECODABLE, "arrays", got=str(error)) from None
     arrays = {name: arrived[name] for name in like}
     for name, array in arrays.items():
-        if array.shape != like[name].shape:
-            raise Rejected(Reason.SHAPE, name, str(list(like[name].shape)), str(list(array.shape)))
         if array.dtype != like[name].dtype:
-            raise Rejected(Reason.DTYPE, name, like[name].dtype.name, array.dtype.name)
-    for name, array in arrays.items():
-        if not is_finite(array):
-            raise Rejected(Reason.NOT_FINITE, name, "finite values", _first_not_finite(array))
-    if max_update_norm is not None:
-        norm = update_norm(arrays, like)
-        if not norm <= max_update_norm:
-            raise Rejected(Reason.NORM, "", f"an update of norm at most {max_update_norm:g}", f"{norm:g}")
+            raise Rejected(Reason.DTYPE, name, str(like[name].dtype), str(array.dtype))
+        _screen_values(name, array, head.num_examples, limits.max_term)
+    _screen_norm(arrays, like, limits)
+    return replace(head, arrays=arrays)
+
+
+def screen_evaluate_reply(
+    reply: Message, client_id: str, server_round: int, limits: Limits = Limits()
+) -> ClientUpdate:
+    """Check what evaluate and train replies have in common, and read it: round, count and metrics.
+
+    Raises:
+        Rejected: A check failed.
+    """
     client = client_record(reply.content)
+    if (answered := client.get("server-round", server_round)) != server_round:
+        raise Rejected(Reason.STALE, "server-round", str(server_round), str(answered))
+    records = reply.content.metric_records
+    if len(records) != 1:
+        raise Rejected(Reason.UNDECODABLE, "metrics", "one MetricRecord", f"{len(records)}")
+    metrics: dict[str, Any] = dict(next(iter(records.values())))
+    num_examples = _screen_count(limits.count_key, metrics.pop(limits.count_key, None))
+    for key, value in metrics.items():
+        if not all(map(_is_finite_number, value if isinstance(value, list) else [value])):
+            raise Rejected(Reason.NOT_FINITE, key, "a finite metric", str(value))
     return ClientUpdate(
-        arrays,
+        {},
         num_examples,
         client_id=client_id,
         server_round=server_round,
@@ -145,38 +111,47 @@ def screen_train_reply(
     )
 
 
-def screen_evaluate_reply(reply: Message, client_id: str, server_round: int) -> tuple[dict[str, Any], int]:
-    """Check an evaluate reply, and read its metrics and number of examples.
-
-    Raises:
-        Rejected: A check failed.
-    """
-    return _screen_head(reply, client_id, server_round)
-
-
-def _screen_head(reply: Message, client_id: str, server_round: int) -> tuple[dict[str, Any], int]:
-    client = client_record(reply.content)
-    if (answered := client.get("server-round", server_round)) != server_round:
-        raise Rejected(Reason.STALE, "server-round", str(server_round), str(answered))
-    if (name := client.get("client-id") or client_id) != client_id:
-        raise Rejected(Reason.NOT_SAMPLED, "client-id", client_id, str(name))
-    records = reply.content.metric_records
-    if len(records) != 1:
-        raise Rejected(Reason.UNDECODABLE, "metrics", "one MetricRecord", f"{len(records)}")
-    record: MetricRecord = next(iter(records.values()))
-    metrics: dict[str, Any] = dict(record)
-    num_examples = _screen_count(metrics.pop("num-examples", None))
-    for key, value in metrics.items():
-        if not np.all(np.isfinite(value)):
-            raise Rejected(Reason.NOT_FINITE, key, "a finite metric", str(value))
-    return metrics, num_examples
-
-
-def _screen_count(count: Any) -> int:
-    expected = f"a whole number from 1 to {MAX_EXAMPLES}"
-    if isinstance(count, int | float) and 1 <= count <= MAX_EXAMPLES and count == int(count):
+def _screen_count(key: str, count: Any) -> int:
+    number = isinstance(count, int | float) and not isinstance(count, bool)
+    if number and 1 <= count <= MAX_EXAMPLES and count == int(count):
         return int(count)
-    raise Rejected(Reason.COUNT, "num-examples", expected, "nothing" if count is None else repr(count))
+    expected = f"a whole number from 1 to {MAX_EXAMPLES}"
+    raise Rejected(Reason.COUNT, key, expected, "nothing" if count is None else repr(count))
+
+
+def _screen_announced(name: str, packed: Array, like: NDArray[Any]) -> None:
+    """Compare what a packed array says about itself; that it is true is checked when it is decoded."""
+    if tuple(packed.shape) != like.shape:
+        raise Rejected(Reason.SHAPE, name, str(list(like.shape)), str(list(packed.shape)))
+    if packed.dtype not in (like.dtype.name, str(like.dtype)):
+        raise Rejected(Reason.DTYPE, name, like.dtype.name, packed.dtype)
+    if len(packed.data) > like.nbytes + _HEADER:
+        limit = f"at most {like.nbytes + _HEADER} bytes"
+        raise Rejected(Reason.TOO_LARGE, name, limit, f"{len(packed.data)}")
+
+
+def _screen_values(name: str, array: NDArray[Any], count: int, max_term: float | None) -> None:
+    if array.dtype.kind in "biu":
+        return
+    bound = _bound(array)
+    if not math.isfinite(bound) and not np.isfinite(array).all():
+        raise Rejected(Reason.NOT_FINITE, name, "finite values", _first_not_finite(array))
+    if max_term is not None and not bound * count < max_term:
+        largest = float(np.abs(array).max(initial=0))
+        if not largest * count < max_term:
+            limit = f"magnitudes under {max_term / count:g} with {count} examples"
+            raise Rejected(Reason.MAGNITUDE, name, limit, f"{largest:g}")
+
+
+def _screen_norm(arrays: Arrays, like: Arrays, limits: Limits) -> None:
+    least, most = limits.min_update_norm, limits.max_update_norm
+    if not least and most is None:
+        return
+    norm = update_norm(arrays, like)
+    if most is not None and not norm <= most:
+        raise Rejected(Reason.NORM, "", f"an update of norm at most {most:g}", f"{norm:g}")
+    if norm < least:
+        raise Rejected(Reason.NORM, "", "an update that can be clipped", f"one of norm {norm:g}")
 
 
 def _screen_keys(expected: list[str], got: list[str]) -> None:
@@ -196,16 +171,23 @@ def _screen_keys(expected: list[str], got: list[str]) -> None:
 def is_finite(array: NDArray[Any]) -> bool:
     """Tell whether an array holds neither NaN nor infinities, in one pass without a copy if it does not.
 
-    A sum is finite only if every term is; only where it overflows must each element be looked at.
-
     Example:
         >>> is_finite(np.full(10, 3e38, dtype=np.float32)), is_finite(np.array([1.0, np.inf, -np.inf]))
         (True, False)
     """
-    if array.dtype.kind in "biu":
-        return True
+    return array.dtype.kind in "biu" or math.isfinite(_bound(array)) or bool(np.isfinite(array).all())
+
+
+def _bound(array: NDArray[Any]) -> float:
+    """Give a number that no magnitude in the array exceeds; not finite if one is not, or if it overflows.
+
+    The root of the sum of squares, a little enlarged for rounding, and for squares too small to count.
+    """
+    flat = np.ravel(array, order="K")
+    if flat.dtype not in (np.float32, np.float64):
+        flat = flat.view(flat.real.dtype) if flat.dtype.kind == "c" else flat.astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(np.sum(array))) or bool(np.isfinite(array).all())
+        return 1.01 * math.sqrt(float(np.dot(flat, flat))) + 1e-18 if flat.size else 0.0
 
 
 def update_norm(arrays: Arrays, like: Arrays, block: int = 1 << 16) -> float:
@@ -247,7 +229,7 @@ def common_metrics(
         ({'loss'}, 'client `b`, round 3: odd-metric, `f1`: expected a metric of all 2 clients, got 1 of them')
     """
     forms = [
-        {(key, len(v) if isinstance(v, list) else 0) for key, v in of_client.items()}
+        {(key, len(v) if isinstance(v, list) else -1) for key, v in of_client.items()}
         for of_client in metrics.values()
     ]
     common = set.intersection(*forms) if forms else set()
@@ -270,6 +252,13 @@ def _first_not_finite(array: NDArray[Any]) -> str:
     flat = array.reshape(-1)
     index = int(np.flatnonzero(~np.isfinite(flat))[0])
     return f"{flat[index]} at index {[int(i) for i in np.unravel_index(index, array.shape)]}"
+
+
+def _is_finite_number(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 def _integer(value: Any) -> int:

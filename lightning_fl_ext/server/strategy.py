@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -11,6 +12,7 @@ from flwr.serverapp.strategy import FedAvg
 from lightning_fl_ext.aggregation import ExactMean
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.server.clients import declared_id
+from lightning_fl_ext.server.screening import common_metrics
 from lightning_fl_ext.wire import from_record, to_record
 
 
@@ -66,9 +68,31 @@ class ExactFedAvg(FedAvg):
         self._like = None
         if mean is None:
             return None, None
-        heads.sort(key=declared_id)
-        shared = set.intersection(*(set(head.metric_records["metrics"]) for head in heads))
-        for head in heads:
-            record = head.metric_records["metrics"]
-            head["metrics"] = MetricRecord({key: record[key] for key in record if key in shared})
-        return to_record(mean.result()), self.train_metrics_aggr_fn(heads, self.weighted_by_key)
+        return to_record(mean.result()), aggregate_heads(
+            heads, self.train_metrics_aggr_fn, self.weighted_by_key
+        )
+
+    @staticmethod
+    def max_term(num_clients: int) -> float:
+        """Largest magnitude of a weight times its count, at which no number of such clients can overflow."""
+        return 2.0**42 / num_clients if num_clients else math.inf
+
+
+def aggregate_heads(
+    heads: list[RecordDict], aggregate: Callable[[list[RecordDict], str], MetricRecord], key: str
+) -> MetricRecord:
+    """Aggregate the metrics of replies that came in any order.
+
+    Args:
+        heads: Of each reply the metrics, named ``"metrics"``, and the config records.
+        aggregate: A strategy's ``train_metrics_aggr_fn``; called with the metrics that all share, in an order
+            that does not depend on the order of ``heads``.
+        key: A strategy's ``weighted_by_key``.
+    """
+    metrics = {str(i): dict(head.metric_records["metrics"]) for i, head in enumerate(heads)}
+    shared, _ = common_metrics(metrics, 0)
+    for head in heads:
+        record = head.metric_records["metrics"]
+        head["metrics"] = MetricRecord({name: record[name] for name in sorted(shared)})
+    heads.sort(key=lambda head: (declared_id(head), repr(head.metric_records["metrics"])))
+    return aggregate(heads, key)

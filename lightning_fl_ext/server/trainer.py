@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from lightning_fl_ext.aggregation.conform import conform
-from lightning_fl_ext.engines import OrderedGrid
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.metrics.discovery import named_metrics
-from lightning_fl_ext.results import Arrays, ClientUpdate, digest
+from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.seeds import derive_seed, seeded
-from lightning_fl_ext.server import dialect
 from lightning_fl_ext.server.callbacks.base import RoundCallback
 from lightning_fl_ext.server.callbacks.checkpoint import RoundCheckpoint
 from lightning_fl_ext.server.callbacks.progress import RoundProgressBar
 from lightning_fl_ext.server.central import evaluate_centrally
 from lightning_fl_ext.server.checkpointing import fingerprint, load_checkpoint
-from lightning_fl_ext.server.clients import Clients
-from lightning_fl_ext.server.pooling import average_scalars, pool_metrics
-from lightning_fl_ext.server.quorum import wait_for_clients
+from lightning_fl_ext.server.driver import StrategyDriver
 from lightning_fl_ext.server.result import FederatedResult, RoundRecord
-from lightning_fl_ext.server.rounds import RoundExchange
-from lightning_fl_ext.server.screening import (
-    Rejection,
-    common_metrics,
-    is_finite,
-    screen_evaluate_reply,
-    screen_train_reply,
-)
 from lightning_fl_ext.server.strategy import ExactFedAvg
-from lightning_fl_ext.wire import Exchange, WeightExchange, from_record, to_record
-from lightning_fl_ext.wire.metric_states import ASK
+from lightning_fl_ext.wire import Exchange, WeightExchange
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +55,9 @@ class FederatedTrainer:
         ValueError: An argument is not one of the above.
 
     Attributes:
+        strategy: The strategy at work. Each fit starts with a copy of the one that was given.
         current_round: The current round, from 1.
+        ckpt_path: What the current fit was told to go on from, if anything.
         callback_metrics: The last value of every metric.
         rounds: Records of the rounds so far.
         result: What :meth:`fit` returned last; None before.
@@ -103,7 +91,7 @@ class FederatedTrainer:
                 f"`strategy` must be a flwr.serverapp.strategy.Strategy. Got {type(strategy).__name__}."
             )
         self.max_rounds = max_rounds
-        self.strategy = ExactFedAvg() if strategy is None else strategy
+        self.strategy = self._strategy = ExactFedAvg() if strategy is None else strategy
         self.seed = seed
         self.callbacks = [callbacks] if isinstance(callbacks, RoundCallback) else list(callbacks or [])
         self.loggers = list(logger) if isinstance(logger, list | tuple) else [logger] if logger else []
@@ -119,12 +107,12 @@ class FederatedTrainer:
         self.callbacks.sort(key=lambda callback: isinstance(callback, RoundCheckpoint))
         self.should_stop = False
         self.current_round = 0
+        self.ckpt_path: str | Path | None = None
         self.fingerprint: dict[str, Any] = {}
         self.callback_metrics: dict[str, float] = {}
         self.rounds: list[RoundRecord] = []
         self.result: FederatedResult | None = None
         self.arrays: Arrays = {}
-        self._earlier: set[str] = set()
 
     # The fit
 
@@ -153,20 +141,20 @@ class FederatedTrainer:
             LightningFLError: Too few clients, a checkpoint of another run, a bad update under
                 ``on_bad_update="raise"``, or an error in a callback. A checkpoint of the rounds before stays.
         """
-        self._begin(model, grid)
-        self.fingerprint = fingerprint(self)
+        self._begin(model, grid, ckpt_path)
         with self._reporting():
             if ckpt_path is not None:
                 load_checkpoint(self, ckpt_path)
-            self._call("on_fit_start")
+            self.call_callbacks("on_fit_start")
             if self.current_round == 0 and evaluate is not None:
-                self.note(RoundRecord(0, digest=digest(self.arrays), metrics=self._central(evaluate)))
+                metrics = self._evaluate_centrally(evaluate)
+                self.note(RoundRecord(0, digest=digest(self.arrays), metrics=metrics))
             while self.current_round < self.max_rounds and not self.should_stop:
                 self.current_round += 1
                 self._run_round(evaluate)
             self._write_model()
             self.result = FederatedResult(self.model, tuple(self.rounds), digest(self.arrays))
-            self._call("on_fit_end")
+            self.call_callbacks("on_fit_end")
         for logger in self.loggers:
             logger.finalize("success")
         return self.result
@@ -176,185 +164,63 @@ class FederatedTrainer:
     ) -> dict[str, float]:
         """Evaluate a model once: on the clients, and on the server if asked to.
 
+        Of the callbacks' hooks only ``on_messages``, ``on_reply`` and ``on_exception`` are called.
+
         Args:
             model: See :meth:`fit`.
             grid: See :meth:`fit`.
             evaluate: See :meth:`fit`.
 
         Returns:
-            Metrics by name; those of the server prefixed with ``server_``.
+            Metrics by name; those of the server prefixed with ``server_``. ``trainer.rounds[0]`` says who was
+            left out.
+
+        Raises:
+            LightningFLError: Too few clients.
         """
         self._begin(model, grid)
         with self._reporting():
-            self._call("on_fit_start")
-            metrics, rejected = self._evaluate(to_record(self.arrays))
+            metrics, rejected = self._driver.evaluate(0, self.arrays)
             if evaluate is not None:
-                metrics |= self._central(evaluate)
-            self.rounds.append(RoundRecord(0, rejected=tuple(rejected), metrics=metrics))
+                metrics |= self._evaluate_centrally(evaluate)
+            for rejection in rejected:
+                log.warning("left out: %s", rejection)
+            self.note(RoundRecord(0, rejected=tuple(rejected), digest=digest(self.arrays), metrics=metrics))
         return metrics
 
-    def _begin(self, model: Any, grid: Grid) -> None:
+    def _begin(self, model: Any, grid: Grid, ckpt_path: str | Path | None = None) -> None:
         with seeded(derive_seed(self.seed, 0, "", "init")):
             self.model = model if isinstance(model, torch.nn.Module) else model()
         self.arrays = self.exchange.pack(self.model.state_dict())
+        self.strategy = copy.deepcopy(self._strategy)
         self.current_round, self.rounds, self.callback_metrics = 0, [], {}
-        self.should_stop, self.result = False, None
-        self._earlier = set()
-        self._clients = Clients(grid, self.round_timeout)
-        self._grid = OrderedGrid(grid, self._clients.ordered)
+        self.should_stop, self.result, self.ckpt_path = False, None, ckpt_path
+        self.fingerprint = fingerprint(self)
+        self._driver = StrategyDriver(self, grid)
 
     # A round
 
     def _run_round(self, evaluate: Any) -> None:
-        self._call("on_round_start")
-        wait_for_clients(self._grid, self.strategy, self.round_timeout)
-        record = to_record(self.arrays)
-        trained = self._train(record)
-        record = to_record(self.arrays)
-        metrics, rejected = self._evaluate(record)
-        metrics = {**trained.metrics, **metrics}
+        self.call_callbacks("on_round_start")
+        self.arrays, trained = self._driver.train(self.current_round, self.arrays)
+        self.call_callbacks("on_replies")
+        evaluated, rejected = self._driver.evaluate(self.current_round, self.arrays)
+        fitted = {f"fit_{k}" if k in evaluated else k: v for k, v in trained.metrics.items()}
+        metrics = fitted | evaluated
         if evaluate is not None:
-            metrics |= self._central(evaluate)
+            metrics |= self._evaluate_centrally(evaluate)
         rejected = sorted([*trained.rejected, *rejected], key=lambda r: (r.client_id, r.reason, r.key))
         if not any(isinstance(callback, RoundProgressBar) for callback in self.callbacks):
             for rejection in rejected:
-                log.warning("%s", rejection)
-        self.note(
-            RoundRecord(
-                self.current_round,
-                sampled=trained.sampled,
-                accepted=trained.accepted,
-                rejected=tuple(rejected),
-                digest=digest(self.arrays),
-                metrics=metrics,
-                void=trained.void,
-            )
-        )
-        self._call("on_round_end")
-
-    def _train(self, record: ArrayRecord) -> RoundRecord:
-        exchange = self._exchange(
-            self.strategy.configure_train,
-            record,
-            lambda reply, client, r: screen_train_reply(reply, client, r, self.arrays, self.max_update_norm),
-            "train",
-        )
-        metrics_of: dict[str, Any] = {}
-        if getattr(self.strategy, "order_free", False) and not exchange.anonymous:
-            new, metrics = self._aggregate(self._passing(exchange.accepted(), metrics_of))
-            common, odd = common_metrics(metrics_of, self.current_round)
-        else:
-            replies = exchange.collect()
-            metrics_of = {client: update.metrics for client, _, update in replies}
-            common, odd = common_metrics(metrics_of, self.current_round)
-            enough = len(replies) >= self.min_accepted
-            messages = [_with_metrics(self._translated(reply), common) for _, reply, _ in replies]
-            new, metrics = self._aggregate(messages) if enough else (None, None)
-        void = new is None or len(metrics_of) < self.min_accepted
-        if void:
-            log.warning(
-                "round %d is void: %d of %d updates count, `min_accepted` is %d; the model stays as it was",
-                *(self.current_round, len(metrics_of), len(exchange.messages), self.min_accepted),
-            )
-        elif new is not None:
-            self.arrays = self._conformed(new)
-        self._call("on_replies")
-        accepted = {client: exchange.stages.get(client, {}) for client in metrics_of}
-        pooled, unpooled = pool_metrics(self.model, accepted, self.current_round)
-        return RoundRecord(
-            self.current_round,
-            sampled=tuple(exchange.sampled),
-            accepted=tuple(sorted(metrics_of)),
-            rejected=tuple(exchange.rejected + odd + unpooled),
-            metrics=_scalars(metrics)
-            | average_scalars(metrics_of, accepted, "validate")
-            | pooled
-            | {
-                "clients_accepted": float(len(metrics_of)),
-                "clients_rejected": float(len({r.client_id for r in exchange.rejected} - {*metrics_of})),
-                "bytes_down": float(exchange.bytes_down),
-                "bytes_up": float(exchange.bytes_up),
-            },
-            void=void,
-        )
-
-    def _evaluate(self, record: ArrayRecord) -> tuple[dict[str, float], list[Rejection]]:
-        exchange = self._exchange(self.strategy.configure_evaluate, record, screen_evaluate_reply, "evaluate")
-        if not exchange.messages:
-            return {}, []
-        replies = exchange.collect()
-        common, odd = common_metrics({client: read[0] for client, _, read in replies}, self.current_round)
-        with self._seeded("aggregate-evaluate"):
-            metrics = self.strategy.aggregate_evaluate(
-                self.current_round, [_with_metrics(reply, common) for _, reply, _ in replies]
-            )
-        accepted = {client: exchange.stages.get(client, {}) for client, _, _ in replies}
-        pooled, unpooled = pool_metrics(self.model, accepted, self.current_round)
-        return _scalars(metrics) | pooled, exchange.rejected + odd + unpooled
-
-    def _exchange(
-        self, configure: Callable[..., Iterable[Message]], record: ArrayRecord, screen: Any, purpose: str
-    ) -> RoundExchange[Any]:
-        foreign = not getattr(self.strategy, "reads_every_dtype", False) and dialect.needs_translation(record)
-        given = dialect.readable(record) if foreign else record
-        config = ConfigRecord({"run-seed": self.seed, "server-round": self.current_round})
-        if named_metrics(self.model):
-            config[ASK] = True
-        with self._seeded(f"configure-{purpose}"):
-            messages = list(configure(self.current_round, given, config, self._grid))
-        if foreign:
-            dialect.put_back(messages, given, record)
-        exchange = RoundExchange(
-            self._grid,
-            self._clients,
-            messages,
-            self.current_round,
-            screen,
-            self.round_timeout,
-            self.on_bad_update == "raise",
-            lambda reply: self._call("on_reply", reply if purpose == "train" else None),
-            self._earlier,
-        )
-        if messages:
-            self._call("on_messages", exchange.sampled)
-        return exchange
-
-    def _passing(
-        self, accepted: Iterator[tuple[str, Message, ClientUpdate]], metrics_of: dict[str, Any]
-    ) -> Iterator[Message]:
-        for client, reply, update in accepted:
-            metrics_of[client] = update.metrics
-            del update
-            yield reply
-            del reply
-
-    def _aggregate(self, replies: Iterable[Message]) -> tuple[Arrays | None, MetricRecord | None]:
-        with self._seeded("aggregate-train"):
-            record, metrics = self.strategy.aggregate_train(self.current_round, replies)
-        return (None if record is None else from_record(record)), metrics
-
-    def _translated(self, reply: Message) -> Message:
-        if getattr(self.strategy, "reads_every_dtype", False):
-            return reply
-        return dialect.readable_reply(reply)
-
-    def _conformed(self, new: Arrays) -> Arrays:
-        name = type(self.strategy).__name__
-        wrong = [k for k, a in self.arrays.items() if k not in new or new[k].shape != a.shape]
-        if wrong or len(new) != len(self.arrays):
-            raise LightningFLError(f"{name} gave arrays that do not fit the model, at {wrong or list(new)}")
-        if broken := [key for key, array in new.items() if not is_finite(array)]:
-            raise LightningFLError(
-                f"{name} made weights that are not finite in round {self.current_round}, at {broken[:3]},"
-                " from updates that were. The model of the round before is the last good one."
-            )
-        return conform(new, self.arrays)
+                log.warning("left out: %s", rejection)
+        self.note(replace(trained, rejected=tuple(rejected), digest=digest(self.arrays), metrics=metrics))
+        self.call_callbacks("on_round_end")
 
     # Around it
 
-    def _central(self, evaluate: Any) -> dict[str, float]:
+    def _evaluate_centrally(self, evaluate: Any) -> dict[str, float]:
         self._write_model()
-        with self._seeded("evaluate"):
+        with self._driver.seeded(self.current_round, "evaluate"):
             return evaluate_centrally(self.model, evaluate)
 
     def _write_model(self) -> None:
@@ -369,10 +235,12 @@ class FederatedTrainer:
             logger.log_metrics(dict(record.metrics), step=record.server_round)
             logger.save()
 
-    def _seeded(self, purpose: str) -> Any:
-        return seeded(derive_seed(self.seed, self.current_round, "", purpose))
+    def call_callbacks(self, hook: str, *args: Any) -> None:
+        """Call a hook of every callback.
 
-    def _call(self, hook: str, *args: Any) -> None:
+        Raises:
+            CallbackError: One raised.
+        """
         for callback in self.callbacks:
             try:
                 getattr(callback, hook)(self, *args)
@@ -392,7 +260,10 @@ class FederatedTrainer:
             yield
         except BaseException as error:
             for callback in self.callbacks:
-                callback.on_exception(self, error)
+                try:
+                    callback.on_exception(self, error)
+                except Exception:
+                    log.exception("%s.on_exception raised as well", type(callback).__name__)
             for logger in self.loggers:
                 logger.finalize("failed")
             raise
@@ -402,14 +273,3 @@ class FederatedTrainer:
 
 class CallbackError(LightningFLError):
     """A callback raised; the message names it, the hook and the round."""
-
-
-def _with_metrics(reply: Message, keys: set[str]) -> Message:
-    for name, record in reply.content.metric_records.items():
-        kept = {k: v for k, v in record.items() if k in keys or k == "num-examples"}
-        reply.content[name] = MetricRecord(kept)
-    return reply
-
-
-def _scalars(metrics: MetricRecord | None) -> dict[str, float]:
-    return {k: float(v) for k, v in (metrics or {}).items() if not isinstance(v, list)}

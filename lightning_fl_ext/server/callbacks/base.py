@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_fl_ext.results import ClientUpdate
-    from lightning_fl_ext.server.screening import Rejection
+    from lightning_fl_ext.server.rejection import Rejection
     from lightning_fl_ext.server.trainer import FederatedTrainer
 
 

@@ -9,7 +9,7 @@ from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.callbacks.base import RoundCallback
 from lightning_fl_ext.server.files import arrays_to_bytes, write_file, write_folder, write_through
 from lightning_fl_ext.server.ledger import GENESIS, LedgerError, make_line, read_lines
-from lightning_fl_ext.server.screening import Rejection
+from lightning_fl_ext.server.rejection import Rejection
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.trainer import FederatedTrainer

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.callbacks.base import RoundCallback
-from lightning_fl_ext.server.screening import Reason, Rejection
+from lightning_fl_ext.server.rejection import Reason, Rejection
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.trainer import FederatedTrainer

@@ -1,0 +1,258 @@
+"""Driving a Flower strategy through the two phases of a round, so that the same inputs give the same bits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from lightning_fl_ext.aggregation.conform import conform
+from lightning_fl_ext.engines import OrderedGrid
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.metrics.discovery import named_metrics
+from lightning_fl_ext.results import Arrays, ClientUpdate
+from lightning_fl_ext.seeds import derive_seed, seeded
+from lightning_fl_ext.server import dialect
+from lightning_fl_ext.server.clients import Clients
+from lightning_fl_ext.server.pooling import average_scalars, pool_metrics
+from lightning_fl_ext.server.quorum import innermost, wait_for_clients
+from lightning_fl_ext.server.rejection import Rejection
+from lightning_fl_ext.server.result import RoundRecord
+from lightning_fl_ext.server.rounds import RoundExchange
+from lightning_fl_ext.server.screening import (
+    Limits,
+    common_metrics,
+    is_finite,
+    screen_evaluate_reply,
+    screen_train_reply,
+)
+from lightning_fl_ext.wire import from_record, to_record
+from lightning_fl_ext.wire.metric_states import ASK
+
+if TYPE_CHECKING:
+    from lightning_fl_ext.server.trainer import FederatedTrainer
+
+log = logging.getLogger(__name__)
+
+
+class StrategyDriver:
+    """Calls a strategy's four methods, as ``Strategy.start`` does, for one fit.
+
+    Around the calls it seeds all global random state from (seed, round), hands out nodes and replies in the
+    order of the clients' ids, and keeps what does not pass screening away from the strategy.
+
+    Args:
+        trainer: Its strategy, seed, limits and callbacks.
+        grid: What carries the messages.
+    """
+
+    def __init__(self, trainer: FederatedTrainer, grid: Grid) -> None:
+        self.trainer = trainer
+        self.strategy = trainer.strategy
+        self.clients = Clients(grid, trainer.round_timeout)
+        self.grid = OrderedGrid(grid, self.clients.ordered)
+        self.reads_every_dtype = bool(getattr(self.strategy, "reads_every_dtype", False))
+        self.order_free = bool(getattr(self.strategy, "order_free", False))
+        self.count_key: str = getattr(innermost(self.strategy), "weighted_by_key", "num-examples")
+        self._earlier: set[str] = set()
+
+    def train(self, server_round: int, arrays: Arrays) -> tuple[Arrays, RoundRecord]:
+        """Have clients train, and aggregate what they send.
+
+        Args:
+            server_round: The current round, from 1.
+            arrays: The global weights.
+
+        Returns:
+            The new global weights, which are the old ones if the round is void, and the round's record.
+
+        Raises:
+            NotEnoughClientsError: Too few clients are connected, or none answers.
+            LightningFLError: The strategy fails, or makes weights that do not fit or are not finite.
+        """
+        wait_for_clients(self.grid, self.strategy, self.trainer.round_timeout)
+        screen = partial(screen_train_reply, like=arrays)
+        exchange = self._exchange("train", self.strategy.configure_train, server_round, arrays, screen)
+        if self.order_free and not exchange.anonymous:
+            metrics_of: dict[str, Any] = {}
+            new, metrics = self._aggregate(server_round, _noting(exchange.accepted(), metrics_of))
+        else:
+            replies = exchange.collect()
+            metrics_of = {client: update.metrics for client, _, update in replies}
+            new = metrics = None
+            if len(replies) >= self.trainer.min_accepted:
+                kept = common_metrics(metrics_of, server_round)[0] | {self.count_key}
+                messages = [reply for _, reply, _ in replies]
+                dialect.make_readable(messages, kept, arrays, widen=not self.reads_every_dtype)
+                new, metrics = self._aggregate(server_round, messages)
+        void = bool(exchange.messages) and (new is None or len(metrics_of) < self.trainer.min_accepted)
+        if new is not None and not void:
+            arrays = self._checked(server_round, new, arrays)
+        if void:
+            log.warning(
+                "round %d is void, the model stays as it was: %d of %d updates count, `min_accepted` is %d%s",
+                *(server_round, len(metrics_of), len(exchange.messages), self.trainer.min_accepted),
+                "" if len(metrics_of) < self.trainer.min_accepted else f", but {self._name} made no model",
+            )
+        _, odd = common_metrics(metrics_of, server_round)
+        stages = {client: exchange.stages.get(client, {}) for client in metrics_of}
+        pooled, unpooled = pool_metrics(self.trainer.model, stages, server_round)
+        counts = {
+            "clients_accepted": len(metrics_of),
+            "clients_rejected": len({r.client_id for r in exchange.rejected} - {*metrics_of}),
+            "bytes_down": exchange.bytes_down,
+            "bytes_up": exchange.bytes_up,
+        }
+        return arrays, RoundRecord(
+            server_round,
+            sampled=tuple(exchange.sampled),
+            accepted=tuple(sorted(metrics_of)),
+            rejected=tuple(exchange.rejected + odd + unpooled),
+            metrics=_scalars(metrics)
+            | average_scalars(metrics_of, stages, "validate")
+            | pooled
+            | {name: float(count) for name, count in counts.items()},
+            void=void,
+        )
+
+    def evaluate(self, server_round: int, arrays: Arrays) -> tuple[dict[str, float], list[Rejection]]:
+        """Have clients evaluate.
+
+        Args:
+            server_round: The current round; 0 outside a fit.
+            arrays: The global weights.
+
+        Returns:
+            Metrics by name, and what was left out.
+
+        Raises:
+            NotEnoughClientsError: Too few clients are connected, or none answers.
+        """
+        wait_for_clients(self.grid, self.strategy, self.trainer.round_timeout)
+        configure, screen = self.strategy.configure_evaluate, screen_evaluate_reply
+        exchange = self._exchange("evaluate", configure, server_round, arrays, screen)
+        if not exchange.messages:
+            return {}, []
+        replies = exchange.collect()
+        common, odd = common_metrics({c: update.metrics for c, _, update in replies}, server_round)
+        messages = [reply for _, reply, _ in replies]
+        dialect.make_readable(messages, common | {self.count_key})
+        metrics = self._call("aggregate_evaluate", server_round, messages)
+        stages = {client: exchange.stages.get(client, {}) for client, _, _ in replies}
+        pooled, unpooled = pool_metrics(self.trainer.model, stages, server_round)
+        return _scalars(metrics) | pooled, exchange.rejected + odd + unpooled
+
+    def seeded(self, server_round: int, purpose: str) -> AbstractContextManager[None]:
+        """Seed all global random state for one purpose in a round, and put it back afterwards."""
+        return seeded(derive_seed(self.trainer.seed, server_round, "", purpose))
+
+    @property
+    def _name(self) -> str:
+        return type(self.strategy).__name__
+
+    def _limits(self, num_clients: int) -> Limits:
+        max_term = getattr(innermost(self.strategy), "max_term", None)
+        # Flower's wrappers that clip on the server divide by the norm.
+        clips = hasattr(self.strategy, "clipping_norm") and hasattr(self.strategy, "current_arrays")
+        return Limits(
+            count_key=self.count_key,
+            min_update_norm=1e-18 if clips else 0.0,
+            max_update_norm=self.trainer.max_update_norm,
+            max_term=None if max_term is None else max_term(num_clients),
+        )
+
+    def _exchange(
+        self,
+        purpose: str,
+        configure: Callable[..., Iterable[Message]],
+        server_round: int,
+        arrays: Arrays,
+        screen: Callable[[Message, str, int, Limits], ClientUpdate],
+    ) -> RoundExchange:
+        record = to_record(arrays)
+        given = record if self.reads_every_dtype else dialect.readable(record)
+        config = ConfigRecord({"run-seed": self.trainer.seed, "server-round": server_round})
+        if named_metrics(self.trainer.model):
+            config[ASK] = True
+        with self._around(server_round, f"configure-{purpose}"):
+            messages = list(configure(server_round, given, config, self.grid))
+        dialect.put_back(messages, given, record)
+        told, limits = self.trainer.call_callbacks, self._limits(len(messages))
+        exchange = RoundExchange(
+            self.grid,
+            self.clients,
+            messages,
+            server_round,
+            lambda reply, client: screen(reply, client, server_round, limits),
+            self.trainer.round_timeout,
+            self.trainer.on_bad_update == "raise",
+            lambda reply: told("on_reply", reply if purpose == "train" else None),
+            self._earlier,
+        )
+        if messages:
+            told("on_messages", exchange.sampled)
+        return exchange
+
+    def _aggregate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[Arrays | None, MetricRecord | None]:
+        record, metrics = self._call("aggregate_train", server_round, replies)
+        return (None if record is None else from_record(record)), metrics
+
+    def _call(self, method: str, server_round: int, replies: Iterable[Message]) -> Any:
+        with self._around(server_round, method.replace("_", "-")):
+            try:
+                return getattr(self.strategy, method)(server_round, replies)
+            except LightningFLError:
+                raise
+            except Exception as error:
+                raise LightningFLError(
+                    f"{self._name}.{method} failed in round {server_round}: {type(error).__name__}: {error}."
+                    " The model of the round before is the last good one."
+                ) from error
+
+    @contextmanager
+    def _around(self, server_round: int, purpose: str) -> Iterator[None]:
+        # BLAS adds in another order on another number of threads. What is order-free uses none, and
+        # has clients of this process run while it aggregates: they keep their threads.
+        limit = None if self.order_free else 1
+        with self.seeded(server_round, purpose), threadpool_limits(limit, user_api="blas"):
+            yield
+
+    def _checked(self, server_round: int, new: Arrays, old: Arrays) -> Arrays:
+        wrong = sorted(
+            k for k in {*old, *new} if k not in new or k not in old or new[k].shape != old[k].shape
+        )
+        if wrong:
+            raise LightningFLError(
+                f"{self._name} gave weights that do not fit the model in round {server_round}, at {wrong[:5]}"
+            )
+        conformed = conform(new, old)
+        if broken := [key for key in old if not (is_finite(new[key]) and is_finite(conformed[key]))]:
+            raise LightningFLError(
+                f"{self._name} made weights that are not finite in round {server_round}, at {broken[:3]},"
+                " from updates that were. The round before is the last good one. `max_update_norm`"
+                " leaves out updates that are too large."
+            )
+        return conformed
+
+
+def _noting(
+    accepted: Iterator[tuple[str, Message, ClientUpdate]], metrics_of: dict[str, Any]
+) -> Iterator[Message]:
+    """Pass replies on, keeping of each the metrics alone."""
+    for client, reply, update in accepted:
+        metrics_of[client] = update.metrics
+        del update
+        yield reply
+        del reply
+
+
+def _scalars(metrics: MetricRecord | None) -> dict[str, float]:
+    return {k: float(v) for k, v in (metrics or {}).items() if not isinstance(v, list)}

@@ -1,0 +1,81 @@
+"""What was left out of a round, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from lightning_fl_ext.errors import LightningFLError
+
+
+class Reason(StrEnum):
+    """Why a reply does not count."""
+
+    CLIENT_ERROR = "client-error"
+    NO_REPLY = "no-reply"
+    NOT_SAMPLED = "not-sampled"
+    DUPLICATE = "duplicate-client"
+    STALE = "stale-round"
+    UNDECODABLE = "undecodable"
+    TOO_LARGE = "too-large"
+    KEYS = "keys"
+    PREFIX = "prefixed-keys"
+    SHAPE = "shape"
+    DTYPE = "dtype"
+    NOT_FINITE = "not-finite"
+    NORM = "norm"
+    MAGNITUDE = "magnitude"
+    COUNT = "example-count"
+    METRIC = "odd-metric"
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One reply, or one metric of a reply, that was left out.
+
+    Attributes:
+        client_id: Whose.
+        server_round: In which round.
+        reason: Why.
+        key: Where in the reply; ``""`` if it is about the whole.
+        expected: What would have passed.
+        got: What came.
+    """
+
+    client_id: str
+    server_round: int
+    reason: Reason
+    key: str = ""
+    expected: str = ""
+    got: str = ""
+
+    def __str__(self) -> str:
+        where = f", `{self.key}`" if self.key else ""
+        what = f": expected {self.expected}, got {self.got}" if self.expected else f": {self.got}"
+        return f"client `{self.client_id}`, round {self.server_round}: {self.reason}{where}{what}"
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Rejection:
+        """Take the attributes as plain JSON data."""
+        return cls(**{**data, "reason": Reason(data["reason"])})
+
+
+class BadUpdateError(LightningFLError):
+    """A bad update came, and ``on_bad_update="raise"``."""
+
+
+class Rejected(Exception):
+    """Raised by a check, to be turned into a `Rejection`."""
+
+    def __init__(self, reason: Reason, key: str = "", expected: str = "", got: str = "") -> None:
+        super().__init__(reason, key, expected, got)
+        self.reason = reason
+        self.key, self.expected, self.got = _shortened(key), _shortened(expected), _shortened(got)
+
+
+def _shortened(text: str, limit: int = 200) -> str:
+    """Keep what a client sent from filling logs, or writing control characters into them."""
+    shown = text if text.isprintable() else ascii(text)[1:-1]
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
