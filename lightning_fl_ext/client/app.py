@@ -40,6 +40,8 @@ def client_app(
     monitor: str | None = None,
     mode: str = "min",
     exchange: Exchange | None = None,
+    allow_example_states: tuple[str, ...] = (),
+    min_examples: int = 0,
 ) -> ClientApp:
     """Make a Flower ``ClientApp`` that trains, evaluates, and tells who it is.
 
@@ -58,6 +60,8 @@ def client_app(
         monitor: See :class:`FlowerBridge`.
         mode: See :class:`FlowerBridge`.
         exchange: What of the model travels. Default: all of it. The server must use the same.
+        allow_example_states: See :class:`FlowerBridge`.
+        min_examples: See :class:`FlowerBridge`.
 
     Returns:
         For ``flwr run``, or for :func:`~lightning_fl_ext.run_local`.
@@ -65,15 +69,21 @@ def client_app(
     Example:
         ``client_app(LitDigits, data=lambda context: Digits(context), trainer={"max_epochs": 2})``
     """
-    FlowerBridge(submit=submit, monitor=monitor, mode=mode)  # complains now rather than in the first round
+    options: dict[str, Any] = {
+        "submit": submit,
+        "monitor": monitor,
+        "mode": mode,
+        "exchange": exchange,
+        "allow_example_states": allow_example_states,
+        "min_examples": min_examples,
+    }
+    FlowerBridge(**options)  # complains now rather than in the first round
     arguments = {"max_epochs": 1, **_QUIET, **(trainer or {})}
     app = ClientApp()
 
     @contextmanager
     def run(message: Message, context: Context) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge]]:
-        bridge = FlowerBridge.from_message(
-            message, context, submit=submit, monitor=monitor, mode=mode, exchange=exchange
-        )
+        bridge = FlowerBridge.from_message(message, context, **options)
         own = copy.deepcopy(arguments)
         callbacks = own.pop("callbacks", None) or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]

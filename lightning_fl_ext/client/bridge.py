@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,14 +14,16 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.client.counting import ExampleCounter
 from lightning_fl_ext.client.identity import client_id
-from lightning_fl_ext.client.messages import outcome_kind, outcome_reply, read_instruction
+from lightning_fl_ext.client.messages import outcome_kind, outcome_reply, read_config, read_instruction
+from lightning_fl_ext.client.pooling import MetricCollector
 from lightning_fl_ext.client.refusals import is_averaging, refuse_to_follow_averaging, refuse_zero3
 from lightning_fl_ext.client.retention import Retention, mean
 from lightning_fl_ext.client.state import is_built_later, is_sharded, load_early, load_state, pack_state
 from lightning_fl_ext.client.store import EVALUATION, UPDATE, ResultStore
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.metrics.stage import ASK, STAGES
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult, order_results
-from lightning_fl_ext.wire import Exchange, WeightExchange
+from lightning_fl_ext.wire import Exchange, Trip, WeightExchange
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -51,6 +54,9 @@ class FlowerBridge(Callback):
             of the first tensor) is wrong.
         exchange: What of the model travels. Default: all of it.
         client_id: The client's name in results and replies.
+        allow_example_states: Names of metrics whose states hold one row per example and may leave the client
+            all the same, if the server pools metrics.
+        min_examples: With fewer examples no metric states leave the client.
 
     Raises:
         ValueError: An argument is not one of the above; or, when a fit starts, an averaging callback precedes
@@ -87,6 +93,8 @@ class FlowerBridge(Callback):
         batch_size: Callable[[Any], int] | None = None,
         exchange: Exchange | None = None,
         client_id: str = "",
+        allow_example_states: tuple[str, ...] = (),
+        min_examples: int = 0,
     ) -> None:
         if submit not in ("last", "mean", "best"):
             raise ValueError(f"`submit` must be 'last', 'mean' or 'best'. Got {submit!r}.")
@@ -96,10 +104,11 @@ class FlowerBridge(Callback):
         self.batch_size = batch_size
         self.exchange = exchange or WeightExchange()
         self.client_id = client_id
-        self.server_round = 0
+        self._trip = Trip(client_id=client_id)
+        self._metrics = MetricCollector(allow_example_states, min_examples)
         self._retention = Retention(keep, monitor if submit == "best" else None, mode)
         self._store = ResultStore(spool_dir, owner=f"client `{client_id}`" if client_id else "this client")
-        self._counter = ExampleCounter(batch_size)
+        self._counter, self._evaluated = ExampleCounter(batch_size), ExampleCounter(batch_size)
         self._global: Arrays | None = None
         self._message: Message | None = None
 
@@ -121,7 +130,9 @@ class FlowerBridge(Callback):
         options.setdefault("keep", "all" if options.get("submit") == "mean" else "last")
         options.setdefault("client_id", client_id(context))
         bridge = cls(**options)
-        bridge.receive(*read_instruction(message))
+        arrays, bridge._trip = read_instruction(message, bridge.client_id)
+        bridge.receive(bridge.exchange.from_server(arrays, bridge._trip), bridge._trip.server_round)
+        bridge._metrics.active = bool(read_config(message, ASK, False))
         bridge._message = message
         return bridge
 
@@ -133,8 +144,13 @@ class FlowerBridge(Callback):
             server_round: The round they belong to.
         """
         self._global = arrays
-        self.server_round = server_round
+        self._trip = replace(self._trip, server_round=server_round)
         self._store.drop(UPDATE)
+
+    @property
+    def server_round(self) -> int:
+        """The round the received weights belong to."""
+        return self._trip.server_round
 
     @property
     def results(self) -> list[EpochResult]:
@@ -180,14 +196,21 @@ class FlowerBridge(Callback):
             raise LightningFLError(
                 "`reply()` needs a message to answer: make the bridge with `FlowerBridge.from_message`."
             )
-        return outcome_reply(self._message, self._store.get(outcome_kind(self._message)))
+        outcome = self._store.get(outcome_kind(self._message))
+        if outcome.arrays:
+            outcome = replace(
+                outcome, arrays=self.exchange.to_server(outcome.arrays, self._global, self._trip)
+            )
+        stages = {s: self._store.get(s).arrays for s in STAGES if self._store.has(s)}
+        return outcome_reply(self._message, outcome, stages)
 
     # The hooks
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation begins: checks its place and loads what was received."""
         refuse_zero3(trainer)
-        self._counter = ExampleCounter(self.batch_size)
+        self._counter, self._evaluated = ExampleCounter(self.batch_size), ExampleCounter(self.batch_size)
+        self._metrics.check(pl_module)
         if stage == "fit":
             refuse_to_follow_averaging(self, trainer.callbacks)
             self._store.start_fit(trainer)
@@ -220,19 +243,38 @@ class FlowerBridge(Callback):
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Called after a validation batch: outside a fit, counts its examples."""
-        if trainer.state.fn == "validate":
-            self._counter.add(batch)
+        """Called after a validation batch: counts its examples."""
+        self._evaluated.add(batch)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Called when a validation ends, before its metrics are reset: takes their states."""
+        examples = self._evaluated.close_epoch(trainer, "validate")
+        if not trainer.sanity_checking:
+            self._metrics.take("validate", trainer, pl_module, self.client_id, examples)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Called when a validation has ended: notes by which names its metrics were logged."""
+        self._keep_stage("validate", trainer)
 
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Called after a test batch: counts its examples."""
-        self._counter.add(batch)
+        self._evaluated.add(batch)
+
+    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Called when a test ends, before its metrics are reset: takes their states."""
+        examples = self._evaluated.close_epoch(trainer)
+        self._metrics.take("test", trainer, pl_module, self.client_id, examples)
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        """Called when a test has ended: notes by which names its metrics were logged."""
+        self._keep_stage("test", trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when an epoch ends, before any weight averaging: snapshots the weights."""
         num_examples = self._counter.close_epoch(trainer)
+        self._metrics.take("train", trainer, pl_module, self.client_id, num_examples)
         arrays = pack_state(trainer, pl_module, self.exchange, like=self._global)
         metrics = _scalars(trainer)
         if trainer.is_global_zero:
@@ -244,6 +286,7 @@ class FlowerBridge(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when training ends: under a sharded strategy the last moment to collect the weights."""
+        self._keep_stage("train", trainer)
         if is_sharded(trainer):
             self._finish(trainer, pl_module)
 
@@ -261,8 +304,7 @@ class FlowerBridge(Callback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation ends well: notes what an evaluation found."""
         if stage in ("validate", "test"):
-            num_examples = self._counter.close_epoch(trainer)
-            self._hold(trainer, EVALUATION, {}, num_examples)
+            self._hold(trainer, EVALUATION, {}, self._evaluated.largest_epoch)
 
     # How
 
@@ -276,6 +318,11 @@ class FlowerBridge(Callback):
             arrays = mean(results) if self.submit == "mean" else self._retention.best(results).arrays
         self._hold(trainer, UPDATE, arrays, self._counter.largest_epoch)
 
+    def _keep_stage(self, stage: str, trainer: Any) -> None:
+        told = self._metrics.close(stage, trainer)
+        if told is not None:
+            self._store.put(stage, ClientUpdate(told.to_arrays(), told.pack.num_examples or 0))
+
     def _hold(self, trainer: Any, kind: str, arrays: Arrays, num_examples: int) -> None:
         metrics = _scalars(trainer)
         if not trainer.is_global_zero:
@@ -284,8 +331,8 @@ class FlowerBridge(Callback):
             arrays,
             num_examples,
             client_id=self.client_id,
-            server_round=self.server_round,
-            examples_seen=self._counter.total,
+            server_round=self._trip.server_round,
+            examples_seen=self._counter.total if kind == UPDATE else num_examples,
             steps=trainer.global_step if kind == UPDATE else 0,
             epochs=self._counter.epochs if kind == UPDATE else 0,
             metrics=metrics,

@@ -52,19 +52,23 @@ class ExampleCounter:
                 f" ({error}). Pass `batch_size=`, a function from a batch to its number of examples."
             ) from None
 
-    def close_epoch(self, trainer: Any) -> int:
+    def close_epoch(self, trainer: Any, stage: str = "") -> int:
         """End an epoch, or an evaluation, and give its number of examples, summed over the ranks.
 
         A ``DistributedSampler`` repeats examples to fill the last batch; repeats are not counted.
 
         Args:
             trainer: A Lightning Trainer in a run. With several processes every rank makes this call.
+            stage: ``"fit"``, ``"validate"`` or ``"test"``: whose data was counted. Default: the run's.
         """
         count = self.epoch
         if trainer.world_size > 1:
             mine = torch.tensor(count, device=trainer.strategy.root_device)
             count = int(trainer.strategy.reduce(mine, reduce_op="sum"))
-            count = int(min(count, _distinct_examples(trainer)))
+            # Ranks that share their batches (tensor parallelism) have each counted them.
+            shares = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", trainer.world_size)
+            count = count * shares // trainer.world_size
+            count = int(min(count, _distinct_examples(trainer, stage or trainer.state.fn)))
         self.epoch = 0
         self.epochs += 1
         self.total += count
@@ -72,11 +76,16 @@ class ExampleCounter:
         return count
 
 
-def _distinct_examples(trainer: Any) -> float:
+def _distinct_examples(trainer: Any, stage: str) -> float:
     """Give the number of examples behind the run's distributed samplers; infinity if a loader has none."""
-    loops = {"fit": trainer.fit_loop, "validate": trainer.validate_loop, "test": trainer.test_loop}
+    in_fit = trainer.state.fn == "fit"
+    loops = {
+        "fit": trainer.fit_loop,
+        "validate": trainer.fit_loop.epoch_loop.val_loop if in_fit else trainer.validate_loop,
+        "test": trainer.test_loop,
+    }
     total = 0
-    for loader in tree_leaves(loops[trainer.state.fn]._combined_loader.iterables):
+    for loader in tree_leaves(loops[stage]._combined_loader.iterables):
         sampler: Any = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
         if not hasattr(sampler, "num_replicas"):
             return math.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -9,18 +10,20 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.client.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.results import ClientUpdate
-from lightning_fl_ext.wire import from_record, to_record
+from lightning_fl_ext.metrics.stage import ASK
+from lightning_fl_ext.results import Arrays, ClientUpdate
+from lightning_fl_ext.wire import Trip, from_record, to_record
 
 
-def read_instruction(message: Message) -> tuple[dict[str, NDArray[Any]], int]:
-    """Read the global weights and the round.
+def read_instruction(message: Message, client_id: str) -> tuple[dict[str, NDArray[Any]], Trip]:
+    """Read what the server sent, and of which round it is.
 
     Args:
         message: A train or evaluate message.
+        client_id: The client's id.
 
     Returns:
-        Named arrays, and ``config["server-round"]`` (0 if the server sends none).
+        Named arrays as they are on the wire, and the trip (round 0 if the server sends none).
 
     Raises:
         LightningFLError: There is not exactly one array record.
@@ -31,7 +34,14 @@ def read_instruction(message: Message) -> tuple[dict[str, NDArray[Any]], int]:
             f"a {message.metadata.message_type} message must hold exactly one ArrayRecord, the global"
             f" weights. Got {len(records)}: {list(records)}."
         )
-    return from_record(next(iter(records.values()))), read_config(message, "server-round", 0)
+    sampled = [r["sampled"] for r in message.content.config_records.values() if "sampled" in r]
+    trip = Trip(
+        read_config(message, "run-seed", 0),
+        read_config(message, "server-round", 0),
+        client_id,
+        tuple(map(str, sampled[0])) if sampled and isinstance(sampled[0], list) else (),
+    )
+    return from_record(next(iter(records.values()))), trip
 
 
 def read_config(message: Message, key: str, default: int) -> int:
@@ -50,8 +60,14 @@ def outcome_kind(message: Message) -> str:
     return EVALUATION if message.metadata.message_type.split(".")[0] == MessageType.EVALUATE else UPDATE
 
 
-def outcome_reply(message: Message, outcome: ClientUpdate) -> Message:
-    """Put an outcome into a reply: its arrays if it is an update, its metrics, and the client's record."""
+def outcome_reply(message: Message, outcome: ClientUpdate, stages: Mapping[str, Arrays]) -> Message:
+    """Put an outcome into a reply: its arrays if it is an update, its metrics, and the client's record.
+
+    Args:
+        message: To reply to.
+        outcome: Of the fit or the evaluation.
+        stages: Metric states in flat form by stage, if the server asked for them.
+    """
     arrays = {"arrays": to_record(outcome.arrays)} if outcome_kind(message) == UPDATE else {}
     content = RecordDict(
         {
@@ -66,6 +82,7 @@ def outcome_reply(message: Message, outcome: ClientUpdate) -> Message:
                     "epochs": outcome.epochs,
                 }
             ),
+            **{f"{ASK}.{stage}": to_record(arrays) for stage, arrays in stages.items()},
         }
     )
     return Message(content, reply_to=message)

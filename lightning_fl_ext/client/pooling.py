@@ -27,11 +27,12 @@ class MetricCollector:
     Args:
         allow_example_states: Metrics whose states with one row per example may leave the client.
         min_examples: With fewer examples a stage gives no states.
+        active: Whether the server asked for metric states; else nothing is done.
     """
 
     allow_example_states: Collection[str] = ()
     min_examples: int = 0
-    stages: dict[str, StageMetrics] = field(default_factory=dict)
+    active: bool = False
     _busy: set[str] = field(default_factory=set)
     _open: dict[str, tuple[MetricPack | None, dict[str, tuple[str, ...]], dict[str, float]]] = field(
         default_factory=dict
@@ -44,7 +45,8 @@ class MetricCollector:
             ExampleStatesNotAllowed: A metric keeps one row per example.
             UnsupportedMetric: A metric's states cannot be merged.
         """
-        check_metrics(module, allow_example_states=self.allow_example_states)
+        if self.active:
+            check_metrics(module, allow_example_states=self.allow_example_states)
 
     def evaluation_starts(self, module: nn.Module) -> None:
         """Note which metrics are in the middle of a training epoch: they are no part of the evaluation."""
@@ -62,7 +64,7 @@ class MetricCollector:
         """
         metrics = named_metrics(module)
         names = [n for n in metrics if n not in self._busy] if stage != "train" else list(metrics)
-        if not names:
+        if not self.active or not names:
             return
         pack = sync_and_pack(
             module,
@@ -77,16 +79,20 @@ class MetricCollector:
         values = {name: _value(metrics[name]) for name in names if name not in claimed}
         self._open[stage] = (pack, logged, {name: v for name, v in values.items() if v is not None})
 
-    def close(self, stage: str, trainer: Any) -> None:
-        """Find out by which names the module has logged the metrics of a stage."""
+    def close(self, stage: str, trainer: Any) -> StageMetrics | None:
+        """Find out by which names the module has logged the metrics of a stage.
+
+        Returns:
+            What the stage tells; None in processes other than rank 0, and if nothing was taken.
+        """
         pack, logged, values = self._open.pop(stage, (None, {}, {}))
         if pack is None:
-            return
+            return None
         keys = _logged_keys(trainer)
         for key, value in keys.items():
             if key not in logged and (found := tuple(name for name, v in values.items() if v == value)):
                 logged[key] = found
-        self.stages[stage] = StageMetrics(pack, logged, tuple(sorted(set(keys) - set(logged))))
+        return StageMetrics(pack, logged, tuple(sorted(set(keys) - set(logged))))
 
 
 def _logged_objects(trainer: Any, metrics: Mapping[str, Metric]) -> dict[str, tuple[str, ...]]:

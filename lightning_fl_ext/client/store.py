@@ -57,7 +57,8 @@ class ResultStore:
 
     def start_evaluation(self, trainer: Any) -> None:
         """Forget the evaluation before, and choose where this one's outcome goes."""
-        self.drop(EVALUATION)
+        for kind in (EVALUATION, "validate", "test"):
+            self.drop(kind)
         self._on_disk = self._spool_dir is not None or _is_launched(trainer)
 
     @property

@@ -205,7 +205,7 @@ def _scores(state: State) -> dict[str, torch.Tensor]:
     prefixes = _prefixes(state)
     if flat := [f"{prefix}scores" for prefix in prefixes if f"{prefix}scores" in state]:
         raise LightningFLError(
-            f"`{flat[0]}` is one flat vector, whose parts a state dict does not name. Build the `MaskedModule`"
+            f"`{flat[0]}` is one flat vector, whose parts a state dict does not name. Build `MaskedModule`"
             " with `flat=False` to exchange its masks."
         )
     return {name: state[name] for name in state if any(name.startswith(f"{p}scores.") for p in prefixes)}

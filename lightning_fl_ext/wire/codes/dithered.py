@@ -3,7 +3,7 @@
 Both ends draw the same u. The client's mask is [u < q] for its own θ q, so the law of FedPM is untouched; the
 server's guess is [u < p] for the θ p it sent. They differ only where u lies between p and q, which has
 probability |q − p|, and only those flips are sent. The context of a flip is how far u lies from p in log
-odds, and on which side: a flip far away needs a large step of the client's score.
+odds: a flip far away needs a large step of the client's score.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lightning_fl_ext.wire.codes.frame import MaskKey, altered
 from lightning_fl_ext.wire.codes.rice import decode_bits, encode_bits
 
 _BIN = 64  # width of a context in 1/256 bits of log odds
-_BINS = 13  # contexts on each side; the last one is open-ended
+_BINS = 13  # contexts, of which the last is open-ended
 
 
 def encode(
@@ -59,5 +59,4 @@ def _log_odds() -> NDArray[np.int16]:
 def _context_of_distance() -> NDArray[np.uint8]:
     """The context of each difference of log odds, indexed by its 16 bits."""
     distance = np.arange(ONE, dtype=np.uint16).view(np.int16).astype(np.int64)
-    side = np.where(distance < 0, 0, _BINS)
-    return (side + np.minimum(abs(distance) // _BIN, _BINS - 1)).astype(np.uint8)
+    return np.minimum(abs(distance) // _BIN, _BINS - 1).astype(np.uint8)
