@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import ceil, isfinite, prod
+from math import ceil, inf, isfinite, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,9 +85,10 @@ class FloatSums:
             for block in blocks:
                 room = LIMIT - self._bounds[block.name]
                 for i, (arrays, weight) in enumerate(flats):
-                    values = _widened(arrays[block.name][block.part])
-                    need = self._need(values, weight, room, f"update {i}, array `{block.name}`")
-                    self._add(values, block.place, weight)
+                    peak = self._add(block, arrays, weight, float(room - 1))
+                    if not weight * peak <= room - 1:
+                        raise _refusal(f"update {i}, array `{block.name}`", weight, peak, room)
+                    need = ceil(weight * peak)
                     journal.append(_Folded(block, i, need))
                     room -= need
 
@@ -97,7 +98,7 @@ class FloatSums:
         except BaseException:
             for block, i, _ in journal:
                 arrays, weight = flats[i]
-                self._add(_widened(arrays[block.name][block.part]), block.place, -weight)
+                self._add(block, arrays, -weight, inf)
             raise
 
     def merge(self, other: FloatSums) -> None:
@@ -123,26 +124,20 @@ class FloatSums:
             name: flats[name].view(entry.dtype).reshape(entry.shape) for name, entry in self._entries.items()
         }
 
-    def _need(self, values: Array, weight: int, room: int, where: str) -> int:
-        """Return weight times largest magnitude, rounded up, if it is finite and less than ``room``."""
-        peak = self._kernels.peak(values)
-        if not isfinite(peak):
-            raise InvalidUpdate(f"{where}: expected finite values, got NaN or inf. Leave this update out")
-        need = ceil(min(weight * peak, LIMIT))
-        if need >= room:
-            raise _overflow(where, LIMIT - room + need)
-        return need
-
-    def _add(self, values: Array, place: slice, weight: int) -> None:
-        """Add values times a weight of either sign."""
-        high, low = self._high[place], self._low[place]
-        if values.dtype == np.float32:
-            self._kernels.fold(high, low, values, float(weight))
-            return
+    def _add(self, block: _Block, arrays: Arrays, weight: int, limit: float) -> float:
+        """Add a block times a weight of either sign; see `Kernels.fold` for the limit and what returns."""
+        high, low, values = self._high[block.place], self._low[block.place], arrays[block.name][block.part]
+        if values.itemsize < 4:
+            values = values.astype(np.float32)  # exact
+            values.flags.writeable = False  # like the others: numba compiles for one kind of array
+        if values.itemsize == 4:
+            return self._kernels.fold(high, low, values, float(weight), limit)
         # 53 bits times a weight would be rounded; the first 26 bits and the other 27 are not.
         first = (values.view(np.uint64) & _FIRST_HALF).view(np.float64)
-        for half in (first, values - first):
-            self._kernels.fold(high, low, half, float(weight))
+        peak = self._kernels.fold(high, low, first, float(weight), limit)
+        if abs(weight) * peak <= limit:
+            self._kernels.fold(high, low, values - first, float(weight), inf)
+        return peak
 
     def _grown(self, journal: Iterable[_Folded]) -> dict[str, int]:
         """Return the bounds after a pass: each grows by every update's largest need in the array's blocks."""
@@ -192,19 +187,17 @@ def _flat(array: Array, dtype: np.dtype[Any]) -> Array:
     return flat
 
 
-def _widened(values: Array) -> Array:
-    """Return float32 for the narrower dtypes, which is exact."""
-    if values.dtype.itemsize < 4:
-        values = values.astype(np.float32)
-        values.flags.writeable = False
-    return values
-
-
 def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _overflow(where: str, bound: int) -> AggregationOverflow:
+def _refusal(where: str, weight: int, peak: float, room: int) -> InvalidUpdate | AggregationOverflow:
+    if isfinite(peak):
+        return _overflow(where, LIMIT - room + weight * peak)
+    return InvalidUpdate(f"{where}: expected finite values, got NaN or inf. Leave this update out")
+
+
+def _overflow(where: str, bound: float) -> AggregationOverflow:
     return AggregationOverflow(
         f"{where}: the sum of weight times largest magnitude would reach {bound:.3e}, expected under 2^43"
         f" = {LIMIT:.3e}, up to which no bit is lost. Look for a diverging client, or give smaller weights"

@@ -34,10 +34,10 @@ class Kernels(NamedTuple):
     """One implementation of the loops, and the block length that keeps it in the processor's cache."""
 
     block: int
-    peak: Callable[[Array], float]
-    """Largest magnitude in a block of float32 or float64; NaN if any element is NaN."""
-    fold: Callable[[Float64, Float64, Array, float], None]
-    """Add a block times a weight to both bins, in place."""
+    fold: Callable[[Float64, Float64, Array, float, float], float]
+    """Return the largest magnitude in a block of float32 or float64 (not finite if any value is not), and,
+    if its product with the weight's magnitude is within a limit, add the block times the weight to both
+    bins, in place."""
     double: Callable[[Float64, Float64, float, Array], None]
     """Write the bins' sum divided by a count, rounded to nearest, to a block of float64."""
     single: Callable[[Float64, Float64, float, int, Array], None]
@@ -60,14 +60,13 @@ def kernels_for(size: int) -> Kernels:
     return (_fused() or _BLOCKED) if size >= FUSED_FROM else _BLOCKED
 
 
-def _peak(values: Array) -> float:
-    return float(np.maximum(values.max(), -values.min()))
-
-
-def _fold(high: Float64, low: Float64, values: Array, weight: float) -> None:
-    high_terms, low_terms = bins(values.astype(np.float64), weight)
-    high += high_terms
-    low += low_terms
+def _fold(high: Float64, low: Float64, values: Array, weight: float, limit: float) -> float:
+    peak = float(np.maximum(values.max(), -values.min()))
+    if abs(weight) * peak <= limit:
+        high_terms, low_terms = bins(values.astype(np.float64), weight)
+        high += high_terms
+        low += low_terms
+    return peak
 
 
 def _double(high: Float64, low: Float64, count: float, out: Array) -> None:
@@ -78,21 +77,26 @@ def _single(high: Float64, low: Float64, count: float, unit: int, out: Array) ->
     out[...] = round_to_odd(*divide(high, low, count), unit)
 
 
-_BLOCKED = Kernels(2**14, _peak, _fold, _double, _single)
+_BLOCKED = Kernels(2**14, _fold, _double, _single)
 
 
-def _peak_loop(bits: Array, magnitude: Any) -> Any:
-    largest = bits[0] & magnitude
-    for i in range(bits.size):
-        largest = max(largest, bits[i] & magnitude)
-    return largest
+def _fold_loop(real: Any, unsigned: Any) -> Callable[[Any, Any, Any, float, float], float]:
+    magnitude = unsigned(np.iinfo(unsigned).max >> 1)
 
+    def fold(high: Any, low: Any, values: Any, weight: float, limit: float) -> float:
+        # As integers, magnitudes order like the floats, NaN above infinity; and the loop vectorises.
+        bits, largest = values.view(unsigned), unsigned(0)
+        for i in range(bits.size):
+            largest = max(largest, bits[i] & magnitude)
+        peak = np.float64(unsigned(largest).view(real))
+        if abs(weight) * peak <= limit:
+            for i in range(values.size):
+                high_term, low_term = bins(np.float64(values[i]), weight)  # type: ignore[arg-type]
+                high[i] += high_term
+                low[i] += low_term
+        return peak
 
-def _fold_loop(high: Any, low: Any, values: Any, weight: float) -> None:
-    for i in range(values.size):
-        high_term, low_term = bins(np.float64(values[i]), weight)  # type: ignore[arg-type]
-        high[i] += high_term
-        low[i] += low_term
+    return fold
 
 
 def _double_loop(high: Any, low: Any, count: float, out: Array) -> None:
@@ -118,11 +122,11 @@ def _fused() -> Kernels | None:
         register_jitable(formula)
     # No fastmath: it would rewrite (x + M) - M. numpy's error model: a division needs no check for zero.
     compiled = njit(nogil=True, error_model="numpy")
-    peak_loop = compiled(_peak_loop)
+    fold_single = compiled(_fold_loop(np.float32, np.uint32))
+    fold_double = compiled(_fold_loop(np.float64, np.uint64))
 
-    def peak(values: Array) -> float:
-        # As integers, magnitudes order like the floats, NaN above infinity; and the loop vectorises.
-        bits, magnitude = (np.uint32, 2**31 - 1) if values.itemsize == 4 else (np.uint64, 2**63 - 1)
-        return float(bits(peak_loop(values.view(bits), bits(magnitude))).view(values.dtype))
+    def fold(high: Float64, low: Float64, values: Array, weight: float, limit: float) -> float:
+        loop = fold_single if values.itemsize == 4 else fold_double
+        return float(loop(high, low, values, weight, limit))
 
-    return Kernels(2**16, peak, compiled(_fold_loop), compiled(_double_loop), compiled(_single_loop))
+    return Kernels(2**15, fold, compiled(_double_loop), compiled(_single_loop))

@@ -102,6 +102,26 @@ def test_sums_stay_exact_right_up_to_the_limit() -> None:
     assert sums._bounds["a"] == int(largest) + 1 < LIMIT
 
 
+def test_a_pass_that_would_go_far_past_the_limit_stops_before_a_bit_is_lost() -> None:
+    entries = {"a": Entry((1,), np.dtype(np.float32))}
+    sums = FloatSums(entries, 1)
+    sums.fold([({"a": np.full(1, 3 * 2.0**-8, "f4")}, 1)])
+    before = bits(sums)
+    with pytest.raises(AggregationOverflow, match="update 1"):
+        sums.fold([({"a": np.full(1, 2.0**42 + 2.0**19, "f4")}, 1)] * 40)
+    assert bits(sums) == before
+
+
+def test_merging_adds_the_bounds() -> None:
+    entries = {"a": Entry((1,), np.dtype(np.float32))}
+    left, right = FloatSums(entries, 1), FloatSums(entries, 1)
+    for sums in (left, right):
+        sums.fold([({"a": np.full(1, 2.0**41, "f4")}, 1)])
+    left.merge(right)
+    with pytest.raises(AggregationOverflow):
+        left.fold([({"a": np.full(1, 2.0**42, "f4")}, 1)])
+
+
 def test_merging_past_the_limit_is_refused_and_leaves_no_bit() -> None:
     entries = {"a": Entry((1,), np.dtype(np.float32)), "b": Entry((1,), np.dtype(np.float32))}
     halves = [FloatSums(entries, 1) for _ in range(2)]
@@ -118,12 +138,12 @@ def test_an_unexpected_error_in_the_middle_leaves_no_bit(
 ) -> None:
     calls = 0
 
-    def failing(*arguments: Any) -> None:
+    def failing(*arguments: Any) -> float:
         nonlocal calls
         calls += 1
         if calls == 9:
             raise MemoryError
-        loops.fold(*arguments)
+        return loops.fold(*arguments)
 
     small_blocks(loops._replace(fold=failing))
     sums = FloatSums({"a": ENTRIES["a"]}, 2)

@@ -89,31 +89,46 @@ def test_numpy_and_fused_folds_have_equal_bits(fused: Kernels, dtype: Any) -> No
     for loops in (kernels._BLOCKED, fused):
         high, low = np.zeros(5000), np.zeros(5000)
         for weight in (1.0, 17.0, 999_983.0, -17.0):
-            loops.fold(high, low, values, weight)
+            loops.fold(high, low, values, weight, np.inf)
         sums.append((high.tobytes(), low.tobytes()))
     assert sums[0] == sums[1]
 
 
+def fold(loops: Kernels, values: Any, weight: float, limit: float) -> tuple[float, list[float]]:
+    high, low = np.zeros(values.size), np.zeros(values.size)
+    return loops.fold(high, low, read_only(values), weight, limit), (high + low).tolist()
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("position", [0, 1, 16, 99])
-def test_peak_finds_the_largest_magnitude_wherever_it_is(loops: Kernels, dtype: Any, position: int) -> None:
+def test_fold_finds_the_largest_magnitude_wherever_it_is(loops: Kernels, dtype: Any, position: int) -> None:
     for extreme in (7.5, -7.5):
         values = np.linspace(-1, 1, 100).astype(dtype)
         values[position] = extreme
-        assert loops.peak(read_only(values)) == 7.5
-    assert loops.peak(read_only(np.zeros(3, dtype))) == 0
-    assert loops.peak(read_only(np.array([-0.0], dtype))) == 0
+        assert fold(loops, values, 3.0, np.inf)[0] == 7.5
+    assert fold(loops, np.zeros(3, dtype), 3.0, np.inf)[0] == 0
+    assert fold(loops, np.array([-0.0], dtype), 3.0, np.inf)[0] == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("weight", [3.0, -3.0])
+def test_fold_adds_nothing_over_the_limit(loops: Kernels, dtype: Any, weight: float) -> None:
+    values = np.array([0.25, -2.0, 1.0], dtype)
+    assert fold(loops, values, weight, 6.0) == (2.0, [weight * 0.25, weight * -2.0, weight])
+    assert fold(loops, values, weight, 5.75) == (2.0, [0, 0, 0])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("position", [0, 50, 99])
-def test_peak_is_not_finite_if_any_value_is_not(
+def test_fold_adds_nothing_if_a_value_is_not_finite(
     loops: Kernels, dtype: Any, bad: float, position: int
 ) -> None:
     values = np.linspace(-1, 1, 100).astype(dtype)
     values[position] = bad
-    assert not np.isfinite(loops.peak(read_only(values)))
+    peak, sums = fold(loops, values, 3.0, 2.0**43)
+    assert not np.isfinite(peak)
+    assert not any(sums)
 
 
 def test_numpy_serves_small_models_and_numba_large_ones(fused: Kernels) -> None:
