@@ -196,8 +196,8 @@ class WeightExchange(Exchange):
 
 
 def _place(tensor: torch.Tensor) -> Hashable:
-    # Equal for tied tensors only: views of one memory may differ, empty tensors all start at 0.
-    if tensor.layout is not torch.strided or not tensor.numel():
+    # Equal for tied tensors only; views of one memory may differ.
+    if tensor.layout is not torch.strided:
         return id(tensor)
     memory = tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()
     return *memory, tensor.dtype, tensor.is_conj(), tensor.is_neg()

@@ -44,7 +44,7 @@ def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.dtype in _EXTENDED:
         extended, carrier = _EXTENDED[tensor.dtype]
-        bits: NDArray[Any] = tensor.contiguous().view(carrier).cpu().numpy()
+        bits: NDArray[Any] = tensor.view(carrier).cpu().numpy()
         return np.array(bits, order="C").view(extended)
     try:
         return np.array(tensor.cpu().numpy(), order="C")

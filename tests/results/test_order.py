@@ -106,6 +106,14 @@ def test_a_sum_over_ordered_results_is_the_same_for_every_arrival_and_over_unord
     assert len(unordered) > 1
 
 
+def test_equal_bytes_with_nan_scores_are_ordered_by_count_then_client():
+    nan = [np.array([np.nan])]
+    arrived = [fit_result(*who) for who in (("b", nan, 2), ("a", nan, 2), ("c", nan, 1))]
+    for order in permutations(arrived):
+        ordered = decode_and_pseudo_sort_results(list(order))
+        assert [(proxy.cid, count) for proxy, _, count in ordered] == [("c", 1), ("a", 2), ("b", 2)]
+
+
 def test_payloads_that_would_unpickle_are_refused():
     import io
 

@@ -137,6 +137,8 @@ def test_damaged_bytes_are_refused_by_name(data):
         ("float32", (-1,), "numpy.ndarray", npy_with_header(described((-1,)))),
         ("float32", (0, 10**30), "numpy.ndarray", npy_with_header(described((0, 10**30)))),
         ("object", (1,), "numpy.ndarray", npy(np.array([Bomb()]), allow_pickle=True)),
+        ("str32", (1,), "numpy.ndarray", npy(np.array(["a"]))),
+        ("void32", (1,), "numpy.ndarray", npy(np.zeros(1, "V4"))),
         ("bool", (2,), "numpy.ndarray", npy(np.ones(2, bool))[:-2] + b"\1\2"),
         ("float32", (1,), "torch", bytes(4)),
         ("float32", (1,), "lightning_fl_ext.raw", bytes(4)),
