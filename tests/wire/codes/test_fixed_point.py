@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from lightning_fl_ext.wire.codes import MaskKey, to_fixed_point
+from lightning_fl_ext.wire.codes import MaskKey, sample_mask, to_fixed_point
 from lightning_fl_ext.wire.codes.fixed_point import log2, random_bits, uniforms
 
 
@@ -43,3 +43,10 @@ def test_sixteen_uniforms_are_one_step_of_the_counter():
     assert np.array_equal(uniforms(generator, 16), stream[48:64])
     generator.advance(2)
     assert np.array_equal(uniforms(generator, 16), stream[96:112])
+
+
+def test_an_entry_is_open_exactly_where_its_uniform_is_below_theta():
+    key = MaskKey(1, 2, "m", "c")
+    u = uniforms(random_bits(key, "dither"), 500).clip(1, 65534)
+    assert not sample_mask(u, key).any()
+    assert sample_mask(u + np.uint16(1), key).all()
