@@ -179,6 +179,20 @@ def test_the_refusal_lists_each_difference_and_nothing_else():
 
 
 @pytest.mark.parametrize(
+    ("arrays", "line"),
+    [
+        ({}, "  w: expected float32[1], got nothing"),
+        ({"w": np.zeros(1, np.float32), "v": np.zeros(2, bool)}, "  v: expected nothing, got bool[2]"),
+        ({"w": np.zeros(2, np.float32)}, "  w: expected float32[1], got float32[2]"),
+    ],
+)
+def test_a_single_difference_of_any_kind_is_enough(arrays, line):
+    with pytest.raises(StateMismatchError) as error:
+        WeightExchange().unpack(arrays, {"w": torch.zeros(1)})
+    assert str(error.value).splitlines()[1:] == [line]
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         np.zeros((1, 3), np.float32),
