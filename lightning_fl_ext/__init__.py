@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lightning_fl_ext.engines import LocalGrid as LocalGrid
     from lightning_fl_ext.engines import run_local as run_local
     from lightning_fl_ext.gates import BernoulliSample as BernoulliSample
+    from lightning_fl_ext.gates import MaskedModule as MaskedModule
     from lightning_fl_ext.gates import StochasticGateModule as StochasticGateModule
     from lightning_fl_ext.gates import bernoulli_sample as bernoulli_sample
     from lightning_fl_ext.metrics import merge_metrics as merge_metrics
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from lightning_fl_ext.results import select_zeroeth_element as select_zeroeth_element
     from lightning_fl_ext.server import ExactFedAvg as ExactFedAvg
     from lightning_fl_ext.server import FederatedTrainer as FederatedTrainer
+    from lightning_fl_ext.server import FedPM as FedPM
     from lightning_fl_ext.server import RoundCallback as RoundCallback
     from lightning_fl_ext.server import RoundCheckpoint as RoundCheckpoint
     from lightning_fl_ext.server import RoundEarlyStopping as RoundEarlyStopping
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server import replay_ledger as replay_ledger
     from lightning_fl_ext.server import server_app as server_app
     from lightning_fl_ext.server import verify_ledger as verify_ledger
+    from lightning_fl_ext.wire import MaskExchange as MaskExchange
     from lightning_fl_ext.wire import WeightExchange as WeightExchange
 
 __version__ = "0.1.0"
@@ -63,6 +66,9 @@ _HOME = {
     "pseudo_sort_scoring_function": "results",
     "select_zeroeth_element": "results",
     "WeightExchange": "wire",
+    "FedPM": "server",
+    "MaskExchange": "wire",
+    "MaskedModule": "gates",
     "FederatedTrainer": "server",
     "server_app": "server",
     "ExactFedAvg": "server",

@@ -9,6 +9,7 @@ from lightning_fl_ext.server.callbacks import (
     RoundProgressBar,
 )
 from lightning_fl_ext.server.checkpointing import CheckpointError
+from lightning_fl_ext.server.fedpm import FedPM
 from lightning_fl_ext.server.ledger import LedgerError, LedgerReport, replay_ledger, verify_ledger
 from lightning_fl_ext.server.rejection import BadUpdateError, Reason, Rejection
 from lightning_fl_ext.server.result import FederatedResult, RoundRecord
@@ -20,6 +21,7 @@ __all__ = [
     "CallbackError",
     "CheckpointError",
     "ExactFedAvg",
+    "FedPM",
     "FederatedResult",
     "FederatedTrainer",
     "LedgerError",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import ConfigRecord, Message, MetricRecord
@@ -16,6 +15,7 @@ from lightning_fl_ext.aggregation.conform import conform
 from lightning_fl_ext.engines import OrderedGrid
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.metrics.discovery import named_metrics
+from lightning_fl_ext.metrics.stage import ASK
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server import dialect
@@ -32,8 +32,8 @@ from lightning_fl_ext.server.screening import (
     screen_evaluate_reply,
     screen_train_reply,
 )
-from lightning_fl_ext.wire import from_record, to_record
-from lightning_fl_ext.wire.metric_states import ASK
+from lightning_fl_ext.server.transit import Transit
+from lightning_fl_ext.wire import Trip, from_record, to_record
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.trainer import FederatedTrainer
@@ -55,6 +55,7 @@ class StrategyDriver:
     def __init__(self, trainer: FederatedTrainer, grid: Grid) -> None:
         self.trainer = trainer
         self.strategy = trainer.strategy
+        self.wire = trainer.exchange
         self.clients = Clients(grid, trainer.round_timeout)
         self.grid = OrderedGrid(grid, self.clients.ordered)
         self.reads_every_dtype = bool(getattr(self.strategy, "reads_every_dtype", False))
@@ -77,11 +78,16 @@ class StrategyDriver:
             LightningFLError: The strategy fails, or makes weights that do not fit or are not finite.
         """
         wait_for_clients(self.grid, self.strategy, self.trainer.round_timeout)
-        screen = partial(screen_train_reply, like=arrays)
-        exchange = self._exchange("train", self.strategy.configure_train, server_round, arrays, screen)
+
+        def decode(coded: Arrays, client: str) -> Arrays:
+            trip = Trip(self.trainer.seed, server_round, client, tuple(exchange.sampled))
+            return self.wire.from_client(coded, arrays, trip)
+
+        configure = self.strategy.configure_train
+        exchange = self._exchange("train", configure, server_round, arrays, screen_train_reply)
         if self.order_free and not exchange.anonymous:
             metrics_of: dict[str, Any] = {}
-            new, metrics = self._aggregate(server_round, _noting(exchange.accepted(), metrics_of))
+            new, metrics = self._aggregate(server_round, self._noting(exchange.accepted(), metrics_of))
         else:
             replies = exchange.collect()
             metrics_of = {client: update.metrics for client, _, update in replies}
@@ -89,7 +95,8 @@ class StrategyDriver:
             if len(replies) >= self.trainer.min_accepted:
                 kept = common_metrics(metrics_of, server_round)[0] | {self.count_key}
                 messages = [reply for _, reply, _ in replies]
-                dialect.make_readable(messages, kept, arrays, widen=not self.reads_every_dtype)
+                like = self.trainer.exchange.like(arrays)
+                dialect.make_readable(messages, kept, like, widen=not self.reads_every_dtype)
                 new, metrics = self._aggregate(server_round, messages)
         void = bool(exchange.messages) and (new is None or len(metrics_of) < self.trainer.min_accepted)
         if new is not None and not void:
@@ -135,8 +142,8 @@ class StrategyDriver:
             NotEnoughClientsError: Too few clients are connected, or none answers.
         """
         wait_for_clients(self.grid, self.strategy, self.trainer.round_timeout)
-        configure, screen = self.strategy.configure_evaluate, screen_evaluate_reply
-        exchange = self._exchange("evaluate", configure, server_round, arrays, screen)
+        configure = self.strategy.configure_evaluate
+        exchange = self._exchange("evaluate", configure, server_round, arrays, screen_evaluate_reply)
         if not exchange.messages:
             return {}, []
         replies = exchange.collect()
@@ -173,31 +180,63 @@ class StrategyDriver:
         configure: Callable[..., Iterable[Message]],
         server_round: int,
         arrays: Arrays,
-        screen: Callable[[Message, str, int, Limits], ClientUpdate],
+        screen: Callable[[Message, str, int, Limits, Arrays], ClientUpdate],
     ) -> RoundExchange:
-        record = to_record(arrays)
+        record = to_record(self.wire.to_client(arrays, Trip(self.trainer.seed, server_round)))
         given = record if self.reads_every_dtype else dialect.readable(record)
-        config = ConfigRecord({"run-seed": self.trainer.seed, "server-round": server_round})
+        del record
+        seed = self.trainer.seed
+        config = ConfigRecord({"run-seed": seed, "server-round": server_round})
         if named_metrics(self.trainer.model):
             config[ASK] = True
         with self._around(server_round, f"configure-{purpose}"):
             messages = list(configure(server_round, given, config, self.grid))
-        dialect.put_back(messages, given, record)
+        sampled = tuple(sorted(self.clients[m.metadata.dst_node_id] for m in messages))
+        transit = Transit(self.trainer.exchange, arrays, Trip(seed, server_round, "", sampled))
+        transit.put_into(messages, given, config)
+        del given
         told, limits = self.trainer.call_callbacks, self._limits(len(messages))
+
+        def read(reply: Message, client: str) -> ClientUpdate:
+            if purpose == "train":
+                transit.decode(reply, client)
+            return screen(reply, client, server_round, limits, transit.like)
+
         exchange = RoundExchange(
             self.grid,
             self.clients,
             messages,
             server_round,
-            lambda reply, client: screen(reply, client, server_round, limits),
+            read,
             self.trainer.round_timeout,
             self.trainer.on_bad_update == "raise",
             lambda reply: told("on_reply", reply if purpose == "train" else None),
             self._earlier,
         )
+        if self.wire.tells_sampled:
+            for message in messages:
+                for settings in message.content.config_records.values():
+                    settings["sampled"] = exchange.sampled
         if messages:
             told("on_messages", exchange.sampled)
         return exchange
+
+    def _noting(
+        self, accepted: Iterator[tuple[str, Message, ClientUpdate]], metrics_of: dict[str, Any]
+    ) -> Iterator[Message]:
+        """Pass replies on, keeping of each the metrics alone."""
+        for client, reply, update in accepted:
+            metrics_of[client] = update.metrics
+            reply = self._decoded(reply, update)
+            del update
+            yield reply
+            del reply
+
+    def _decoded(self, reply: Message, update: ClientUpdate) -> Message:
+        if self.wire.coded:
+            name = next(iter(reply.content.array_records))
+            reply.content[name] = to_record(update.arrays)
+        return reply
 
     def _aggregate(
         self, server_round: int, replies: Iterable[Message]
@@ -241,17 +280,6 @@ class StrategyDriver:
                 " leaves out updates that are too large."
             )
         return conformed
-
-
-def _noting(
-    accepted: Iterator[tuple[str, Message, ClientUpdate]], metrics_of: dict[str, Any]
-) -> Iterator[Message]:
-    """Pass replies on, keeping of each the metrics alone."""
-    for client, reply, update in accepted:
-        metrics_of[client] = update.metrics
-        del update
-        yield reply
-        del reply
 
 
 def _scalars(metrics: MetricRecord | None) -> dict[str, float]:

@@ -39,12 +39,10 @@ def pool_metrics(
         if not present:
             continue
         packs = {client: metrics.pack for client, metrics in present.items()}
-        for client in missing_clients(packs.values()):
-            left_out.append(
-                Rejection(
-                    client, server_round, Reason.METRIC, stage, "metric states", "none: too few examples"
-                )
-            )
+        left_out += [
+            Rejection(client, server_round, Reason.METRIC, stage, "metric states", "too few examples")
+            for client in missing_clients(packs.values())
+        ]
         merged, refused = _merge(module, packs, stage, server_round)
         left_out += refused
         counted = {client: present[client] for client in merged if not packs[client].withheld}

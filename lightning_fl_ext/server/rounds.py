@@ -8,16 +8,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from lightning_fl_ext.engines import NotEnoughClientsError, stream_replies
 from lightning_fl_ext.engines.private import CLIENT_APP_RAISED
 from lightning_fl_ext.metrics import DamagedMetricPack
+from lightning_fl_ext.metrics.stage import ASK, STAGES, StageMetrics
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.clients import Clients, declared_id
 from lightning_fl_ext.server.rejection import BadUpdateError, Reason, Rejected, Rejection
-from lightning_fl_ext.wire.metric_states import StageMetrics, take_stages
+from lightning_fl_ext.wire import PayloadError, from_record
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +95,14 @@ class RoundExchange:
                     raise Rejected(Reason.NOT_SAMPLED, "client-id", self.clients[node], declared)
                 if self.clients[node] in shared:
                     raise Rejected(Reason.DUPLICATE, "client-id", "one node of this name", "several")
+                size = _array_bytes(reply)
                 self._take_metrics(self.clients[node], reply)
                 read = _screened(self.screen, reply, self.clients[node])
             except Rejected as why:
                 known = answered.get(to)
                 self._reject(str(reply.metadata.src_node_id) if known is None else self.clients[known], why)
             else:
-                self.bytes_up += _array_bytes(reply)
+                self.bytes_up += size
                 self.on_reply(read)
                 yield self.clients[node], reply, read
                 del read
@@ -135,12 +137,6 @@ class RoundExchange:
         """Whether a client was asked whose id only its reply can tell."""
         return not all(self.clients.declares(m.metadata.dst_node_id) for m in self.messages)
 
-    def _take_metrics(self, client: str, reply: Message) -> None:
-        try:
-            self.stages[client] = take_stages(reply.content, client)
-        except DamagedMetricPack as error:
-            self._reject(client, Rejected(Reason.METRIC, "metric-states", "whole metric states", str(error)))
-
     def _sent(self) -> dict[str, int]:
         return {m.metadata.message_id: m.metadata.dst_node_id for m in self.messages}
 
@@ -152,6 +148,18 @@ class RoundExchange:
                 Reason.STALE, "", f"a reply of round {self.server_round}", "one of a round before"
             )
         return Rejected(Reason.NOT_SAMPLED, "", f"one of {len(self.messages)} sampled clients", "another")
+
+    def _take_metrics(self, client: str, reply: Message) -> None:
+        """Take metric states out of a reply: what is left is what any Flower strategy expects."""
+        taken = {stage: reply.content.pop(f"{ASK}.{stage}", None) for stage in STAGES}
+        try:
+            self.stages[client] = {
+                stage: StageMetrics.from_arrays(from_record(record), client_id=client)
+                for stage, record in taken.items()
+                if isinstance(record, ArrayRecord)
+            }
+        except (DamagedMetricPack, PayloadError) as error:
+            self._reject(client, Rejected(Reason.METRIC, ASK, "whole metric states", str(error)))
 
     def _reject(self, client: str, why: Rejected) -> None:
         rejection = Rejection(client, self.server_round, why.reason, why.key, why.expected, why.got)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +12,11 @@ from flwr.app import Array, Message
 from numpy.typing import NDArray
 
 from lightning_fl_ext.aggregation.structure import MAX_WEIGHT
+from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, ClientUpdate
-from lightning_fl_ext.server.clients import client_record
+from lightning_fl_ext.server.clients import client_record, declared_id
 from lightning_fl_ext.server.rejection import Reason, Rejected, Rejection
-from lightning_fl_ext.wire import PayloadError, from_record
+from lightning_fl_ext.wire import from_record
 
 MAX_EXAMPLES = MAX_WEIGHT
 """The largest count of examples, 2^26; one beyond it is taken for an error."""
@@ -42,7 +43,13 @@ class Limits:
 
 
 def screen_train_reply(
-    reply: Message, client_id: str, server_round: int, limits: Limits, like: Arrays
+    reply: Message,
+    client_id: str,
+    server_round: int,
+    limits: Limits,
+    like: Arrays,
+    coded: Collection[str] = (),
+    decode: Callable[[Arrays, str], Arrays] = lambda arrays, _: arrays,
 ) -> ClientUpdate:
     """Check a train reply, and read it.
 
@@ -54,25 +61,29 @@ def screen_train_reply(
         client_id: Whose it is, as the server knows it.
         server_round: The current round.
         limits: For counts and values.
-        like: The global weights the round started from.
+        like: The global weights the round started from, or what is like a client's part of them.
+        coded: Names of arrays that travel in a form of their own.
+        decode: Reads what travelled, given the id by which the client knows itself.
 
     Raises:
         Rejected: A check failed.
     """
-    head = screen_evaluate_reply(reply, client_id, server_round, limits)
+    head = screen_evaluate_reply(reply, client_id, server_round, limits, like)
     records = reply.content.array_records
     if len(records) != 1:
         raise Rejected(Reason.UNDECODABLE, "arrays", "one ArrayRecord", f"{len(records)}")
     record = next(iter(records.values()))
     _screen_keys(list(like), list(record))
     for name, packed in record.items():
-        _screen_announced(name, packed, like[name])
+        _screen_announced(name, packed, like[name], name in coded)
     try:
-        arrived = from_record(record)
-    except PayloadError as error:
+        arrived = decode(from_record(record), declared_id(reply.content) or client_id)
+    except LightningFLError as error:
         raise Rejected(Reason.UNDECODABLE, "arrays", got=str(error)) from None
     arrays = {name: arrived[name] for name in like}
     for name, array in arrays.items():
+        if array.shape != like[name].shape:
+            raise Rejected(Reason.SHAPE, name, str(list(like[name].shape)), str(list(array.shape)))
         if array.dtype != like[name].dtype:
             raise Rejected(Reason.DTYPE, name, str(like[name].dtype), str(array.dtype))
         _screen_values(name, array, head.num_examples, limits.max_term)
@@ -81,9 +92,17 @@ def screen_train_reply(
 
 
 def screen_evaluate_reply(
-    reply: Message, client_id: str, server_round: int, limits: Limits = Limits()
+    reply: Message,
+    client_id: str,
+    server_round: int,
+    limits: Limits,
+    like: Arrays,
+    coded: Collection[str] = (),
+    decode: Callable[[Arrays, str], Arrays] = lambda arrays, _: arrays,
 ) -> ClientUpdate:
     """Check what evaluate and train replies have in common, and read it: round, count and metrics.
+
+    Takes what :func:`screen_train_reply` takes; ``like`` does not matter here.
 
     Raises:
         Rejected: A check failed.
@@ -119,11 +138,11 @@ def _screen_count(key: str, count: Any) -> int:
     raise Rejected(Reason.COUNT, key, expected, "nothing" if count is None else repr(count))
 
 
-def _screen_announced(name: str, packed: Array, like: NDArray[Any]) -> None:
+def _screen_announced(name: str, packed: Array, like: NDArray[Any], coded: bool) -> None:
     """Compare what a packed array says about itself; that it is true is checked when it is decoded."""
-    if tuple(packed.shape) != like.shape:
+    if not coded and tuple(packed.shape) != like.shape:
         raise Rejected(Reason.SHAPE, name, str(list(like.shape)), str(list(packed.shape)))
-    if packed.dtype not in (like.dtype.name, str(like.dtype)):
+    if not coded and packed.dtype not in (like.dtype.name, str(like.dtype)):
         raise Rejected(Reason.DTYPE, name, like.dtype.name, packed.dtype)
     if len(packed.data) > like.nbytes + _HEADER:
         limit = f"at most {like.nbytes + _HEADER} bytes"

@@ -191,7 +191,7 @@ class FederatedTrainer:
     def _begin(self, model: Any, grid: Grid, ckpt_path: str | Path | None = None) -> None:
         with seeded(derive_seed(self.seed, 0, "", "init")):
             self.model = model if isinstance(model, torch.nn.Module) else model()
-        self.arrays = self.exchange.pack(self.model.state_dict())
+        self.arrays = self.exchange.start(self.model.state_dict())
         self.strategy = copy.deepcopy(self._strategy)
         self.current_round, self.rounds, self.callback_metrics = 0, [], {}
         self.should_stop, self.result, self.ckpt_path = False, None, ckpt_path

@@ -52,6 +52,12 @@ class Exchange:
         client:  unpack(global, state) <── from_server ─┘        └── to_server <── pack(state)
     """
 
+    coded: frozenset[str] = frozenset()
+    """Names of arrays that a client sends in another form than :meth:`like` gives."""
+
+    tells_sampled: bool = False
+    """Whether clients must be told who takes part."""
+
     def pack(self, state: State) -> dict[str, NDArray[Any]]:
         """Copy what travels up out of a client's state dict."""
         raise NotImplementedError

@@ -69,6 +69,8 @@ class MaskExchange(Exchange):
         {'masks': 'uint8'}
     """
 
+    coded = frozenset({MASKS})
+
     def __init__(
         self,
         code: MaskCode = "dithered",
@@ -81,7 +83,7 @@ class MaskExchange(Exchange):
         if stratified and code == "random":
             raise ValueError("`stratified=True` needs `code='dithered'` or 'packed'. Got 'random'.")
         self.code: MaskCode = code
-        self.stratified = stratified
+        self.stratified = self.tells_sampled = stratified
         self._rest = WeightExchange(include, exclude)
 
     def __repr__(self) -> str:

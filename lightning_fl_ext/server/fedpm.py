@@ -1,0 +1,106 @@
+"""`FedPM`: federated probabilistic mask training, the server's part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from numpy.typing import NDArray
+
+from lightning_fl_ext.aggregation import ExactMean
+from lightning_fl_ext.aggregation.mask_posterior import MaskPosterior
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.server.strategy import aggregate_heads
+from lightning_fl_ext.wire import from_record, to_record
+from lightning_fl_ext.wire.mask_exchange import COUNTS, MASKS, MODEL, TRIALS
+
+
+class FedPM(FedAvg):
+    """Bayesian aggregation of masks (Isik et al., ICLR 2023, arXiv:2209.15328, section 3.2).
+
+    Every parameter has a Beta posterior over being open: each client's mask counts once, whatever its number
+    of examples. θ is its mode, a ratio of integers, so the result does not depend on the order of arrival.
+    Whatever travels besides the masks is averaged exactly, weighted by examples.
+
+    Use it in a ``FederatedTrainer`` with ``exchange=MaskExchange(...)``, the same as on the clients.
+
+    Args:
+        prior: α and β before any mask. 1 is flat; more pulls θ towards 1/2.
+        reset_every: Rounds after which counting starts again from the prior. The paper resets every
+            1 / participation rounds.
+        **options: Arguments of Flower's ``FedAvg``, such as ``fraction_train``.
+
+    Example:
+        >>> FedPM(reset_every=2, fraction_train=0.5).reset_every
+        2
+    """
+
+    order_free = True
+    reads_every_dtype = True
+
+    def __init__(self, prior: int = 1, reset_every: int = 1, **options: Any) -> None:
+        super().__init__(**options)
+        MaskPosterior.start(0, prior=prior, reset_every=reset_every)  # complains about its arguments
+        self.prior = prior
+        self.reset_every = reset_every
+        self._opened: NDArray[np.int64] | None = None
+        self._counted = self._rounds = 0
+        self._model: NDArray[np.uint8] | None = None
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Note which model the masks are for, and configure as FedAvg does.
+
+        Raises:
+            LightningFLError: The arrays are not masks.
+        """
+        if MODEL not in arrays:
+            raise LightningFLError(
+                "`FedPM` aggregates masks, and there are none: pass `exchange=MaskExchange(...)` to"
+                " `FederatedTrainer` and to `client_app`."
+            )
+        self._model = from_record(ArrayRecord({MODEL: arrays[MODEL]}))[MODEL]
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Count masks one at a time, and average the rest."""
+        heads: list[RecordDict] = []
+        rest: list[ExactMean] = []
+        masks = self._masks_of(replies, heads, rest)
+        first = next(masks, None)
+        if first is None:
+            return None, None
+        posterior = self._posterior(first.size).update(chain([first], masks))
+        self._opened, self._counted, self._rounds = posterior.opened, posterior.masks, posterior.rounds
+        theta = posterior.theta()
+        new = {COUNTS: theta.counts, TRIALS: np.array(theta.trials), MODEL: np.asarray(self._model)}
+        for mean in rest:
+            new |= mean.result()
+        return to_record(new), aggregate_heads(heads, self.train_metrics_aggr_fn, self.weighted_by_key)
+
+    def _masks_of(
+        self, replies: Iterable[Message], heads: list[RecordDict], rest: list[ExactMean]
+    ) -> Iterator[NDArray[np.bool_]]:
+        for reply in replies:
+            arrays = from_record(next(iter(reply.content.array_records.values())))
+            metrics = next(iter(reply.content.metric_records.values()))
+            heads.append(RecordDict({"metrics": metrics, **reply.content.config_records}))
+            mask = arrays.pop(MASKS)
+            if arrays:
+                if not rest:
+                    rest.append(ExactMean(arrays))
+                rest[0].add(arrays, int(metrics[self.weighted_by_key]))  # type: ignore[arg-type]
+            del reply, arrays
+            yield mask
+
+    def _posterior(self, size: int) -> MaskPosterior:
+        opened = np.zeros(size, dtype=np.int64) if self._opened is None else self._opened
+        return MaskPosterior(opened, self._counted, self._rounds, self.prior, self.reset_every)
