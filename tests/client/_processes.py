@@ -65,7 +65,7 @@ def loader(n):
     return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=10)
 
 
-def trainer(strategy, *callbacks, epochs=2):
+def trainer(strategy, *callbacks, epochs=2, **options):
     return L.Trainer(
         accelerator="cpu",
         devices=2,
@@ -74,6 +74,7 @@ def trainer(strategy, *callbacks, epochs=2):
         num_sanity_val_steps=0,
         callbacks=list(callbacks),
         **QUIET,
+        **options,
     )
 
 
@@ -167,9 +168,17 @@ def app(strategy):
 def sharded(_):
     """Here the strategy starts this script once more; results are in the first process."""
     bridge = FlowerBridge.from_message(instruction("train"), context(), keep="all")
-    module = Sharded()
-    local = trainer(ModelParallelStrategy(), bridge)
-    local.fit(module, loader(40))
+    local = trainer(ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1), bridge)
+    local.fit(Sharded(), loader(40))
+    return describe(bridge) if local.is_global_zero else {}
+
+
+def replicated(_):
+    """Both processes work on the same batches, as under tensor parallelism."""
+    bridge = FlowerBridge()
+    strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2)
+    local = trainer(strategy, bridge, epochs=1, limit_train_batches=2)
+    local.fit(Sharded(), loader(40))
     return describe(bridge) if local.is_global_zero else {}
 
 

@@ -398,6 +398,7 @@ def test_in_a_trainer_of_pytorch_lightning(kit):
 @pytest.fixture
 def cli(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py"])
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # what Lightning itself calls
     pytest.importorskip("docstring_parser", reason="needs `jsonargparse[signatures]`")
     from lightning.pytorch.cli import LightningCLI
 

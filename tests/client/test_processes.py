@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DistributedSampler
 
 SCRIPT = Path(__file__).with_name("_processes.py")
 
@@ -34,14 +35,15 @@ def run(strategy, *tasks):
 def reference(n, epochs=2, ranks=2):
     """The same fit in one plain loop: batches of 10 on each rank, gradients averaged over the ranks."""
     x = torch.randn(n, 3, generator=torch.Generator().manual_seed(1))
-    x = torch.cat([x, x[: -n % ranks]])  # filled up as the sampler does
+    samplers = [DistributedSampler(x, ranks, rank) for rank in range(ranks)]  # Lightning shuffles them
     layer = torch.nn.Linear(3, 1)
     torch.nn.init.constant_(layer.weight, 0.5)
     torch.nn.init.zeros_(layer.bias)
     optimizer = torch.optim.SGD(layer.parameters(), 0.1)
-    shares = [x[rank::ranks].split(10) for rank in range(ranks)]
-    for _ in range(epochs):
-        for batches in zip(*shares, strict=True):
+    for epoch in range(epochs):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        for batches in zip(*(x[list(sampler)].split(10) for sampler in samplers), strict=True):
             optimizer.zero_grad()
             sum((layer(b) - b.sum(1, keepdim=True)).square().mean() / ranks for b in batches).backward()
             optimizer.step()
@@ -96,8 +98,18 @@ def test_results_come_back_from_spawned_workers():
     check_fit(run("ddp_spawn", "fit")["fit"])
 
 
-def test_sharded_weights_are_loaded_and_gathered():
-    """ModelParallel (FSDP2) starts the script twice; rank 0 holds the whole update."""
-    out = run("model_parallel", "sharded")["sharded"]
+@pytest.fixture(scope="module")
+def model_parallel():
+    return run("model_parallel", "sharded", "replicated")
+
+
+def test_sharded_weights_are_loaded_and_gathered(model_parallel):
+    """FSDP2 over both processes; rank 0 holds the whole update."""
+    out = model_parallel["sharded"]
     assert [(epoch, count) for epoch, count, _ in out["epochs"]] == [(0, 40), (1, 40)]
     assert_trained_as(reference(40), out["weights"])
+
+
+def test_ranks_that_share_their_batches_count_them_once(model_parallel):
+    """Tensor parallel ranks see the same two batches of ten."""
+    assert [count for _, count, _ in model_parallel["replicated"]["epochs"]] == [20]
