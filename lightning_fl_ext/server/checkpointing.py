@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from lightning_fl_ext.server.result import RoundRecord
 from lightning_fl_ext.server.strategy_state import encode_strategy, restore_strategy
 
 if TYPE_CHECKING:
+    from lightning_fl_ext.server.callbacks.base import RoundCallback
     from lightning_fl_ext.server.trainer import FederatedTrainer
 
 log = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def save_checkpoint(trainer: FederatedTrainer, folder: Path) -> None:
         "digest": digest(trainer.arrays),
         "strategy": state,
         "rounds": [record.to_json() for record in trainer.rounds],
-        "callbacks": {type(c).__name__: c.state_dict() for c in trainer.callbacks},
+        "callbacks": {key: callback.state_dict() for key, callback in _keyed(trainer)},
     }
     write_folder(
         folder,
@@ -89,10 +91,12 @@ def load_checkpoint(trainer: FederatedTrainer, path: str | Path) -> None:
             ``default_root_dir``. With ``"last"`` and none there, the run starts from the beginning.
 
     Raises:
-        CheckpointError: It is of another run; the message lists what differs.
+        CheckpointError: There is none at ``path``, or it is of another run; the message lists what differs.
         TornFilesError: ``path`` names a checkpoint that is incomplete or altered.
     """
     if path != "last":
+        if not Path(path).is_dir():
+            raise CheckpointError(f"there is no checkpoint `{path}`; `ckpt_path='last'` finds the newest")
         files = read_folder(Path(path))
     elif (newest := _newest_complete(trainer.default_root_dir / FOLDER)) is None:
         log.info("no checkpoint under `%s`: starting from the beginning", trainer.default_root_dir)
@@ -109,8 +113,8 @@ def load_checkpoint(trainer: FederatedTrainer, path: str | Path) -> None:
     restore_strategy(trainer.strategy, data["strategy"], arrays_from_bytes(files["strategy.safetensors"]))
     for record in data["rounds"]:
         trainer.note(RoundRecord.from_json(record))
-    for callback in trainer.callbacks:
-        callback.load_state_dict(data["callbacks"].get(type(callback).__name__, {}))
+    for key, callback in _keyed(trainer):
+        callback.load_state_dict(data["callbacks"].get(key, {}))
 
 
 def list_checkpoints(root: Path) -> list[tuple[int, Path]]:
@@ -119,6 +123,17 @@ def list_checkpoints(root: Path) -> list[tuple[int, Path]]:
         return []
     found = ((_NAME.match(path.name), path) for path in root.iterdir())
     return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def _keyed(trainer: FederatedTrainer) -> list[tuple[str, RoundCallback]]:
+    """Name callbacks by class, and those of one class by their place as well."""
+    seen: Counter[str] = Counter()
+    keyed = []
+    for callback in trainer.callbacks:
+        name = type(callback).__name__
+        seen[name] += 1
+        keyed.append((f"{name}-{seen[name]}" if seen[name] > 1 else name, callback))
+    return keyed
 
 
 def _newest_complete(root: Path) -> dict[str, bytes] | None:

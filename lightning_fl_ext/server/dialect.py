@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,16 +56,6 @@ def make_readable(
         (name,), (measured,) = replies[0].content.metric_records, content.metric_records.values()
         shared = MetricRecord({key: value for key, value in measured.items() if key in metrics})
         _replace(content, list(content.metric_records), name, shared)
-
-
-def put_back(messages: Iterable[Message], given: ArrayRecord, record: ArrayRecord) -> None:
-    """In messages that a strategy made, put the true record where it passed on the readable one."""
-    if given is record:
-        return
-    for message in messages:
-        for key, value in list(message.content.items()):
-            if value is given:
-                message.content[key] = record
 
 
 def _replace(content: RecordDict, old: list[str], name: str, record: ArrayRecord | MetricRecord) -> None:

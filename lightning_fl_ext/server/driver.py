@@ -19,7 +19,7 @@ from lightning_fl_ext.metrics.stage import ASK
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server import dialect
-from lightning_fl_ext.server.clients import Clients
+from lightning_fl_ext.server.clients import Clients, declared_id
 from lightning_fl_ext.server.pooling import average_scalars, pool_metrics
 from lightning_fl_ext.server.quorum import innermost, wait_for_clients
 from lightning_fl_ext.server.rejection import Rejection
@@ -33,7 +33,7 @@ from lightning_fl_ext.server.screening import (
     screen_train_reply,
 )
 from lightning_fl_ext.server.transit import Transit
-from lightning_fl_ext.wire import Trip, from_record, to_record
+from lightning_fl_ext.wire import Trip, to_record
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.trainer import FederatedTrainer
@@ -55,7 +55,6 @@ class StrategyDriver:
     def __init__(self, trainer: FederatedTrainer, grid: Grid) -> None:
         self.trainer = trainer
         self.strategy = trainer.strategy
-        self.wire = trainer.exchange
         self.clients = Clients(grid, trainer.round_timeout)
         self.grid = OrderedGrid(grid, self.clients.ordered)
         self.reads_every_dtype = bool(getattr(self.strategy, "reads_every_dtype", False))
@@ -78,16 +77,11 @@ class StrategyDriver:
             LightningFLError: The strategy fails, or makes weights that do not fit or are not finite.
         """
         wait_for_clients(self.grid, self.strategy, self.trainer.round_timeout)
-
-        def decode(coded: Arrays, client: str) -> Arrays:
-            trip = Trip(self.trainer.seed, server_round, client, tuple(exchange.sampled))
-            return self.wire.from_client(coded, arrays, trip)
-
         configure = self.strategy.configure_train
         exchange = self._exchange("train", configure, server_round, arrays, screen_train_reply)
         if self.order_free and not exchange.anonymous:
             metrics_of: dict[str, Any] = {}
-            new, metrics = self._aggregate(server_round, self._noting(exchange.accepted(), metrics_of))
+            new, metrics = self._aggregate(server_round, _noting(exchange.accepted(), metrics_of))
         else:
             replies = exchange.collect()
             metrics_of = {client: update.metrics for client, _, update in replies}
@@ -182,7 +176,7 @@ class StrategyDriver:
         arrays: Arrays,
         screen: Callable[[Message, str, int, Limits, Arrays], ClientUpdate],
     ) -> RoundExchange:
-        record = to_record(self.wire.to_client(arrays, Trip(self.trainer.seed, server_round)))
+        record = to_record(arrays)
         given = record if self.reads_every_dtype else dialect.readable(record)
         del record
         seed = self.trainer.seed
@@ -199,7 +193,7 @@ class StrategyDriver:
 
         def read(reply: Message, client: str) -> ClientUpdate:
             if purpose == "train":
-                transit.decode(reply, client)
+                transit.decode(reply, declared_id(reply.content) or client)
             return screen(reply, client, server_round, limits, transit.like)
 
         exchange = RoundExchange(
@@ -213,30 +207,9 @@ class StrategyDriver:
             lambda reply: told("on_reply", reply if purpose == "train" else None),
             self._earlier,
         )
-        if self.wire.tells_sampled:
-            for message in messages:
-                for settings in message.content.config_records.values():
-                    settings["sampled"] = exchange.sampled
         if messages:
             told("on_messages", exchange.sampled)
         return exchange
-
-    def _noting(
-        self, accepted: Iterator[tuple[str, Message, ClientUpdate]], metrics_of: dict[str, Any]
-    ) -> Iterator[Message]:
-        """Pass replies on, keeping of each the metrics alone."""
-        for client, reply, update in accepted:
-            metrics_of[client] = update.metrics
-            reply = self._decoded(reply, update)
-            del update
-            yield reply
-            del reply
-
-    def _decoded(self, reply: Message, update: ClientUpdate) -> Message:
-        if self.wire.coded:
-            name = next(iter(reply.content.array_records))
-            reply.content[name] = to_record(update.arrays)
-        return reply
 
     def _aggregate(
         self, server_round: int, replies: Iterable[Message]
@@ -280,6 +253,17 @@ class StrategyDriver:
                 " leaves out updates that are too large."
             )
         return conformed
+
+
+def _noting(
+    accepted: Iterator[tuple[str, Message, ClientUpdate]], metrics_of: dict[str, Any]
+) -> Iterator[Message]:
+    """Pass replies on, keeping of each the metrics alone."""
+    for client, reply, update in accepted:
+        metrics_of[client] = update.metrics
+        del update
+        yield reply
+        del reply
 
 
 def _scalars(metrics: MetricRecord | None) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -28,7 +30,9 @@ class TornFilesError(LightningFLError):
 def arrays_to_bytes(arrays: Arrays) -> bytes:
     """Serialise named arrays as safetensors, with their order."""
     tensors = {name: to_torch(array) for name, array in arrays.items()}
-    return bytes(save(tensors, {"names": json.dumps(list(arrays))}))
+    pairs = [name for name, tensor in tensors.items() if tensor.is_complex()]  # real and imaginary part
+    tensors |= {name: torch.view_as_real(tensors[name]) for name in pairs}
+    return bytes(save(tensors, {"names": json.dumps(list(arrays)), "pairs": json.dumps(pairs)}))
 
 
 def arrays_from_bytes(data: bytes) -> dict[str, NDArray[Any]]:
@@ -39,8 +43,9 @@ def arrays_from_bytes(data: bytes) -> dict[str, NDArray[Any]]:
     """
     try:
         tensors = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return {name: to_numpy(tensors[name]) for name in json.loads(header["__metadata__"]["names"])}
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        tensors |= {name: torch.view_as_complex(tensors[name]) for name in json.loads(header["pairs"])}
+        return {name: to_numpy(tensors[name]) for name in json.loads(header["names"])}
     except (SafetensorError, KeyError, ValueError) as error:
         raise TornFilesError(f"not a safetensors file of this package ({error})") from None
 
@@ -90,19 +95,40 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Replace a file in one step."""
+    """Write a file, or replace it, in one step."""
     part = path.with_name(f".{path.name}.part")
-    write_through(part, data)
-    os.replace(part, path)
+    try:
+        write_through(part, data)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
-def write_through(path: Path, data: bytes, *, append: bool = False) -> None:
-    """Write, or append, and wait until it is on the disk."""
-    with path.open("ab" if append else "wb") as file:
+def write_through(path: Path, data: bytes) -> None:
+    """Write, and wait until it is on the disk."""
+    with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def append_through(path: Path, data: bytes) -> None:
+    """Append, and wait until it is on the disk.
+
+    Raises:
+        OSError: The disk is full, say; the file is as it was.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("ab", buffering=0) as file:
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(file.fileno())
+    except OSError:
+        os.truncate(path, size)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

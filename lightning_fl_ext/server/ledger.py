@@ -59,16 +59,42 @@ def make_line(previous: str, index: int, event: str, content: Mapping[str, Any])
     return head, _canonical({**body, "hash": head}) + b"\n"
 
 
-def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """Read a ledger, and trust it only if the chain is whole.
+def check_lines(data: bytes) -> tuple[list[dict[str, Any]], list[str]]:
+    """Read the lines of a ledger, and compare each with its hash and with the line before.
 
-    Raises:
-        LedgerError: It is not.
+    Args:
+        data: The file's bytes.
+
+    Returns:
+        The lines that can be read, and a sentence for each problem.
     """
-    report = verify_ledger(path)
-    if not report.ok:
-        raise LedgerError(f"ledger `{path}`: " + "; ".join(report.problems))
-    return [json.loads(line) for line in Path(path).read_bytes().splitlines()]
+    lines: list[dict[str, Any]] = []
+    problems: list[str] = []
+    head, expected = GENESIS, 0
+    for number, raw in enumerate(data.split(b"\n")[: -1 if data.endswith(b"\n") else None], start=1):
+        try:
+            line = json.loads(raw)
+            body = {k: v for k, v in line.items() if k != "hash"}
+            claimed, previous, index, _ = line["hash"], line["previous"], line["index"], line["event"]
+            if _canonical(line) != raw or not isinstance(index, int):
+                raise ValueError("not as it was written")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            problems.append(f"line {number} was altered or cut: it is not a line as a ledger writes it")
+            expected += 1
+            head = ""
+            continue
+        if hashlib.sha256(_canonical(body)).hexdigest() != claimed:
+            problems.append(f"line {number} (entry {index}) was altered: its hash is another")
+        if index != expected:
+            kind = f"{index - expected} missing before it" if index > expected else "out of place"
+            problems.append(f"line {number} is entry {index}, expected entry {expected}: {kind}")
+        elif head and previous != head:
+            problems.append(f"line {number} (entry {index}) does not follow the line before it")
+        head, expected = claimed, index + 1
+        lines.append(line)
+    if data and not data.endswith(b"\n"):
+        problems.append("the last line is cut: it does not end")
+    return lines, problems
 
 
 def verify_ledger(path: str | Path, checkpoint: str | Path | None = None) -> LedgerReport:
@@ -88,36 +114,18 @@ def verify_ledger(path: str | Path, checkpoint: str | Path | None = None) -> Led
     path = Path(path) / "ledger.jsonl" if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise LedgerError(f"there is no ledger at `{path}`")
-    problems: list[str] = []
-    head, event, rounds, hashes = GENESIS, "", 0, []
-    expected = 0
-    for number, raw in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        try:
-            line = json.loads(raw)
-            body = {k: v for k, v in line.items() if k != "hash"}
-            written = line["hash"], line["previous"], line["index"], line["event"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            problems.append(f"line {number} is cut or not a line of a ledger")
-            continue
-        claimed, previous, index, event = written
-        if hashlib.sha256(_canonical(body)).hexdigest() != claimed or not raw.endswith(b"\n"):
-            problems.append(f"line {number} (entry {index}) was altered")
-        if index != expected:
-            kind = "missing before it" if isinstance(index, int) and index > expected else "out of place"
-            problems.append(f"line {number} is entry {index}, expected entry {expected}: lines are {kind}")
-        elif previous != head:
-            problems.append(f"line {number} (entry {index}) does not follow the line before it")
-        head, expected = claimed, (index + 1 if isinstance(index, int) else expected + 1)
-        hashes.append(claimed)
-        rounds += event == "round"
+    lines, problems = check_lines(path.read_bytes())
     noted = _noted_head(path.parent, checkpoint)
-    if noted is not None and noted not in hashes:
+    if noted is not None and noted not in [line["hash"] for line in lines]:
         problems.append(
-            f"lines are missing at the end: the checkpoint knows a line {noted[:12]}… that is not here"
+            f"lines are missing at the end, after line {len(lines)}: a checkpoint knows a line {noted[:12]}…"
+            " that is not here"
         )
-    if not hashes and not problems:
+    if not lines and not problems:
         problems.append("the ledger is empty")
-    return LedgerReport(rounds, event == "end", head, tuple(problems))
+    rounds = sum(line["event"] == "round" for line in lines)
+    finished, head = (lines[-1]["event"] == "end", lines[-1]["hash"]) if lines else (False, GENESIS)
+    return LedgerReport(rounds, finished, head, tuple(problems))
 
 
 def replay_ledger(path: str | Path) -> list[str]:
@@ -137,7 +145,9 @@ def replay_ledger(path: str | Path) -> list[str]:
     from lightning_fl_ext.aggregation import ExactMean
 
     folder = Path(path)
-    lines = read_lines(folder)
+    if problems := verify_ledger(folder).problems:
+        raise LedgerError(f"ledger in `{folder}`: " + "; ".join(problems))
+    lines, _ = check_lines((folder / "ledger.jsonl").read_bytes())
     strategy = lines[0]["fingerprint"].get("strategy")
     if strategy != "ExactFedAvg":
         raise LedgerError(f"only runs with ExactFedAvg can be replayed; this one used {strategy}")

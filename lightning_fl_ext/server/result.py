@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.server.rejection import Rejection
 
 
@@ -46,6 +48,17 @@ class RoundRecord:
         return cls(**{**data, **names, "rejected": rejected})
 
 
+def read_metric(record: RoundRecord, name: str) -> float:
+    """Read the metric that a callback monitors; NaN if the round is void and has none.
+
+    Raises:
+        LightningFLError: There is no such metric.
+    """
+    if name not in record.metrics and not record.void:
+        raise LightningFLError(f"there is no metric `{name}` to monitor; there are {sorted(record.metrics)}")
+    return record.metrics.get(name, math.nan)
+
+
 @dataclass(frozen=True)
 class FederatedResult:
     """What :meth:`FederatedTrainer.fit` returns.
@@ -69,3 +82,12 @@ class FederatedResult:
     def rejected(self) -> list[Rejection]:
         """Everything that was left out, by round."""
         return [rejection for record in self.rounds for rejection in record.rejected]
+
+    def __str__(self) -> str:
+        """Summarise the run: rounds, who was left out and why, digest."""
+        rounds = [record for record in self.rounds if record.server_round]
+        void = sum(record.void for record in rounds)
+        lines = [f"{len(rounds)} round(s), {void} void, {len(self.rejected)} left out"]
+        return "\n".join(
+            [*lines, *(f"  {rejection}" for rejection in self.rejected), f"digest: {self.digest}"]
+        )

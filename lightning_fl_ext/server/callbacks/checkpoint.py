@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -9,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.server.callbacks.base import RoundCallback
 from lightning_fl_ext.server.checkpointing import FOLDER, CheckpointError, list_checkpoints, save_checkpoint
+from lightning_fl_ext.server.result import read_metric
+from lightning_fl_ext.server.strategy_state import encode_strategy
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.trainer import FederatedTrainer
+
+log = logging.getLogger(__name__)
 
 
 class RoundCheckpoint(RoundCallback):
@@ -48,28 +53,43 @@ class RoundCheckpoint(RoundCallback):
         self._best: tuple[int, float] | None = None
 
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
-        """Called before the first round: refuses to write over another run."""
+        """Called before the first round.
+
+        Raises:
+            CheckpointError: The folder holds the checkpoints of another run.
+            LightningFLError: The strategy has state that cannot be saved.
+        """
+        encode_strategy(trainer.strategy)  # complains now rather than after the first round
         root = trainer.default_root_dir / FOLDER
-        later = [n for n, _ in list_checkpoints(root) if n > trainer.current_round]
+        later = [(number, path) for number, path in list_checkpoints(root) if number > trainer.current_round]
         if later and trainer.current_round == 0:
             raise CheckpointError(
-                f"`{root}` holds the checkpoints of a run of {later[-1]} round(s). Go on with it by"
+                f"`{root}` holds the checkpoints of a run of {later[-1][0]} round(s). Go on with it by"
                 " `fit(..., ckpt_path='last')`, or choose another `default_root_dir`."
             )
+        for _, path in later:
+            log.warning("going on after round %d: removing the later `%s`", trainer.current_round, path.name)
+            shutil.rmtree(path)
         root.mkdir(parents=True, exist_ok=True)
+        if trainer.current_round == 0:
+            self._best = None
+        self.best_path = self._path(trainer, self._best[0]) if self._best else None
 
     def on_round_end(self, trainer: FederatedTrainer) -> None:
-        """Called when a round is complete: writes, then removes what is no longer kept."""
-        root = trainer.default_root_dir / FOLDER
+        """Called when a round is complete: writes, then removes what is no longer kept.
+
+        Raises:
+            LightningFLError: The round has no such metric as ``monitor``.
+        """
         if self.monitor is not None:
-            value = trainer.rounds[-1].metrics.get(self.monitor, math.nan)
+            value = read_metric(trainer.rounds[-1], self.monitor)
             sign = 1 if self.mode == "min" else -1
-            if self._best is None or sign * value < sign * self._best[1] or math.isnan(self._best[1]):
+            if self._best is None or math.isnan(self._best[1]) or sign * value < sign * self._best[1]:
                 self._best = (trainer.current_round, value)
-                self.best_path = root / f"round-{trainer.current_round:05d}"
-        save_checkpoint(trainer, root / f"round-{trainer.current_round:05d}")
+                self.best_path = self._path(trainer, trainer.current_round)
+        save_checkpoint(trainer, self._path(trainer, trainer.current_round))
         if self.keep_last is not None:
-            for number, path in list_checkpoints(root)[: -self.keep_last]:
+            for number, path in list_checkpoints(trainer.default_root_dir / FOLDER)[: -self.keep_last]:
                 if self._best is None or number != self._best[0]:
                     shutil.rmtree(path)
 
@@ -80,3 +100,7 @@ class RoundCheckpoint(RoundCallback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take what :meth:`state_dict` gave."""
         self._best = tuple(state["best"]) if state.get("best") else None
+
+    @staticmethod
+    def _path(trainer: FederatedTrainer, number: int) -> Path:
+        return trainer.default_root_dir / FOLDER / f"round-{number:05d}"

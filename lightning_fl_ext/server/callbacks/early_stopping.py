@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.server.callbacks.base import RoundCallback
+from lightning_fl_ext.server.result import read_metric
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.trainer import FederatedTrainer
@@ -41,16 +41,20 @@ class RoundEarlyStopping(RoundCallback):
         self._best = math.inf
         self._waited = 0
 
+    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+        """Called before the first round: begins anew, or stops at once where a resumed run had stopped."""
+        if trainer.current_round == 0:
+            self._best, self._waited = math.inf, 0
+        trainer.should_stop = trainer.should_stop or self._waited >= self.patience
+
     def on_round_end(self, trainer: FederatedTrainer) -> None:
         """Called when a round is complete: compares, and asks the trainer to stop.
 
         Raises:
-            LightningFLError: The round has no such metric.
+            LightningFLError: The round has no such metric, though it is not void.
         """
-        metrics = trainer.rounds[-1].metrics
-        if self.monitor not in metrics:
-            raise LightningFLError(f"no metric `{self.monitor}`; there are {sorted(metrics)}")
-        value = metrics[self.monitor] if self.mode == "min" else -metrics[self.monitor]
+        value = read_metric(trainer.rounds[-1], self.monitor)
+        value = value if self.mode == "min" else -value
         if value < self._best - self.min_delta:
             self._best, self._waited = value, 0
         else:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.callbacks.base import RoundCallback
-from lightning_fl_ext.server.files import arrays_to_bytes, write_file, write_folder, write_through
-from lightning_fl_ext.server.ledger import GENESIS, LedgerError, make_line, read_lines
+from lightning_fl_ext.server.files import append_through, arrays_to_bytes, write_file, write_folder
+from lightning_fl_ext.server.ledger import GENESIS, LedgerError, check_lines, make_line
 from lightning_fl_ext.server.rejection import Rejection
 
 if TYPE_CHECKING:
@@ -44,14 +44,15 @@ class RoundLedger(RoundCallback):
         if trainer.current_round:
             self._resume(path)
             return
-        if path.exists():
+        start, line = make_line(GENESIS, 0, "start", {"fingerprint": trainer.fingerprint})
+        if path.exists() and not _killed_in_the_first_round(path, line, trainer.ckpt_path):
             raise LedgerError(
                 f"`{path}` is the ledger of another run. Go on with that by `fit(..., ckpt_path='last')`, or"
                 " choose another `default_root_dir`."
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._head, self._index = GENESIS, 0
-        self._append(trainer, "start", {"fingerprint": trainer.fingerprint})
+        write_file(path, line)
+        self._head, self._index = start, 1
 
     def on_round_start(self, trainer: FederatedTrainer) -> None:
         """Called when a round begins: forgets the one before."""
@@ -102,16 +103,26 @@ class RoundLedger(RoundCallback):
     def _resume(self, path: Path) -> None:
         if self._head == GENESIS:
             raise LedgerError("the checkpoint was written without a ledger: resume without `RoundLedger`")
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        write_file(path, b"".join(lines[: self._index]))
-        if not lines or read_lines(path)[-1]["hash"] != self._head:
-            raise LedgerError(f"`{path}` is not the ledger that the checkpoint was written with")
+        kept = b"".join(path.read_bytes().splitlines(keepends=True)[: self._index] if path.exists() else [])
+        lines, problems = check_lines(kept)
+        if problems or len(lines) != self._index or lines[-1]["hash"] != self._head:
+            raise LedgerError(
+                f"`{path}` is not the ledger that the checkpoint was written with: expected"
+                f" {self._index} lines up to {self._head[:12]}…, found {len(lines)}. " + "; ".join(problems)
+            )
+        write_file(path, kept)
 
     def _append(self, trainer: FederatedTrainer, event: str, content: dict[str, Any]) -> None:
-        self._head, line = make_line(self._head, self._index, event, content)
-        self._index += 1
-        write_through(self._path(trainer), line, append=True)
+        head, line = make_line(self._head, self._index, event, content)
+        append_through(self._path(trainer), line)
+        self._head, self._index = head, self._index + 1
 
     @staticmethod
     def _path(trainer: FederatedTrainer) -> Path:
         return trainer.default_root_dir / "ledger.jsonl"
+
+
+def _killed_in_the_first_round(path: Path, start: bytes, ckpt_path: object) -> bool:
+    """Tell whether a ledger is of this very run, begun and stopped before its first checkpoint."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    return ckpt_path == "last" and len(lines) <= 2 and lines[:1] in ([], [start])

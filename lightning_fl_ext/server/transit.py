@@ -1,0 +1,67 @@
+"""What is on the wire, in place of what strategies see: the exchange's server half."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from flwr.app import ArrayRecord, ConfigRecord, Message
+
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.results import Arrays
+from lightning_fl_ext.server.rejection import Reason, Rejected
+from lightning_fl_ext.wire import Exchange, Trip, from_record, to_record
+
+
+class Transit:
+    """Writes a round's global arrays down for the clients, and reads what they wrote.
+
+    Args:
+        exchange: What of the model travels, and in which code.
+        arrays: The global arrays.
+        trip: The run's seed, the round and the clients asked.
+    """
+
+    def __init__(self, exchange: Exchange, arrays: Arrays, trip: Trip) -> None:
+        self.exchange = exchange
+        self.arrays = arrays
+        self.trip = trip
+        self.like = exchange.like(arrays)
+
+    def put_into(self, messages: Sequence[Message], given: ArrayRecord, config: ConfigRecord) -> None:
+        """Make messages ready to send.
+
+        Args:
+            messages: As a strategy made them.
+            given: What the strategy was given as the global arrays, and passed on.
+            config: What it was given as the config, and passed on.
+        """
+        if self.exchange.tells_sampled:
+            config["sampled"] = list(self.trip.sampled)
+        outgoing = self.exchange.to_client(self.arrays, self.trip)
+        record = to_record(outgoing)
+        for message in messages:
+            for key, value in list(message.content.items()):
+                if value is given:
+                    message.content[key] = record
+
+    def decode(self, reply: Message, client_id: str) -> None:
+        """In a train reply, put arrays where the client wrote a code.
+
+        Args:
+            reply: A message with content.
+            client_id: The id by which the client knows itself.
+
+        Raises:
+            Rejected: It cannot be read.
+        """
+        if not self.exchange.coded or len(reply.content.array_records) != 1:
+            return
+        ((name, record),) = reply.content.array_records.items()
+        try:
+            arrays = self.exchange.from_client(
+                from_record(record), self.arrays, replace(self.trip, client_id=client_id)
+            )
+        except LightningFLError as error:
+            raise Rejected(Reason.UNDECODABLE, name, "a payload of this exchange", str(error)) from None
+        reply.content[name] = to_record(arrays)
