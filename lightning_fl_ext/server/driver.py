@@ -33,7 +33,7 @@ from lightning_fl_ext.server.screening import (
     screen_train_reply,
 )
 from lightning_fl_ext.server.transit import Transit
-from lightning_fl_ext.wire import Trip, to_record
+from lightning_fl_ext.wire import Trip, from_record, to_record
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.trainer import FederatedTrainer
