@@ -2,11 +2,13 @@
 
 from lightning_fl_ext.gates.bernoulli import BernoulliSample
 from lightning_fl_ext.gates.estimators import Estimator, bernoulli_sample, open_probability
+from lightning_fl_ext.gates.masked import MaskedModule
 from lightning_fl_ext.gates.stochastic import StochasticGateModule
 
 __all__ = [
     "BernoulliSample",
     "Estimator",
+    "MaskedModule",
     "StochasticGateModule",
     "bernoulli_sample",
     "open_probability",

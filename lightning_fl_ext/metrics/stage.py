@@ -64,7 +64,7 @@ class StageMetrics:
             scalars, header = tuple(map(str, about["scalars"])), str(about["pack"])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedMetricPack(
-                f"metrics of client {shorten(client_id)}: expected a header in JSON, got {shorten(error)}. Leave"
-                " this client's metrics out of the round."
+                f"metrics of client {shorten(client_id)}: expected a header in JSON, got {shorten(error)}."
+                " Leave this client's metrics out of the round."
             ) from None
         return cls(MetricPack.from_arrays(rest, header, client_id=client_id), names, scalars)
