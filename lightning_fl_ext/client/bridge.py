@@ -85,7 +85,7 @@ class FlowerBridge(Callback):
 
     def __init__(
         self,
-        keep: str | int = "all",
+        keep: int | str = "all",
         submit: str = "last",
         monitor: str | None = None,
         mode: str = "min",

@@ -34,7 +34,7 @@ class Retention:
         1
     """
 
-    keep: str | int
+    keep: int | str
     monitor: str | None = None
     mode: str = "min"
 

@@ -1,4 +1,4 @@
-"""Named arrays and Flower's `ArrayRecord`: one copy out, none in, every dtype, nothing unpickled."""
+"""Named arrays and Flower's `ArrayRecord`: no copies, every dtype, nothing unpickled."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
-from lightning_fl_ext.results.digest import canonical_bytes
 from lightning_fl_ext.results.dtypes import EXTENDED_FLOATS
+from lightning_fl_ext.wire.layout import message_bytes
 
 NUMPY_STYPE = "numpy.ndarray"
 """Flower's own serialisation: the bytes of ``np.save``. Any strategy reads it."""
@@ -34,7 +34,7 @@ class PayloadError(LightningFLError):
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:
-    """Serialise named arrays into an ``ArrayRecord``, copying each once.
+    """Serialise named arrays into an ``ArrayRecord``, without a copy of those an exchange packed.
 
     Dtypes of numpy travel as Flower's own strategies expect them (``np.save`` bytes); bfloat16 and float8
     travel as raw bytes under an ``stype`` of this package.
@@ -77,15 +77,10 @@ def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:
 
 def _pack(name: str, array: NDArray[Any]) -> Array:
     dtype, shape = array.dtype, tuple(array.shape)
-    if dtype.name in EXTENDED_FLOATS:
-        return Array(dtype.name, shape, RAW_STYPE, canonical_bytes(array).tobytes())
-    if dtype.kind not in _KINDS:
+    extended = dtype.name in EXTENDED_FLOATS
+    if not extended and dtype.kind not in _KINDS:
         raise TypeError(f"array `{name}`: dtype {dtype} cannot be sent. Expected numbers or booleans.")
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": shape}
-    )
-    return Array(dtype.name, shape, NUMPY_STYPE, b"".join((header.getvalue(), canonical_bytes(array))))
+    return Array(dtype.name, shape, RAW_STYPE if extended else NUMPY_STYPE, message_bytes(array))
 
 
 def _unpack(name: str, packed: Array) -> NDArray[Any]:

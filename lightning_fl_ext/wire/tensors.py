@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_fl_ext.results.dtypes import EXTENDED_FLOATS
+from lightning_fl_ext.wire.layout import copy_in_layout
 
 # Torch dtypes that numpy lacks: the `ml_dtypes` type of the same name, and a torch integer to carry its bits.
 _EXTENDED: dict[torch.dtype, tuple[np.dtype[Any], torch.dtype]] = {
@@ -27,7 +28,8 @@ def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
             bfloat16, complex, integers, bool.
 
     Returns:
-        An array that shares no memory with the tensor. bfloat16 and float8 come as ``ml_dtypes`` types.
+        A read-only array that shares no memory with the tensor, laid out so that a message takes it without
+        another copy. bfloat16 and float8 come as ``ml_dtypes`` types.
 
     Raises:
         TypeError: The tensor is sparse, quantized, on ``meta``, or of a dtype without a numpy counterpart.
@@ -45,9 +47,9 @@ def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
     if tensor.dtype in _EXTENDED:
         extended, carrier = _EXTENDED[tensor.dtype]
         bits: NDArray[Any] = tensor.view(carrier).cpu().numpy()
-        return np.array(bits, order="C").view(extended)
+        return copy_in_layout(bits.view(extended))
     try:
-        return np.array(tensor.cpu().numpy(), order="C")
+        return copy_in_layout(tensor.cpu().numpy())
     except TypeError:
         raise TypeError(
             f"a tensor of dtype {tensor.dtype} has no numpy counterpart; convert it first"

@@ -1,0 +1,68 @@
+"""How an array lies in a message: as the bytes that ``np.save`` writes, or bare if numpy lacks its dtype.
+
+A tensor is copied once, straight into that layout. What the package works with is a view of those bytes, so
+that putting it into a message copies nothing.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_fl_ext.results.digest import canonical_bytes
+from lightning_fl_ext.results.dtypes import EXTENDED_FLOATS
+
+
+def copy_in_layout(array: NDArray[Any]) -> NDArray[Any]:
+    """Copy an array into bytes of its own in the layout of a message, and view it there.
+
+    Args:
+        array: Numbers or booleans, any shape, order and byte order; ``ml_dtypes`` types included.
+
+    Returns:
+        A read-only C-contiguous array of the same shape, dtype and bits.
+
+    Example:
+        >>> view = copy_in_layout(np.arange(3))
+        >>> view.tolist(), message_bytes(view) is view.base
+        ([0, 1, 2], True)
+    """
+    header = _header(array)
+    data = b"".join((header, canonical_bytes(array)))
+    return np.ndarray(array.shape, array.dtype.newbyteorder("="), buffer=data, offset=len(header))
+
+
+def message_bytes(array: NDArray[Any]) -> bytes:
+    """Give an array's bytes as they lie in a message; without a copy if it is a view of just those.
+
+    Args:
+        array: As for :func:`copy_in_layout`.
+    """
+    header = _header(array)
+    owner: Any = array.base
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if (
+        isinstance(owner, bytes)
+        and len(owner) == len(header) + array.nbytes
+        and owner.startswith(header)
+        and array.flags.c_contiguous
+        and array.dtype.isnative
+        and array.ctypes.data == np.frombuffer(owner, np.uint8).ctypes.data + len(header)
+    ):
+        return owner
+    return b"".join((header, canonical_bytes(array)))
+
+
+def _header(array: NDArray[Any]) -> bytes:
+    if array.dtype.name in EXTENDED_FLOATS:
+        return b""
+    stream = io.BytesIO()
+    descr = array.dtype.newbyteorder("<").str
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": descr, "fortran_order": False, "shape": array.shape}
+    )
+    return stream.getvalue()
