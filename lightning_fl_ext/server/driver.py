@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from lightning_fl_ext.aggregation.conform import conform
 from lightning_fl_ext.engines import OrderedGrid
@@ -60,6 +60,7 @@ class StrategyDriver:
         self.reads_every_dtype = bool(getattr(self.strategy, "reads_every_dtype", False))
         self.order_free = bool(getattr(self.strategy, "order_free", False))
         self.count_key: str = getattr(innermost(self.strategy), "weighted_by_key", "num-examples")
+        self._blas = ThreadpoolController()
         self._earlier: set[str] = set()
 
     def train(self, server_round: int, arrays: Arrays) -> tuple[Arrays, RoundRecord]:
@@ -234,7 +235,7 @@ class StrategyDriver:
         # BLAS adds in another order on another number of threads. What is order-free uses none, and
         # has clients of this process run while it aggregates: they keep their threads.
         limit = None if self.order_free else 1
-        with self.seeded(server_round, purpose), threadpool_limits(limit, user_api="blas"):
+        with self.seeded(server_round, purpose), self._blas.limit(limits=limit, user_api="blas"):
             yield
 
     def _checked(self, server_round: int, new: Arrays, old: Arrays) -> Arrays:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from lightning_fl_ext import FederatedTrainer, LocalGrid
@@ -17,8 +17,8 @@ class Net(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.linspace(-1, 1, size).reshape(2, -1))
         self.bias = torch.nn.Parameter(torch.tensor([0.25, -0.5]))
         if buffers:
-            self.float16 = torch.nn.Parameter(torch.ones(3, dtype=torch.float16))
-            self.bfloat16 = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+            self.narrow = torch.nn.Parameter(torch.ones(3, dtype=torch.float16))
+            self.brain_float = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
             self.norm = torch.nn.BatchNorm1d(2)
             self.register_buffer("mask", torch.tensor([True, False, True]))
 
@@ -112,5 +112,5 @@ def replace_arrays(reply, change):
     """Let `change` edit the named arrays of a reply; it may also return others."""
     arrays = {name: array.copy() for name, array in from_record(reply.content["arrays"]).items()}
     changed = change(arrays)
-    reply.content["arrays"] = ArrayRecord(to_record(arrays if changed is None else changed))
+    reply.content["arrays"] = to_record(arrays if changed is None else changed)
     return reply

@@ -1,0 +1,408 @@
+"""What is left out, and that leaving it out is all that happens."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_fl_ext import LocalGrid, digest
+from lightning_fl_ext.server import BadUpdateError, Reason
+from lightning_fl_ext.server.screening import MAX_EXAMPLES, common_metrics, is_finite, update_norm
+from lightning_fl_ext.wire import from_record
+
+BAD = "02"
+STREAMED_AND_COLLECTED = ("ExactFedAvg", "FedAvg", "FedMedian")
+
+
+def arrays(change):
+    def alter(toy, reply):
+        return toy.replace_arrays(reply, change)
+
+    return alter
+
+
+def metric(key, value):
+    def alter(toy, reply):
+        record = dict(reply.content["metrics"])
+        record.pop(key, None)
+        reply.content["metrics"] = MetricRecord(record if value is None else {**record, key: value})
+        return reply
+
+    return alter
+
+
+def config(key, value):
+    def alter(toy, reply):
+        reply.content["client"][key] = value
+        return reply
+
+    return alter
+
+
+def content(key, record):
+    def alter(toy, reply):
+        reply.content[key] = copy.deepcopy(record)
+        return reply
+
+    return alter
+
+
+def payload(change):
+    def alter(toy, reply):
+        packed = reply.content["arrays"]["weight"]
+        change(packed)
+        return reply
+
+    return alter
+
+
+def put(name, index, value):
+    def change(named):
+        named[name][index] = value
+
+    return arrays(change)
+
+
+def drop(toy, reply):
+    return None
+
+
+def missing(named):
+    del named["bias"]
+
+
+def without_arrays(toy, reply):
+    del reply.content["arrays"]
+    return reply
+
+
+ROWS = {
+    "no reply": (drop, Reason.NO_REPLY, ""),
+    "missing key": (arrays(missing), Reason.KEYS, "bias"),
+    "extra key": (arrays(lambda named: {**named, "more": np.ones(1)}), Reason.KEYS, "more"),
+    "wrong keys": (arrays(lambda named: {"a": named["weight"], "b": named["bias"]}), Reason.KEYS, "weight"),
+    "prefixed keys": (
+        arrays(lambda named: {f"model.{key}": array for key, array in named.items()}),
+        Reason.PREFIX,
+        "model.weight",
+    ),
+    "no arrays": (without_arrays, Reason.UNDECODABLE, "arrays"),
+    "two array records": (content("more", ArrayRecord()), Reason.UNDECODABLE, "arrays"),
+    "shape": (arrays(lambda named: {**named, "bias": np.ones(3, np.float32)}), Reason.SHAPE, "bias"),
+    "shape that would broadcast": (
+        arrays(lambda named: {**named, "bias": np.ones(1, np.float32)}),
+        Reason.SHAPE,
+        "bias",
+    ),
+    "transposed": (arrays(lambda named: {**named, "weight": named["weight"].T}), Reason.SHAPE, "weight"),
+    "dtype": (
+        arrays(lambda named: {**named, "bias": named["bias"].astype(np.float64)}),
+        Reason.DTYPE,
+        "bias",
+    ),
+    "NaN in an array": (put("weight", (1, 2), np.nan), Reason.NOT_FINITE, "weight"),
+    "inf in an array": (put("bias", 0, -np.inf), Reason.NOT_FINITE, "bias"),
+    "NaN in a metric": (metric("train_loss", math.nan), Reason.NOT_FINITE, "train_loss"),
+    "inf in a list of metrics": (metric("train_loss", [1.0, math.inf]), Reason.NOT_FINITE, "train_loss"),
+    "a metric that no float can hold": (metric("train_loss", 10**400), Reason.NOT_FINITE, "train_loss"),
+    "norm over the limit": (put("weight", (0, 0), 60.0), Reason.NORM, ""),
+    "count zero": (metric("num-examples", 0), Reason.COUNT, "num-examples"),
+    "count negative": (metric("num-examples", -3), Reason.COUNT, "num-examples"),
+    "count fractional": (metric("num-examples", 2.5), Reason.COUNT, "num-examples"),
+    "count NaN": (metric("num-examples", math.nan), Reason.COUNT, "num-examples"),
+    "count inf": (metric("num-examples", math.inf), Reason.COUNT, "num-examples"),
+    "count huge": (metric("num-examples", MAX_EXAMPLES + 1), Reason.COUNT, "num-examples"),
+    "count missing": (metric("num-examples", None), Reason.COUNT, "num-examples"),
+    "count a list": (metric("num-examples", [3]), Reason.COUNT, "num-examples"),
+    "no metrics": (content("metrics", ConfigRecord()), Reason.UNDECODABLE, "metrics"),
+    "two metric records": (content("more", MetricRecord()), Reason.UNDECODABLE, "metrics"),
+    "another round": (config("server-round", 7), Reason.STALE, "server-round"),
+    "another client": (config("client-id", "04"), Reason.NOT_SAMPLED, "client-id"),
+    "cut payload": (
+        payload(lambda packed: setattr(packed, "data", packed.data[:-1])),
+        Reason.UNDECODABLE,
+        "arrays",
+    ),
+    "no payload": (payload(lambda packed: setattr(packed, "data", b"")), Reason.UNDECODABLE, "arrays"),
+    "pickled payload": (
+        payload(lambda packed: setattr(packed, "data", b"\x80\x04N.")),
+        Reason.UNDECODABLE,
+        "arrays",
+    ),
+    "unknown payload": (payload(lambda packed: setattr(packed, "stype", "zip")), Reason.UNDECODABLE, "arrays"),
+    "larger than the model": (
+        payload(lambda packed: setattr(packed, "data", packed.data + bytes(10_000))),
+        Reason.TOO_LARGE,
+        "weight",
+    ),
+}
+
+
+def altering(toy, alter, who=BAD):
+    def faults(instruction, reply):
+        return alter(toy, reply) if toy.is_train(instruction) and toy.client_of(reply) == who else reply
+
+    return faults
+
+
+def fit(toy, strategy, faults=None, **options):
+    trainer = toy.make_trainer(strategy, max_update_norm=50.0, **options)
+    return trainer.fit(toy.Net(), toy.make_grid(faults=faults))
+
+
+@pytest.fixture(scope="module")
+def without(toy):
+    """The digest and the metrics without the bad client's replies, by strategy."""
+    known = {}
+
+    def get(name, strategy):
+        if name not in known:
+            result = fit(toy, strategy, altering(toy, drop))
+            known[name] = result.digest, [record.metrics["train_loss"] for record in result.rounds]
+        return known[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", STREAMED_AND_COLLECTED)
+@pytest.mark.parametrize("row", sorted(ROWS))
+def test_a_bad_update_is_named_and_changes_no_bit_of_the_others_mean(toy, make_strategy, without, name, row):
+    alter, reason, key = ROWS[row]
+    result = fit(toy, make_strategy(name), altering(toy, alter))
+    assert [(r.client_id, r.server_round, r.reason, r.key) for r in result.rejected] == [
+        (BAD, 1, reason, key),
+        (BAD, 2, reason, key),
+    ]
+    losses = [record.metrics["train_loss"] for record in result.rounds]
+    assert (result.digest, losses) == without(name, make_strategy(name))
+    assert all(record.accepted == ("00", "01", "03", "04") for record in result.rounds)
+    assert all(record.metrics["clients_rejected"] == 1.0 for record in result.rounds)
+
+
+def test_every_reason_is_tried_in_a_real_round():
+    elsewhere = {Reason.CLIENT_ERROR, Reason.DUPLICATE, Reason.METRIC, Reason.MAGNITUDE}
+    assert {reason for _, reason, _ in ROWS.values()} | elsewhere == set(Reason)
+
+
+@pytest.mark.parametrize("name", STREAMED_AND_COLLECTED)
+def test_an_exception_on_a_client_is_its_error(toy, make_strategy, without, name):
+    def failing(named, partition, server_round):
+        if partition == 2:
+            raise ValueError("disk on fire")
+        return toy.local_fit(named, partition, server_round)
+
+    result = toy.make_trainer(make_strategy(name)).fit(toy.Net(), toy.make_grid(app=toy.make_app(fit=failing)))
+    assert [(r.client_id, r.reason, r.got) for r in result.rejected] == [
+        (BAD, Reason.CLIENT_ERROR, "ValueError: disk on fire")
+    ] * 2
+    assert result.digest == without(name, make_strategy(name))[0]
+
+
+@pytest.mark.parametrize("extra", [{"f1": 0.5}, {"train_loss": [1.0, 2.0]}, {"train_loss": []}])
+@pytest.mark.parametrize("name", STREAMED_AND_COLLECTED)
+def test_an_odd_metric_is_left_out_and_the_update_counts(toy, make_strategy, name, extra):
+    ((key, value),) = extra.items()
+    plain = fit(toy, make_strategy(name), max_rounds=1)
+    result = fit(toy, make_strategy(name), altering(toy, metric(key, value)), max_rounds=1)
+    assert result.digest == plain.digest
+    assert len(result.rounds[0].accepted) == 5
+    assert (BAD, Reason.METRIC, key) in {(r.client_id, r.reason, r.key) for r in result.rejected}
+    assert ("train_loss" in result.rounds[0].metrics) == (key == "f1")
+
+
+def test_values_too_large_for_an_exact_sum_are_left_out_whatever_the_order(toy, make_strategy, without):
+    for order in (slice(None), slice(None, None, -1)):
+        trainer = toy.make_trainer(max_update_norm=None)
+        grid = toy.make_grid(
+            faults=altering(toy, put("weight", (0, 0), 1e30)), arrival=lambda messages, o=order: messages[o]
+        )
+        result = trainer.fit(toy.Net(), grid)
+        assert {(r.client_id, r.reason, r.key) for r in result.rejected} == {(BAD, Reason.MAGNITUDE, "weight")}
+        assert result.digest == without("ExactFedAvg", None)[0]
+
+
+def test_updates_that_a_wrapper_cannot_clip_are_left_out(toy, make_strategy):
+    def lazy(named, partition, server_round):
+        return named if partition == 2 else toy.local_fit(named, partition, server_round)
+
+    for name in ("DPServerFixed", "DPServerAdaptive"):
+        grid = toy.make_grid(app=toy.make_app(fit=lazy))
+        result = toy.make_trainer(make_strategy(name)).fit(toy.Net(), grid)
+        assert {(r.client_id, r.reason) for r in result.rejected} == {(BAD, Reason.NORM)}
+
+
+class Echo(LocalGrid):
+    """Hands in what it is told besides the true replies, at every pull."""
+
+    def pull_messages(self, message_ids):
+        replies = list(super().pull_messages(message_ids))
+        return [*replies, *(extra for extra in map(self.extra, replies) if extra is not None)]
+
+    def extra(self, reply):
+        return None
+
+
+def test_a_second_reply_of_one_client_does_not_count(toy, make_strategy):
+    class Twice(Echo):
+        def extra(self, reply):
+            return reply if toy.client_of(reply) == BAD else None
+
+    for name in STREAMED_AND_COLLECTED:
+        result = toy.make_trainer(make_strategy(name), max_rounds=1).fit(toy.Net(), toy.make_grid(grid_class=Twice))
+        plain = toy.make_trainer(make_strategy(name), max_rounds=1).fit(toy.Net(), toy.make_grid())
+        assert (BAD, Reason.DUPLICATE) in {(r.client_id, r.reason) for r in result.rejected}
+        assert result.digest == plain.digest
+
+
+def test_replies_of_an_earlier_round_and_of_a_client_not_sampled_do_not_count(toy):
+    class Late(Echo):
+        kept = None
+
+        def extra(self, reply):
+            if not reply.has_content() or "arrays" not in reply.content:
+                return None
+            if self.kept is None:
+                self.kept = copy.deepcopy(reply)
+                return None
+            if reply.content["client"]["server-round"] == 1:
+                stranger = copy.deepcopy(reply)
+                stranger.metadata.__dict__["_reply_to_message_id"] = "never sent"
+                return stranger
+            late, self.kept = self.kept, copy.deepcopy(reply)
+            return late if late.content["client"]["server-round"] == 1 else None
+
+    result = toy.make_trainer().fit(toy.Net(), toy.make_grid(2, grid_class=Late))
+    assert [r.reason for r in result.rounds[0].rejected] == [Reason.NOT_SAMPLED]
+    assert [r.reason for r in result.rounds[1].rejected] == [Reason.STALE]
+    assert result.digest == toy.make_trainer().fit(toy.Net(), toy.make_grid(2)).digest
+
+
+def test_on_bad_update_raise_stops_with_the_reason(toy):
+    with pytest.raises(BadUpdateError, match=r"client `02`, round 1: not-finite, `weight`.*\[1, 2\].*on_bad_update"):
+        fit(toy, None, altering(toy, put("weight", (1, 2), np.nan)), on_bad_update="raise")
+
+
+@pytest.mark.parametrize("name", STREAMED_AND_COLLECTED)
+def test_fewer_good_updates_than_min_accepted_leave_the_model_as_it_is(toy, make_strategy, name):
+    spoil = put("bias", 0, np.nan)
+    result = fit(toy, make_strategy(name), altering(toy, spoil), min_accepted=5)
+    assert [record.void for record in result.rounds] == [True, True]
+    start = {key: tensor.numpy() for key, tensor in toy.Net().state_dict().items()}
+    assert result.digest == digest(start)
+    assert not fit(toy, make_strategy(name), altering(toy, spoil), min_accepted=4).rounds[0].void
+
+
+def test_the_summary_says_who_was_left_out_and_why(toy):
+    result = fit(toy, None, altering(toy, put("bias", 0, np.nan)))
+    assert str(result).splitlines()[:2] == [
+        "2 round(s), 0 void, 2 left out",
+        "  client `02`, round 1: not-finite, `bias`: expected finite values, got nan at index [0]",
+    ]
+
+
+def test_what_a_client_writes_neither_fills_the_log_nor_controls_the_terminal(toy):
+    escape = config("server-round", "\x1b[2J" + "x" * 10_000)
+    (rejection,) = fit(toy, None, altering(toy, escape), max_rounds=1).rejected
+    assert rejection.got.startswith("\\x1b[2J")
+    assert len(rejection.got) == 200
+
+
+scalars = st.one_of(
+    st.integers(-(10**30), 10**30), st.floats(), st.lists(st.floats(), max_size=3), st.just(10**5000)
+)
+mutations = st.one_of(
+    st.tuples(st.just("metric"), st.sampled_from(["num-examples", "train_loss", "x"]), scalars),
+    st.tuples(
+        st.just("config"),
+        st.sampled_from(["client-id", "server-round", "steps"]),
+        st.one_of(st.text(max_size=5), st.binary(max_size=5), scalars),
+    ),
+    st.tuples(st.just("bytes"), st.integers(0, 200), st.binary(max_size=40)),
+    st.tuples(st.just("dtype"), st.sampled_from(["float32", "object", "<M8[s]", "", "bfloat16"]), st.none()),
+    st.tuples(st.just("shape"), st.lists(st.integers(-2, 2**40), max_size=3), st.none()),
+    st.tuples(st.just("stype"), st.sampled_from(["lightning_fl_ext.raw", "?", "numpy.ndarray"]), st.none()),
+    st.tuples(st.just("value"), st.floats(width=32), st.none()),
+    st.tuples(st.just("drop"), st.sampled_from(["arrays", "metrics", "client"]), st.none()),
+    st.tuples(st.just("add"), st.sampled_from([ArrayRecord(), MetricRecord(), ConfigRecord()]), st.none()),
+)
+
+
+def mutate(toy, reply, mutation):
+    kind, where, what = mutation
+    packed = reply.content["arrays"]["weight"] if "arrays" in reply.content else None
+    if kind == "metric" and "metrics" in reply.content:
+        reply.content["metrics"][where] = what
+    elif kind == "config" and "client" in reply.content:
+        reply.content["client"][where] = what
+    elif kind == "drop" and where in reply.content:
+        del reply.content[where]
+    elif kind == "add":
+        reply.content["more"] = where
+    elif packed is not None and kind == "bytes":
+        packed.data = packed.data[:where] + what + packed.data[where + len(what) :]
+    elif packed is not None and kind in ("dtype", "stype"):
+        setattr(packed, kind, where)
+    elif packed is not None and kind == "shape":
+        packed.shape = tuple(where)
+    elif packed is not None and kind == "value" and packed.dtype == "float32" and len(packed.data) == 152:
+        packed.data = packed.data[:128] + np.float32(where).tobytes() + packed.data[132:]
+    return reply
+
+
+@settings(max_examples=60)
+@given(st.lists(mutations, min_size=1, max_size=3), st.sampled_from(["ExactFedAvg", "FedAvg"]))
+def test_no_mutation_of_a_reply_crashes_the_round(toy, make_strategy_of, hostile, name):
+    def alter(toy, reply):
+        for mutation in hostile:
+            mutate(toy, reply, mutation)
+        return reply
+
+    grid = toy.make_grid(3, faults=altering(toy, alter, "01"))
+    result = toy.make_trainer(make_strategy_of(name), max_rounds=1).fit(toy.Net(), grid)
+    (record,) = result.rounds
+    assert {"00", "02"} <= {*record.accepted}
+    left_out = {r.client_id for r in record.rejected if r.reason is not Reason.METRIC}
+    assert ("01" in record.accepted) != ("01" in left_out)
+
+
+@pytest.fixture(scope="module")
+def make_strategy_of():
+    from flwr.serverapp.strategy import FedAvg
+
+    from lightning_fl_ext import ExactFedAvg
+
+    return lambda name: {"ExactFedAvg": ExactFedAvg, "FedAvg": FedAvg}[name]()
+
+
+def test_a_finite_sum_is_not_needed_to_be_finite():
+    assert is_finite(np.full(9, 3e38, dtype=np.float32))
+    assert not is_finite(np.array([1.0, np.inf, -np.inf]))
+    assert is_finite(np.array([], dtype=np.float32))
+    assert not is_finite(np.array(complex(0, np.nan)))
+    brain = from_record(ArrayRecord({"b": _brain([1.0, float("inf")])}))["b"]
+    assert not is_finite(brain)
+
+
+def _brain(values):
+    from lightning_fl_ext.wire import to_numpy, to_record
+
+    packed = to_record({"b": to_numpy(torch.tensor(values, dtype=torch.bfloat16))})["b"]
+    assert isinstance(packed, Array)
+    return packed
+
+
+def test_the_norm_of_an_update_is_numpy_s():
+    rng = np.random.default_rng(0)
+    old = {"a": rng.normal(size=70_000).astype(np.float32), "n": np.arange(3)}
+    new = {"a": rng.normal(size=70_000).astype(np.float32), "n": np.arange(3) + 5}
+    expected = np.linalg.norm(new["a"].astype(float) - old["a"].astype(float))
+    assert update_norm(new, old) == pytest.approx(expected, rel=1e-12)
+
+
+def test_no_client_has_no_common_metrics():
+    assert common_metrics({}, 1) == (set(), [])
