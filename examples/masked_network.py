@@ -26,7 +26,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_fl_ext.gates.masked import MaskedModule
+from lightning_fl_ext.gates import MaskedModule
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message=".*does not have many workers|.*LeafSpec")

@@ -17,6 +17,7 @@ from lightning_fl_ext.wire.codes.fixed_point import ONE, dither, log2
 from lightning_fl_ext.wire.codes.frame import MaskKey, altered
 from lightning_fl_ext.wire.codes.rice import decode_bits, encode_bits
 
+_CHUNK = 2**16  # parameters at a time, so that what lies between u and contexts stays in the cache
 _BIN = 64  # width of a context in 1/256 bits of log odds
 _BINS = 13  # contexts, of which the last is open-ended
 
@@ -44,8 +45,14 @@ def decode(body: bytes, public: NDArray[np.uint16], key: MaskKey) -> NDArray[np.
 
 
 def _contexts(u: NDArray[np.uint16], public: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    log_odds = _log_odds()
-    return _context_of_distance().take((log_odds.take(u) - log_odds.take(public)).view(np.uint16))
+    log_odds, context_of = _log_odds(), _context_of_distance()
+    contexts = np.empty(u.size, dtype=np.uint8)
+    for start in range(0, u.size, _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        # No index is ever out of range; "clip" spares numpy the buffer it keeps to raise from.
+        distance = log_odds.take(u[chunk], mode="clip") - log_odds.take(public[chunk], mode="clip")
+        context_of.take(distance.view(np.uint16), out=contexts[chunk], mode="clip")
+    return contexts
 
 
 @cache
