@@ -42,6 +42,8 @@ class FedPM(FedAvg):
 
     order_free = True
     reads_every_dtype = True
+    reads_coded = True
+    """Its arrays are what a mask exchange has decoded."""
 
     def __init__(self, prior: int = 1, reset_every: int = 1, **options: Any) -> None:
         super().__init__(**options)

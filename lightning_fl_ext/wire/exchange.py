@@ -143,7 +143,7 @@ class WeightExchange(Exchange):
         """
         arrays: dict[str, NDArray[Any]] = {}
         copies: dict[Hashable, NDArray[Any]] = {}
-        for name, tensor in self._select(state).items():
+        for name, tensor in self._selected(state).items():
             place = _place(tensor)
             try:
                 arrays[name] = copies[place] if place in copies else to_numpy(tensor)
@@ -166,7 +166,7 @@ class WeightExchange(Exchange):
             StateMismatchError: A name is missing or unexpected, or a shape or dtype differs. Nothing is cast
                 or broadcast.
         """
-        selected = self._select(state)
+        selected = self._selected(state)
         wrong = [
             f"  {name}: expected {_describe(selected[name])}, got {_describe(array)}"
             for name, array in arrays.items()
@@ -184,14 +184,18 @@ class WeightExchange(Exchange):
             )
         return {name: to_torch(array) for name, array in arrays.items()}
 
-    def _select(self, state: State) -> dict[str, torch.Tensor]:
-        selected = {
+    def select(self, state: State) -> dict[str, torch.Tensor]:
+        """Give the entries of a state dict that travel; possibly none."""
+        return {
             name: value
             for name, value in state.items()
             if isinstance(value, torch.Tensor)
             and any(fnmatchcase(name, p) for p in self.include)
             and not any(fnmatchcase(name, p) for p in self.exclude)
         }
+
+    def _selected(self, state: State) -> dict[str, torch.Tensor]:
+        selected = self.select(state)
         if state and not selected:
             raise LightningFLError(
                 f"{self!r} selects none of the model's {len(state)} entries. They are: "

@@ -97,7 +97,7 @@ class MaskExchange(Exchange):
         """Copy the probabilities of the masks, flat and in state-dict order, and what travels besides."""
         scores = _scores(state)
         probs = [torch.sigmoid(score.detach().float()).reshape(-1).cpu() for score in scores.values()]
-        return {MASKS: torch.cat(probs).numpy(), **self._pack_rest(state, scores)}
+        return {MASKS: torch.cat(probs).numpy(), **self._rest.pack(self._rest.select(_outside(state, scores)))}
 
     def start(self, state: State) -> dict[str, NDArray[Any]]:
         """Give the θ a run starts from: the server's own probabilities, rounded to fifteenths."""
@@ -124,7 +124,7 @@ class MaskExchange(Exchange):
             for (name, score), part in zip(scores.items(), torch.split(probs, sizes), strict=True)
         }
         rest = {name: array for name, array in arrays.items() if name not in (COUNTS, TRIALS, MODEL)}
-        return {**new, **(self._rest.unpack(rest, _outside(state, scores)) if rest else {})}
+        return {**new, **self._rest.unpack(rest, self._rest.select(_outside(state, scores)))}
 
     def to_client(self, arrays: Arrays, trip: Trip) -> Arrays:
         """Write θ down in at most some bits per parameter, in a payload that needs no earlier one."""
@@ -170,10 +170,6 @@ class MaskExchange(Exchange):
         """Give one mask, and what travels besides."""
         rest = {name: array for name, array in sent.items() if name not in (COUNTS, TRIALS, MODEL)}
         return {MASKS: np.zeros(sent[COUNTS].shape, dtype=np.bool_), **rest}
-
-    def _pack_rest(self, state: State, scores: State) -> dict[str, NDArray[Any]]:
-        outside = _outside(state, scores)
-        return self._rest.pack(outside) if any(isinstance(v, torch.Tensor) for v in outside.values()) else {}
 
     def _key(self, arrays: Arrays, trip: Trip, *, down: bool = False) -> MaskKey:
         stratum = None

@@ -1,4 +1,4 @@
-"""FedPM through real messages: the Beta posterior of the masks that clients sent, whatever happens to them."""
+"""FedPM through real messages: the Beta posterior of the masks that clients sent, and of no others."""
 
 import itertools
 import random
