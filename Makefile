@@ -21,10 +21,10 @@ demo: $(READY)  ## Train ten simulated clients on handwritten digits, and show w
 	@$(BIN)/python examples/federated_digits.py
 
 test: $(READY)  ## Run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-fast: $(READY)  ## Run the tests that start no other engine
-	$(BIN)/python -m pytest -m 'not engines'
+	$(BIN)/python -m pytest -n 2 -m 'not engines'
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .
