@@ -8,6 +8,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
@@ -56,7 +57,8 @@ class FlowerBridge(Callback):
         client_id: The client's name in results and replies.
         allow_example_states: Names of metrics whose states hold one row per example and may leave the client
             all the same, if the server pools metrics.
-        min_examples: With fewer examples no metric states leave the client.
+        min_examples: If the server pools metrics: with fewer examples in a stage, neither the states nor the
+            values of its metrics leave the client.
 
     Raises:
         ValueError: An argument is not one of the above; or, when a fit starts, an averaging callback precedes
@@ -201,7 +203,7 @@ class FlowerBridge(Callback):
             outcome = replace(
                 outcome, arrays=self.exchange.to_server(outcome.arrays, self._global, self._trip)
             )
-        stages = {s: self._store.get(s).arrays for s in STAGES if self._store.has(s)}
+        stages = {s: self._store.get(s).arrays[ASK].tobytes() for s in STAGES if self._store.has(s)}
         return outcome_reply(self._message, outcome, stages)
 
     # The hooks
@@ -210,7 +212,7 @@ class FlowerBridge(Callback):
         """Called when a fit or evaluation begins: checks its place and loads what was received."""
         refuse_zero3(trainer)
         self._counter, self._evaluated = ExampleCounter(self.batch_size), ExampleCounter(self.batch_size)
-        self._metrics.check(pl_module)
+        self._metrics.begin(pl_module)
         if stage == "fit":
             refuse_to_follow_averaging(self, trainer.callbacks)
             self._store.start_fit(trainer)
@@ -240,6 +242,13 @@ class FlowerBridge(Callback):
         """Called after a training batch: counts its examples."""
         self._counter.add(batch)
 
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Called before a validation batch: at the first, notes what its metrics have seen before."""
+        if batch_idx == dataloader_idx == 0:
+            self._metrics.evaluation_begins(pl_module)
+
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -254,7 +263,14 @@ class FlowerBridge(Callback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when a validation has ended: notes by which names its metrics were logged."""
-        self._keep_stage("validate", trainer)
+        self._keep_stage("validate", trainer, pl_module)
+
+    def on_test_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Called before a test batch: at the first, notes what its metrics have seen before."""
+        if batch_idx == dataloader_idx == 0:
+            self._metrics.evaluation_begins(pl_module)
 
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -269,7 +285,7 @@ class FlowerBridge(Callback):
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when a test has ended: notes by which names its metrics were logged."""
-        self._keep_stage("test", trainer)
+        self._keep_stage("test", trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when an epoch ends, before any weight averaging: snapshots the weights."""
@@ -286,7 +302,7 @@ class FlowerBridge(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when training ends: under a sharded strategy the last moment to collect the weights."""
-        self._keep_stage("train", trainer)
+        self._keep_stage("train", trainer, pl_module)
         if is_sharded(trainer):
             self._finish(trainer, pl_module)
 
@@ -318,13 +334,13 @@ class FlowerBridge(Callback):
             arrays = mean(results) if self.submit == "mean" else self._retention.best(results).arrays
         self._hold(trainer, UPDATE, arrays, self._counter.largest_epoch)
 
-    def _keep_stage(self, stage: str, trainer: Any) -> None:
-        told = self._metrics.close(stage, trainer)
-        if told is not None:
-            self._store.put(stage, ClientUpdate(told.to_arrays(), told.pack.num_examples or 0))
+    def _keep_stage(self, stage: str, trainer: Any, module: Any) -> None:
+        if self._metrics.active and (told := self._metrics.close(stage, trainer, module)) is not None:
+            data = np.frombuffer(told.to_bytes(), dtype=np.uint8)
+            self._store.put(stage, ClientUpdate({ASK: data}, told.pack.num_examples or 0))
 
     def _hold(self, trainer: Any, kind: str, arrays: Arrays, num_examples: int) -> None:
-        metrics = _scalars(trainer)
+        metrics = {k: v for k, v in _scalars(trainer).items() if k not in self._metrics.kept_back}
         if not trainer.is_global_zero:
             return
         outcome = ClientUpdate(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lightning_fl_ext.client.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.metrics.stage import ASK
-from lightning_fl_ext.results import Arrays, ClientUpdate
+from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.wire import Trip, from_record, to_record
 
 
@@ -60,13 +60,14 @@ def outcome_kind(message: Message) -> str:
     return EVALUATION if message.metadata.message_type.split(".")[0] == MessageType.EVALUATE else UPDATE
 
 
-def outcome_reply(message: Message, outcome: ClientUpdate, stages: Mapping[str, Arrays]) -> Message:
+def outcome_reply(message: Message, outcome: ClientUpdate, stages: Mapping[str, bytes]) -> Message:
     """Put an outcome into a reply: its arrays if it is an update, its metrics, and the client's record.
 
     Args:
         message: To reply to.
         outcome: Of the fit or the evaluation.
-        stages: Metric states in flat form by stage, if the server asked for them.
+        stages: Metric states by stage, if the server asked for them. They travel in a ConfigRecord, since
+            Flower's strategies and mods take the one ArrayRecord for the weights.
     """
     arrays = {"arrays": to_record(outcome.arrays)} if outcome_kind(message) == UPDATE else {}
     content = RecordDict(
@@ -82,7 +83,7 @@ def outcome_reply(message: Message, outcome: ClientUpdate, stages: Mapping[str, 
                     "epochs": outcome.epochs,
                 }
             ),
-            **{f"{ASK}.{stage}": to_record(arrays) for stage, arrays in stages.items()},
+            **({ASK: ConfigRecord(dict(stages))} if stages else {}),
         }
     )
     return Message(content, reply_to=message)

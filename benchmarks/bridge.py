@@ -1,0 +1,223 @@
+"""What the bridge costs: beside a fit without it, a plain copy of the weights, and Flower's simulation.
+
+``python benchmarks/bridge.py`` runs everything (two to three minutes on two cores); name some of ``fit``,
+``packing``, ``engines``, ``memory`` to run those alone. Times of the first two are processor time on one
+thread, the smallest of several interleaved runs; ``engines`` is wall time.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+HOME = tempfile.TemporaryDirectory(prefix="flwr-home-")
+os.environ |= {
+    "FLWR_HOME": HOME.name,
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+import lightning.pytorch as L  # noqa: E402
+import torch  # noqa: E402
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict  # noqa: E402
+from flwr.clientapp import ClientApp  # noqa: E402
+from flwr.serverapp import ServerApp  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
+
+from lightning_fl_ext import FlowerBridge, WeightExchange, client_app, run_local  # noqa: E402
+from lightning_fl_ext.engines.private import ensure_identity  # noqa: E402
+from lightning_fl_ext.wire import to_record  # noqa: E402
+
+QUIET = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+CLIENTS = 10
+
+
+class Lit(L.LightningModule):
+    """A perceptron of about a million parameters: 4 MB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(64, 940), nn.ReLU(), nn.Linear(940, 940), nn.ReLU())
+        self.head = nn.Linear(940, 10)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        x, y = batch
+        return nn.functional.cross_entropy(self.head(self.net(x)), y)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def loader(batches: int) -> DataLoader[Any]:
+    data = TensorDataset(torch.randn(64 * batches, 64), torch.randint(10, (64 * batches,)))
+    return DataLoader(data, batch_size=64)
+
+
+def cheapest(work: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Run each piece of work in turn, several times, and give the smallest processor time of each."""
+    seconds = dict.fromkeys(work, float("inf"))
+    for _ in range(repeats):
+        for name, run in work.items():
+            gc.collect()
+            start = time.process_time()
+            kept = run()
+            seconds[name] = min(seconds[name], time.process_time() - start)
+            del kept
+    return seconds
+
+
+class TimedBridge(FlowerBridge):
+    """Adds up the processor time of its own hooks."""
+
+    seconds = 0.0
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if not name.startswith("on_") and name not in ("setup", "teardown"):
+            return value
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.process_time()
+            try:
+                return value(*args, **kwargs)
+            finally:
+                self.seconds += time.process_time() - start
+
+        return timed
+
+
+def fit() -> None:
+    epochs = 3
+
+    def run(batches: int, *callbacks: Any) -> None:
+        trainer = L.Trainer(**QUIET, max_epochs=epochs, callbacks=list(callbacks))
+        trainer.fit(Lit(), loader(batches))
+
+    run(5)
+    probe = cheapest({"probe": lambda: run(40)}, 1)["probe"]
+    batches = max(10, round(40 * epochs / probe))  # one second an epoch on this machine
+    bridges: list[TimedBridge] = []
+
+    def bridged() -> None:
+        bridges.append(TimedBridge(keep="all"))
+        bridges[-1].receive(WeightExchange().pack(Lit().state_dict()))
+        run(batches, bridges[-1])
+        assert len(bridges[-1].results) == epochs
+
+    plain = lambda: run(batches)  # noqa: E731
+    seconds = cheapest({"without": plain, "with": bridged, "without again": plain}, 4)
+    without = min(seconds["without"], seconds["without again"])
+    hooks = min(bridge.seconds for bridge in bridges)
+    noise = abs(seconds["without"] - seconds["without again"])
+    print(f"fit of {epochs} epochs of {without / epochs:.2f} s each, 4 MB model loaded, every epoch kept")
+    print(f"  all hooks of the bridge  {100 * hooks / without:5.2f} % of the fit (target < 2 %)")
+    print(f"  fits with and without    {100 * (seconds['with'] / without - 1):5.2f} % apart,")
+    print(f"  two fits without         {100 * noise / without:5.2f} % apart: the noise of this measurement")
+
+
+def packing() -> None:
+    state = {f"layers.{i}.weight": torch.randn(512, 200) for i in range(100)}
+    exchange = WeightExchange()
+    packed = exchange.pack(state)
+    seconds = cheapest(
+        {
+            "plain copy": lambda: [t.numpy().copy() for t in state.values()],
+            "pack": lambda: exchange.pack(state),
+            "to_record": lambda: to_record(packed),
+            "pack and to_record": lambda: to_record(exchange.pack(state)),
+            "Flower's ArrayRecord(state_dict)": lambda: ArrayRecord(state),  # type: ignore[arg-type]
+        },
+        15,
+    )
+    print("packing 100 tensors, 41 MB (target: pack and to_record within 1.5 x of a plain copy)")
+    for name, value in seconds.items():
+        print(f"  {name:34s} {1e3 * value:6.1f} ms  {value / seconds['plain copy']:5.2f} x")
+
+
+def engines() -> None:
+    from flwr.simulation import run_simulation
+
+    rounds, times = 20, []
+    client = ClientApp()
+
+    @client.train()
+    def train(message: Message, context: Any) -> Message:
+        content = RecordDict(
+            {"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 1})}
+        )
+        return Message(content, reply_to=message)
+
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Any, context: Any) -> None:
+        while len(list(grid.get_node_ids())) < CLIENTS:
+            time.sleep(0.1)
+        record = to_record(WeightExchange().pack(nn.Linear(64, 10).state_dict()))
+        for _ in range(rounds):
+            start = time.perf_counter()
+            messages = [
+                Message(RecordDict({"arrays": record}), node, "train") for node in grid.get_node_ids()
+            ]
+            replies = list(grid.send_and_receive(messages))
+            assert len(replies) == CLIENTS
+            assert not any(reply.has_error() for reply in replies)
+            times.append(time.perf_counter() - start)
+
+    def per_client() -> float:
+        return 1e3 * sum(sorted(times)[: rounds // 2]) / (rounds // 2) / CLIENTS
+
+    run_local(server, client, CLIENTS)
+    local = per_client()
+    times.clear()
+    run_simulation(server, client, CLIENTS, backend_config={"client_resources": {"num_cpus": 1}})
+    ray = per_client()
+    print(f"{CLIENTS} clients that do nothing, mean of the faster half of {rounds} rounds")
+    print(f"  this process      {local:8.3f} ms per client and round")
+    print(f"  Ray simulation    {ray:8.3f} ms per client and round: {ray / local:.0f} x (target >= 10 x)")
+
+
+def memory() -> None:
+    def resident() -> float:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    ensure_identity()
+    from flwr.app import Context
+
+    client = client_app(Lit, lambda _: loader(1), {"accelerator": "cpu", "devices": 1})
+    record = to_record(WeightExchange().pack(Lit().state_dict()))
+    print("resident memory over fits of a 4 MB model by client_app")
+    for fits in range(301):
+        message = Message(RecordDict({"arrays": record}), 7, "train")
+        message.metadata.__dict__["_message_id"] = str(fits)
+        client(message, Context(1, 7, {"partition-id": 0}, RecordDict(), {}))
+        if fits in (1, 10, 100, 200, 300):
+            print(f"  after {fits:3d}: {resident():6.0f} MiB")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for noisy in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "flwr"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    for part in sys.argv[1:] or ("packing", "fit", "memory", "engines"):
+        globals()[part]()
+    HOME.cleanup()
