@@ -32,7 +32,8 @@ def merge_metrics(module: nn.Module, packs: Iterable[MetricPack]) -> nn.Module:
     The value does not depend on the order of `packs`: they are taken by client id (those without one after
     the others, by digest), and sums are exact. Each metric that the packs name is overwritten, whatever it
     held; one that no client has updated is reset, so that its `update_called` is False. Other metrics stay
-    as they are, and so does the whole module if anything is refused.
+    as they are, and so does the whole module if anything is refused. If there is no pack, or all are
+    withheld, every metric is reset: a value of an earlier round must not pass for one of this.
 
     Args:
         module: The server's own module, of the clients' class. Its metrics are written to, nothing else.
@@ -60,12 +61,14 @@ def merge_metrics(module: nn.Module, packs: Iterable[MetricPack]) -> nn.Module:
     """
     ordered = sorted(packs, key=_order)
     present = [pack for pack in ordered if not pack.withheld]
-    names = _common_names(ordered, present)
-    refuse_unsupported(module, names)
-    declared = declared_metrics(module)
-    for pack in present:
-        check_declared(declared, pack)
     metrics = named_metrics(module)
+    names = tuple(metrics)
+    if present:
+        names = _common_names(ordered, present)
+        refuse_unsupported(module, names)
+        declared = declared_metrics(module)
+        for pack in present:
+            check_declared(declared, pack)
     merged = {name: _merge(name, metrics[name], present) for name in names}
     _ungroup(module, {id(metrics[name]) for name in names})
     for name, states in merged.items():
@@ -106,8 +109,6 @@ def _common_names(ordered: Sequence[MetricPack], present: Sequence[MetricPack]) 
                 client_id=pack.client_id,
             )
     sets = [tuple(sorted(pack.metrics)) for pack in present]
-    if not sets:
-        return ()
     usual = Counter(sets).most_common(1)[0][0]
     for pack, names in zip(present, sets, strict=True):
         if names != usual:

@@ -10,7 +10,7 @@ import pytest
 import sklearn.metrics
 import torch
 from torch import nn
-from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
+from torchmetrics import CatMetric, MeanMetric, Metric, MetricCollection, RunningMean, SumMetric
 from torchmetrics.classification import (
     BinaryAccuracy,
     BinaryAUROC,
@@ -172,6 +172,31 @@ def test_metrics_that_the_packs_do_not_name_stay_as_they_are():
     assert (server["fit"].compute(), server["val"].compute()) == (5.0, 2.0)
 
 
+def test_members_of_a_collection_that_are_not_merged_go_on_each_for_itself():
+    def module():
+        return nn.ModuleDict({"m": MetricCollection({name: CatMetric() for name in "abc"})})
+
+    client, server = module(), module()
+    for part in (client, server):
+        part["m"].update(torch.tensor([1.0]))
+    assert server["m"].compute_groups == {0: ["a", "b", "c"]}  # one list of values for all three
+    merge_metrics(server, [pack_metrics(client, names=("m.a",), allow_example_states=("m",))])
+    server["m"].update(torch.tensor([2.0]))
+    assert {name: values.tolist() for name, values in server["m"].compute().items()} == {
+        name: [1.0, 2.0] for name in "abc"
+    }
+
+
+def test_one_client_alone_leaves_the_states_it_had():
+    client = PearsonCorrCoef()
+    client.update(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]))
+    packs = [pack_of(client, "a"), pack_of(PearsonCorrCoef(), "idle")]
+    merged = merge_metrics(nn.ModuleDict({"m": PearsonCorrCoef()}), packs)
+    for state, value in client.metric_state.items():
+        assert torch.equal(merged["m"].metric_state[state], value)
+        assert merged["m"].metric_state[state].shape == value.shape
+
+
 def test_packing_leaves_the_client_free_to_go_on(case):
     batches = case.pooled()
     client = case.client(batches[:2])
@@ -284,6 +309,14 @@ def test_a_minmax_wrapper_on_the_server_keeps_extremes_over_rounds(cases):
     values = [entry["raw"] for entry in per_round]
     assert per_round[-1]["min"] == min(values)
     assert per_round[-1]["max"] == max(values)
+
+
+@pytest.mark.parametrize("packs", [[], [MetricPack({}, "a", 1, withheld=True)]], ids=["none", "withheld"])
+def test_without_any_states_no_value_of_an_earlier_round_remains(packs):
+    server = nn.ModuleDict({"m": SumMetric(), "running": RunningMean()})
+    server["m"].update(5.0)
+    merge_metrics(server, packs)
+    assert not server["m"].update_called
 
 
 def test_no_packs_and_no_metrics_are_fine():
