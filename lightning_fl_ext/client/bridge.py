@@ -252,8 +252,9 @@ class FlowerBridge(Callback):
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Called after a validation batch: counts its examples."""
-        self._evaluated.add(batch)
+        """Called after a validation batch: counts its examples, if they are to be told."""
+        if trainer.state.fn != "fit" or self._metrics.active:
+            self._evaluated.add(batch)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when a validation ends, before its metrics are reset: takes their states."""

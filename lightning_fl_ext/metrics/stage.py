@@ -1,20 +1,23 @@
-"""What one stage of a fit or an evaluation tells of its metrics, as flat arrays."""
+"""What one stage of a fit or an evaluation tells of its metrics, and its form as bytes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from lightning_fl_ext.metrics.errors import DamagedMetricPack
-from lightning_fl_ext.metrics.pack import Array, MetricPack, shorten
+from lightning_fl_ext.metrics.pack import MetricPack, shorten
 
 STAGES = ("train", "validate", "test")
 
 ASK = "metric-states"
-"""The key in the server's configuration by which it asks clients for metric states."""
+"""The server's configuration asks for metric states by this key, and replies hold them under it."""
 
 _HEADER = "header"
 
@@ -25,13 +28,14 @@ class StageMetrics:
 
     Attributes:
         pack: The metrics' states.
-        names: For each name the module logs, the metrics it may stand for: one, if the metric object itself
-            was logged; all of equal value, if only its value was.
+        names: For each name the module logs, the values it may stand for, by their addresses (see
+            `values.computed_values`): one, if the metric object itself was logged; all that are equal to it,
+            if only a value was.
         scalars: Names of the plain scalars logged in this stage.
 
     Example:
         >>> stage = StageMetrics(MetricPack({}, "a", 8), {"val_acc": ("acc",)}, ("val_loss",))
-        >>> again = StageMetrics.from_arrays(stage.to_arrays(), client_id="a")
+        >>> again = StageMetrics.from_bytes(stage.to_bytes(), client_id="a")
         >>> again.pack.num_examples, again.names, again.scalars
         (8, {'val_acc': ('acc',)}, ('val_loss',))
     """
@@ -40,31 +44,31 @@ class StageMetrics:
     names: Mapping[str, tuple[str, ...]]
     scalars: tuple[str, ...]
 
-    def to_arrays(self) -> dict[str, Array]:
-        """Flat form: the arrays of the pack, and all the rest as JSON bytes in one array more."""
+    def to_bytes(self) -> bytes:
+        """Give a safetensors file: the arrays of the pack, and all the rest as JSON in one array more."""
         arrays, header = self.pack.to_arrays()
-        about = {"pack": header, "names": self.names, "scalars": self.scalars}
-        return {_HEADER: np.frombuffer(json.dumps(about).encode(), dtype=np.uint8), **arrays}
+        about = json.dumps({"pack": header, "names": self.names, "scalars": self.scalars})
+        return save({_HEADER: np.frombuffer(about.encode(), dtype=np.uint8), **arrays})
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Array], *, client_id: str) -> StageMetrics:
-        """Read the flat form back, trusting nothing in it.
+    def from_bytes(cls, data: Any, *, client_id: str) -> StageMetrics:
+        """Read the bytes back, trusting nothing in them.
 
         Args:
-            arrays: As :meth:`to_arrays` gives them.
+            data: As :meth:`to_bytes` gives them.
             client_id: The sender.
 
         Raises:
-            DamagedMetricPack: :meth:`to_arrays` cannot have given these.
+            DamagedMetricPack: :meth:`to_bytes` cannot have given these.
         """
-        rest = dict(arrays)
         try:
-            about = json.loads(rest.pop(_HEADER).tobytes())
-            names = {str(name): tuple(map(str, metrics)) for name, metrics in about["names"].items()}
+            arrays = load(data)
+            about = json.loads(arrays.pop(_HEADER).tobytes())
+            names = {str(name): tuple(map(str, found)) for name, found in about["names"].items()}
             scalars, header = tuple(map(str, about["scalars"])), str(about["pack"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedMetricPack(
-                f"metrics of client {shorten(client_id)}: expected a header in JSON, got {shorten(error)}."
-                " Leave this client's metrics out of the round."
+                f"metrics of client {shorten(client_id)}: expected a safetensors file with a header in JSON,"
+                f" got {shorten(error)}. Leave this client's metrics out of the round."
             ) from None
-        return cls(MetricPack.from_arrays(rest, header, client_id=client_id), names, scalars)
+        return cls(MetricPack.from_arrays(arrays, header, client_id=client_id), names, scalars)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +14,15 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 from lightning_fl_ext.aggregation.conform import conform
 from lightning_fl_ext.engines import OrderedGrid
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.metrics.discovery import named_metrics
 from lightning_fl_ext.metrics.stage import ASK
+from lightning_fl_ext.metrics.values import metrics_alone
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server import dialect
 from lightning_fl_ext.server.clients import Clients, declared_id
 from lightning_fl_ext.server.pooling import average_scalars, pool_metrics
 from lightning_fl_ext.server.quorum import innermost, wait_for_clients
-from lightning_fl_ext.server.rejection import Rejection
+from lightning_fl_ext.server.rejection import Reason, Rejection
 from lightning_fl_ext.server.result import RoundRecord
 from lightning_fl_ext.server.rounds import RoundExchange
 from lightning_fl_ext.server.screening import (
@@ -61,6 +61,7 @@ class StrategyDriver:
         self.order_free = bool(getattr(self.strategy, "order_free", False))
         self.count_key: str = getattr(innermost(self.strategy), "weighted_by_key", "num-examples")
         self._blas = ThreadpoolController()
+        self._metrics = metrics_alone(trainer.model)
         self._earlier: set[str] = set()
 
     def train(self, server_round: int, arrays: Arrays) -> tuple[Arrays, RoundRecord]:
@@ -93,6 +94,7 @@ class StrategyDriver:
                 like = self.trainer.exchange.like(arrays)
                 dialect.make_readable(messages, kept, like, widen=not self.reads_every_dtype)
                 new, metrics = self._aggregate(server_round, messages)
+        self._refuse_if_all_failed(exchange, metrics_of)
         void = bool(exchange.messages) and (new is None or len(metrics_of) < self.trainer.min_accepted)
         if new is not None and not void:
             arrays = self._checked(server_round, new, arrays)
@@ -102,9 +104,7 @@ class StrategyDriver:
                 *(server_round, len(metrics_of), len(exchange.messages), self.trainer.min_accepted),
                 "" if len(metrics_of) < self.trainer.min_accepted else f", but {self._name} made no model",
             )
-        _, odd = common_metrics(metrics_of, server_round)
-        stages = {client: exchange.stages.get(client, {}) for client in metrics_of}
-        pooled, unpooled = pool_metrics(self.trainer.model, stages, server_round)
+        averaged, pooled, left_out = self._pool(exchange, metrics_of, server_round)
         counts = {
             "clients_accepted": len(metrics_of),
             "clients_rejected": len({r.client_id for r in exchange.rejected} - {*metrics_of}),
@@ -115,9 +115,9 @@ class StrategyDriver:
             server_round,
             sampled=tuple(exchange.sampled),
             accepted=tuple(sorted(metrics_of)),
-            rejected=tuple(exchange.rejected + odd + unpooled),
+            rejected=tuple(exchange.rejected + left_out),
             metrics=_scalars(metrics)
-            | average_scalars(metrics_of, stages, "validate")
+            | averaged
             | pooled
             | {name: float(count) for name, count in counts.items()},
             void=void,
@@ -142,13 +142,14 @@ class StrategyDriver:
         if not exchange.messages:
             return {}, []
         replies = exchange.collect()
-        common, odd = common_metrics({c: update.metrics for c, _, update in replies}, server_round)
+        metrics_of = {client: update.metrics for client, _, update in replies}
+        if server_round == 0:
+            self._refuse_if_all_failed(exchange, metrics_of)
         messages = [reply for _, reply, _ in replies]
-        dialect.make_readable(messages, common | {self.count_key})
+        dialect.make_readable(messages, common_metrics(metrics_of, server_round)[0] | {self.count_key})
         metrics = self._call("aggregate_evaluate", server_round, messages)
-        stages = {client: exchange.stages.get(client, {}) for client, _, _ in replies}
-        pooled, unpooled = pool_metrics(self.trainer.model, stages, server_round)
-        return _scalars(metrics) | pooled, exchange.rejected + odd + unpooled
+        averaged, pooled, left_out = self._pool(exchange, metrics_of, server_round)
+        return averaged | _scalars(metrics) | pooled, exchange.rejected + left_out
 
     def seeded(self, server_round: int, purpose: str) -> AbstractContextManager[None]:
         """Seed all global random state for one purpose in a round, and put it back afterwards."""
@@ -181,9 +182,7 @@ class StrategyDriver:
         given = record if self.reads_every_dtype else dialect.readable(record)
         del record
         seed = self.trainer.seed
-        config = ConfigRecord({"run-seed": seed, "server-round": server_round})
-        if named_metrics(self.trainer.model):
-            config[ASK] = True
+        config = ConfigRecord({"run-seed": seed, "server-round": server_round, ASK: True})
         with self._around(server_round, f"configure-{purpose}"):
             messages = list(configure(server_round, given, config, self.grid))
         sampled = tuple(sorted(self.clients[m.metadata.dst_node_id] for m in messages))
@@ -211,6 +210,32 @@ class StrategyDriver:
         if messages:
             told("on_messages", exchange.sampled)
         return exchange
+
+    def _refuse_if_all_failed(self, exchange: RoundExchange, accepted: Collection[str]) -> None:
+        """Raise if the clients' own code fails on all of them, and no round before shows that it can work."""
+        failed = [r for r in exchange.rejected if r.reason is Reason.CLIENT_ERROR]
+        worked = accepted or any(record.accepted for record in self.trainer.rounds)
+        if failed and len(failed) == len(exchange.rejected) and not worked:
+            raise LightningFLError(
+                f"all {len(failed)} clients asked failed, before any round has worked. The first: {failed[0]}"
+            )
+
+    def _pool(
+        self, exchange: RoundExchange, metrics_of: Mapping[str, Mapping[str, Any]], server_round: int
+    ) -> tuple[dict[str, float], dict[str, float], list[Rejection]]:
+        """Average scalars by their stage's examples, pool metrics, and say what takes part in neither."""
+        stages = {client: exchange.stages.get(client, {}) for client in metrics_of}
+        averaged = average_scalars(metrics_of, stages)
+        pooled, left_out = pool_metrics(self._metrics, stages, server_round)
+        _, odd = common_metrics(metrics_of, server_round)
+        left_out += [r for r in odd if r.key not in averaged and r.key not in pooled]
+        left_out += [
+            Rejection(client, server_round, Reason.METRIC, name, "metric states", "a value alone")
+            for client in sorted(metrics_of)
+            for name in sorted(pooled.keys() & metrics_of[client].keys())
+            if not stages[client]
+        ]
+        return averaged, pooled, left_out
 
     def _aggregate(
         self, server_round: int, replies: Iterable[Message]

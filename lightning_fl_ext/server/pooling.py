@@ -1,90 +1,116 @@
-"""The clients' metric states, merged into the server's module: the values on the pooled data."""
+"""The clients' metric states, merged into metrics of the server's: the values on the pooled data."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
-from lightning_fl_ext.metrics import MetricMismatch, MetricPack, merge_metrics, missing_clients
-from lightning_fl_ext.metrics.discovery import named_metrics
+from lightning_fl_ext.metrics import (
+    DamagedMetricPack,
+    MetricMismatch,
+    MetricPack,
+    merge_metrics,
+    missing_clients,
+)
 from lightning_fl_ext.metrics.stage import STAGES, StageMetrics
-from lightning_fl_ext.server.rejection import Reason, Rejection
+from lightning_fl_ext.metrics.values import computed_values
+from lightning_fl_ext.server.rejection import Reason, Rejected, Rejection
 
 log = logging.getLogger(__name__)
 
+Stages = Mapping[str, StageMetrics]
+"""One client's metrics by stage."""
+
+
+def read_stages(record: Mapping[str, Any], client_id: str) -> dict[str, StageMetrics]:
+    """Read the metric states in a reply.
+
+    Args:
+        record: Bytes by stage.
+        client_id: The sender.
+
+    Raises:
+        Rejected: They are damaged.
+    """
+    try:
+        return {s: StageMetrics.from_bytes(record[s], client_id=client_id) for s in STAGES if s in record}
+    except DamagedMetricPack as error:
+        raise Rejected(Reason.METRIC, "metric-states", "whole metric states", str(error)) from None
+
 
 def pool_metrics(
-    module: nn.Module, clients: Mapping[str, Mapping[str, StageMetrics]], server_round: int
+    module: nn.Module, clients: Mapping[str, Stages], server_round: int
 ) -> tuple[dict[str, float], list[Rejection]]:
     """Merge what the clients sent, stage by stage, and compute each metric under the names it is logged by.
 
     Args:
-        module: The server's own module; its metrics are overwritten.
+        module: Holds metrics like the clients'; they are overwritten.
         clients: The stages of each client.
         server_round: The current round.
 
     Returns:
-        Pooled values by logged name (scalars; others can be computed from the module's metrics), and whose
-        states were left out and why.
+        Pooled values by logged name, NaN where there is none (no data, or none that could be merged); and
+        whose states were left out and why.
     """
     values: dict[str, float] = {}
     left_out: list[Rejection] = []
     for stage in STAGES:
-        present = {client: stages[stage] for client, stages in clients.items() if stage in stages}
-        if not present:
-            continue
-        packs = {client: metrics.pack for client, metrics in present.items()}
+        present = {client: stages[stage] for client, stages in sorted(clients.items()) if stage in stages}
+        packs = {client: told.pack for client, told in present.items()}
         left_out += [
             Rejection(client, server_round, Reason.METRIC, stage, "metric states", "too few examples")
             for client in missing_clients(packs.values())
         ]
         merged, refused = _merge(module, packs, stage, server_round)
         left_out += refused
-        counted = {client: present[client] for client in merged if not packs[client].withheld}
-        values |= _by_logged_name(module, counted, stage)
+        pooled = _compute(module, server_round) if merged else {}
+        told = {client: present[client] for client in merged or present}
+        for name, addresses in _addresses(told).items():
+            values[name] = _agreed(name, {pooled[a] for a in addresses if a in pooled}, addresses)
     return values, left_out
 
 
 def average_scalars(
-    metrics: Mapping[str, Mapping[str, Any]], clients: Mapping[str, Mapping[str, StageMetrics]], stage: str
+    metrics: Mapping[str, Mapping[str, Any]], clients: Mapping[str, Stages]
 ) -> dict[str, float]:
-    """Average the plain scalars of a stage, weighted by that stage's examples.
+    """Average the plain scalars of validations and tests, weighted by these stages' examples.
 
     Args:
         metrics: All metrics of each client's reply.
         clients: The stages of each client.
-        stage: Such as ``"validate"``.
 
     Returns:
-        Means of the scalars that every client with this stage reports.
+        Means, each over the clients that log it. Names that `pool_metrics` has a value for are of metrics.
 
     Example:
         >>> def stages(client, examples):
         ...     return {"validate": StageMetrics(MetricPack({}, client, examples), {}, ("loss",))}
         >>> losses = {"a": {"loss": 1.0}, "b": {"loss": 5.0}}
-        >>> average_scalars(losses, {"a": stages("a", 1), "b": stages("b", 3)}, "validate")
+        >>> average_scalars(losses, {"a": stages("a", 1), "b": stages("b", 3)})
         {'loss': 4.0}
     """
-    having = {c: s[stage] for c, s in clients.items() if stage in s and s[stage].pack.num_examples}
-    if not having:
-        return {}
-    shared = set.intersection(*(set(m.scalars) & set(metrics.get(c, {})) for c, m in having.items()))
-    weights = {client: int(m.pack.num_examples or 0) for client, m in having.items()}
+    terms: dict[str, list[tuple[int, float]]] = {}
+    for client, stages in sorted(clients.items()):
+        for told in (stages[stage] for stage in ("validate", "test") if stage in stages):
+            for name in {*told.scalars, *told.names}:
+                value = metrics[client].get(name)
+                if isinstance(value, int | float) and told.pack.num_examples:
+                    terms.setdefault(name, []).append((told.pack.num_examples, value))
     return {
-        name: math.fsum(weights[c] * metrics[c][name] for c in sorted(having)) / sum(weights.values())
-        for name in sorted(shared)
+        name: math.fsum(n * value for n, value in of) / sum(n for n, _ in of) for name, of in terms.items()
     }
 
 
 def _merge(
     module: nn.Module, packs: Mapping[str, MetricPack], stage: str, server_round: int
 ) -> tuple[list[str], list[Rejection]]:
-    good = dict(packs)
+    """Merge all packs that can be, and name the clients whose states count."""
+    good = {client: pack for client, pack in packs.items() if not pack.withheld}
     refused: list[Rejection] = []
     while good:
         try:
@@ -92,36 +118,50 @@ def _merge(
             break
         except MetricMismatch as error:
             client = error.client_id
-            if client is None or client not in good:
-                log.warning("the metrics of round %d (%s) cannot be pooled: %s", server_round, stage, error)
+            if client not in good:
+                log.warning("%s of round %d cannot be pooled: %s", stage, server_round, error)
                 return [], refused
             del good[client]
-            where = f"{stage}: {error.metric}" if error.metric else stage
-            refused.append(
-                Rejection(client, server_round, Reason.METRIC, where, "the server's metric", str(error))
-            )
+            got = " ".join(str(error).split())
+            why = Rejected(Reason.METRIC, error.metric or stage, "the server's metric", got)
+            refused.append(Rejection(client, server_round, why.reason, why.key, why.expected, why.got))
+        except Exception as error:  # a reduction of the user's own, say; the round's model is not at fault
+            log.warning("%s of round %d cannot be pooled: %r", stage, server_round, error)
+            return [], refused
     return list(good), refused
 
 
-def _by_logged_name(module: nn.Module, clients: Mapping[str, StageMetrics], stage: str) -> dict[str, float]:
-    metrics = named_metrics(module)
-    values: dict[str, float] = {}
-    for name in sorted({name for stage_metrics in clients.values() for name in stage_metrics.names}):
-        candidates = set.intersection(*(set(m.names[name]) for m in clients.values() if name in m.names))
-        found = {c: v for c in sorted(candidates & set(metrics)) if (v := _scalar(metrics[c])) is not None}
-        if len(set(found.values())) == 1:
-            values[name] = next(iter(found.values()))
-        elif found:
-            log.warning(
-                "`%s` (%s) may be any of the metrics %s: log the metric object itself to have it pooled",
-                *(name, stage, ", ".join(f"`{c}`" for c in found)),
-            )
+def _compute(module: nn.Module, server_round: int) -> dict[str, float]:
+    values, problems = computed_values(module)
+    for name, problem in problems.items():
+        log.warning("metric `%s` of round %d cannot be computed: %s", name, server_round, problem)
     return values
 
 
-def _scalar(metric: Any) -> float | None:
-    if not metric.update_called:
-        return None
-    metric._computed = None
-    value = metric.compute()
-    return float(value) if isinstance(value, torch.Tensor) and value.numel() == 1 else None
+def _addresses(clients: Mapping[str, StageMetrics]) -> dict[str, list[str]]:
+    """Find out for each logged name which value it stands for: the one that most clients say.
+
+    A metric is found under its name on every client that logs it. What is a plain scalar on most clients is
+    one, even if it happens to equal a metric on some.
+    """
+    votes: dict[str, Counter[str | None]] = {}
+    for told in clients.values():
+        for name, addresses in told.names.items():
+            votes.setdefault(name, Counter()).update(set(addresses))
+        for name in set(told.scalars) - set(told.names):
+            votes.setdefault(name, Counter()).update([None])
+    found: dict[str, list[str]] = {}
+    for name, count in sorted(votes.items()):
+        most = max(count.values(), default=0)
+        if count[None] < most:
+            found[name] = sorted(address for address in count if address and count[address] == most)
+    return found
+
+
+def _agreed(name: str, values: set[float], addresses: list[str]) -> float:
+    if len(values) > 1:
+        log.warning(
+            "`%s` may be the value of any of %s: log the metric object itself to have it pooled",
+            *(name, ", ".join(f"`{address}`" for address in addresses)),
+        )
+    return values.pop() if len(values) == 1 else math.nan

@@ -75,7 +75,7 @@ class Rejected(Exception):
         self.key, self.expected, self.got = _shortened(key), _shortened(expected), _shortened(got)
 
 
-def _shortened(text: str, limit: int = 200) -> str:
+def _shortened(text: str, limit: int = 400) -> str:
     """Keep what a client sent from filling logs, or writing control characters into them."""
     shown = text if text.isprintable() else ascii(text)[1:-1]
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"

@@ -8,17 +8,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from lightning_fl_ext.engines import NotEnoughClientsError, stream_replies
 from lightning_fl_ext.engines.private import CLIENT_APP_RAISED
-from lightning_fl_ext.metrics import DamagedMetricPack
-from lightning_fl_ext.metrics.stage import ASK, STAGES, StageMetrics
+from lightning_fl_ext.metrics.stage import ASK, StageMetrics
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.clients import Clients, declared_id
+from lightning_fl_ext.server.pooling import read_stages
 from lightning_fl_ext.server.rejection import BadUpdateError, Reason, Rejected, Rejection
-from lightning_fl_ext.wire import PayloadError, from_record
 
 log = logging.getLogger(__name__)
 
@@ -150,16 +149,12 @@ class RoundExchange:
         return Rejected(Reason.NOT_SAMPLED, "", f"one of {len(self.messages)} sampled clients", "another")
 
     def _take_metrics(self, client: str, reply: Message) -> None:
-        """Take metric states out of a reply: what is left is what any Flower strategy expects."""
-        taken = {stage: reply.content.pop(f"{ASK}.{stage}", None) for stage in STAGES}
+        """Take metric states out of a reply, and read them."""
+        record = reply.content.pop(ASK, None)
         try:
-            self.stages[client] = {
-                stage: StageMetrics.from_arrays(from_record(record), client_id=client)
-                for stage, record in taken.items()
-                if isinstance(record, ArrayRecord)
-            }
-        except (DamagedMetricPack, PayloadError) as error:
-            self._reject(client, Rejected(Reason.METRIC, ASK, "whole metric states", str(error)))
+            self.stages[client] = read_stages(record, client) if isinstance(record, ConfigRecord) else {}
+        except Rejected as why:
+            self._reject(client, why)
 
     def _reject(self, client: str, why: Rejected) -> None:
         rejection = Rejection(client, self.server_round, why.reason, why.key, why.expected, why.got)
