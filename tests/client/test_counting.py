@@ -150,6 +150,17 @@ def test_a_batch_without_a_tensor_names_the_remedy(kit):
     assert bridge.update.num_examples == 4
 
 
+def test_a_validation_in_a_fit_need_not_tell_how_many_examples_it_has(kit):
+    class Words(kit.Lit):
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    bridge = FlowerBridge()
+    words = DataLoader([{"n": None}] * 4, batch_size=2, collate_fn=lambda rows: rows)
+    kit.trainer(bridge).fit(Words(), kit.loader(), words)
+    assert bridge.update.num_examples == 10
+
+
 def test_a_fit_without_batches_still_has_an_update(kit):
     bridge = FlowerBridge()
     module = kit.fit(bridge, max_epochs=0)
