@@ -13,6 +13,10 @@ from lightning_fl_ext.engines.private import Run
 from lightning_fl_ext.errors import LightningFLError
 
 
+_LATE_ASKS = 5
+"""A strategy that has enough nodes asks once or twice; one that waits asks again and again."""
+
+
 class NotEnoughClientsError(LightningFLError):
     """Too few clients were connected for too long."""
 
@@ -35,6 +39,7 @@ class OrderedGrid(Grid):
         self._deadline: float | None = None
         self._complaint = ""
         self._last: list[int] | None = None
+        self._late_asks = 0
 
     def wait_at_most(self, seconds: float | None, complaint: str) -> None:
         """Start a deadline for finding enough nodes.
@@ -45,18 +50,20 @@ class OrderedGrid(Grid):
         """
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._complaint = complaint
-        self._last = None
+        self._last, self._late_asks = None, 0
 
     def get_node_ids(self) -> Iterable[int]:
         """List node ids in the order of their clients' ids.
 
         Raises:
-            NotEnoughClientsError: The deadline has passed, and the nodes are the same as when last asked.
+            NotEnoughClientsError: The deadline has passed, and the caller keeps asking although the nodes
+                stay the same.
         """
         ids = self._order(self.grid.get_node_ids())
-        repeated, self._last = self._last == ids, ids
         late = self._deadline is not None and time.monotonic() > self._deadline
-        if repeated and late:
+        self._late_asks = self._late_asks + 1 if late and self._last == ids else 0
+        self._last = ids
+        if self._late_asks >= _LATE_ASKS:
             raise NotEnoughClientsError(f"{len(ids)} client(s) are connected. {self._complaint}")
         return ids
 

@@ -57,6 +57,10 @@ class StrategyDriver:
         self.strategy = trainer.strategy
         self.clients = Clients(grid, trainer.round_timeout)
         self.grid = OrderedGrid(grid, self.clients.ordered)
+        if trainer.exchange.coded and not getattr(self.strategy, "reads_coded", False):
+            raise LightningFLError(
+                f"{self._name} cannot aggregate what {trainer.exchange!r} sends: use `FedPM`."
+            )
         self.reads_every_dtype = bool(getattr(self.strategy, "reads_every_dtype", False))
         self.order_free = bool(getattr(self.strategy, "order_free", False))
         self.count_key: str = getattr(innermost(self.strategy), "weighted_by_key", "num-examples")

@@ -71,7 +71,7 @@ def check_lines(data: bytes) -> tuple[list[dict[str, Any]], list[str]]:
     lines: list[dict[str, Any]] = []
     problems: list[str] = []
     head, expected = GENESIS, 0
-    for number, raw in enumerate(data.split(b"\n")[: -1 if data.endswith(b"\n") else None], start=1):
+    for number, raw in enumerate(data.removesuffix(b"\n").split(b"\n") if data else [], start=1):
         try:
             line = json.loads(raw)
             body = {k: v for k, v in line.items() if k != "hash"}

@@ -64,4 +64,4 @@ def wait_for_clients(grid: OrderedGrid, strategy: Strategy, timeout: float | Non
             log.warning(
                 "waiting for clients: %d connected, %d needed by %s (%.0f s)", connected, needed, says, waited
             )
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_POLL_SECONDS if timeout is None else min(_POLL_SECONDS, timeout - waited))

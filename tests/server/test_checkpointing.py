@@ -83,7 +83,9 @@ def test_torn_checkpoints_are_skipped_with_a_warning(toy, tmp_path, caplog):
     resumed = fit(toy, tmp_path, ckpt_path="last")
     assert resumed.digest == whole.digest
     skipped = [r.message for r in caplog.records if "skipping a checkpoint" in r.message]
-    assert [name in line for name, line in zip(("00004", "00003", "00002"), skipped, strict=True)] == [True] * 3
+    assert [name in line for name, line in zip(("00004", "00003", "00002"), skipped, strict=True)] == [
+        True
+    ] * 3
     with pytest.raises(TornFilesError, match="incomplete"):
         (root / "round-00003" / "manifest.json").unlink()
         fit(toy, tmp_path, ckpt_path=root / "round-00003")
@@ -91,12 +93,18 @@ def test_torn_checkpoints_are_skipped_with_a_warning(toy, tmp_path, caplog):
 
 DIFFERENT = {
     "model": (lambda toy: {"model": toy.Net()}, "model.norm.weight"),
-    "shape": (lambda toy: {"model": _wider(toy)}, "model.weight: the checkpoint has 'float32[2, 3]', this run"),
+    "shape": (
+        lambda toy: {"model": _wider(toy)},
+        "model.weight: the checkpoint has 'float32[2, 3]', this run",
+    ),
     "strategy": (lambda toy: {"strategy": FedAvg()}, "strategy: the checkpoint has 'ExactFedAvg'"),
     "setting": (lambda toy: {"strategy": ExactFedAvg(fraction_train=0.5)}, "strategy.fraction_train"),
     "seed": (lambda toy: {"seed": 8}, "seed: the checkpoint has 7, this run 8"),
     "exchange": (lambda toy: {"exchange": WeightExchange(exclude="norm.*")}, "exchange: the checkpoint has"),
-    "screening": (lambda toy: {"max_update_norm": 3.0}, "max_update_norm: the checkpoint has None, this run 3.0"),
+    "screening": (
+        lambda toy: {"max_update_norm": 3.0},
+        "max_update_norm: the checkpoint has None, this run 3.0",
+    ),
 }
 
 
@@ -151,7 +159,9 @@ def test_the_last_rounds_and_the_best_are_kept(toy, tmp_path, mode):
 
 
 def test_a_metric_to_monitor_that_is_not_there_is_named(toy, tmp_path):
-    with pytest.raises(CallbackError, match=r"RoundCheckpoint.on_round_end.*round 1.*no metric `nope`.*val_loss"):
+    with pytest.raises(
+        CallbackError, match=r"RoundCheckpoint.on_round_end.*round 1.*no metric `nope`.*val_loss"
+    ):
         fit(toy, tmp_path, callbacks=[RoundCheckpoint(monitor="nope")])
 
 
@@ -279,8 +289,20 @@ def test_checkpoints_hold_no_pickle(toy, tmp_path):
 def test_every_dtype_survives_the_way_to_disk():
     from lightning_fl_ext.wire import to_numpy
 
-    dtypes = ("bool", "uint8", "int64", "float16", "bfloat16", "float8_e5m2", "float64", "complex64", "complex128")
-    arrays = {f"{d}.{i}": to_numpy(torch.ones((2,) * i, dtype=getattr(torch, d))) for i, d in enumerate(dtypes)}
+    dtypes = (
+        "bool",
+        "uint8",
+        "int64",
+        "float16",
+        "bfloat16",
+        "float8_e5m2",
+        "float64",
+        "complex64",
+        "complex128",
+    )
+    arrays = {
+        f"{d}.{i}": to_numpy(torch.ones((2,) * i, dtype=getattr(torch, d))) for i, d in enumerate(dtypes)
+    }
     arrays = dict(reversed(arrays.items()))
     back = arrays_from_bytes(arrays_to_bytes(arrays))
     assert list(back) == list(arrays)

@@ -53,7 +53,8 @@ def test_flower_alone_gives_many_results_for_these_clients(toy):
 
     toy.make_trainer(Keeping(), max_rounds=1).fit(toy.Net(), toy.make_grid())
     results = {
-        digest(from_record(FedAvg().aggregate_train(1, list(order))[0])) for order in itertools.permutations(seen)
+        digest(from_record(FedAvg().aggregate_train(1, list(order))[0]))
+        for order in itertools.permutations(seen)
     }
     assert len(results) > 1
 
@@ -208,7 +209,9 @@ def _registered(toy):
 @pytest.mark.parametrize("name", ["ExactFedAvg", "FedAvg"])
 @pytest.mark.parametrize("query", [True, False])
 def test_two_nodes_of_one_name_are_both_left_out(toy, make_strategy, name, query):
-    app = toy.make_app(query=query, name=lambda partition: "twin" if partition in (1, 3) else f"{partition:02d}")
+    app = toy.make_app(
+        query=query, name=lambda partition: "twin" if partition in (1, 3) else f"{partition:02d}"
+    )
     result = toy.make_trainer(make_strategy(name), max_rounds=1).fit(toy.Net(), toy.make_grid(app=app))
     assert result.rounds[0].accepted == ("00", "02", "04")
     assert {(r.client_id, r.reason) for r in result.rejected} == {("twin", "duplicate-client")}
@@ -219,7 +222,9 @@ def test_error_replies_are_mapped_to_the_client_they_were_sent_to(toy):
         return None if toy.is_train(instruction) and toy.client_of(reply) == "02" else reply
 
     result = toy.make_trainer(max_rounds=1).fit(toy.Net(), toy.make_grid(faults=vanish))
-    assert [(r.client_id, r.reason, r.got) for r in result.rejected] == [("02", "no-reply", "Node unavailable")]
+    assert [(r.client_id, r.reason, r.got) for r in result.rejected] == [
+        ("02", "no-reply", "Node unavailable")
+    ]
 
 
 def test_an_app_that_answers_queries_with_something_else_is_nameless(toy, caplog):

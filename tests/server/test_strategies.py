@@ -32,7 +32,9 @@ def test_every_strategy_runs_two_rounds_the_same_way_twice(toy, make_strategy, s
     bit = {"norm_bit": 1.0} if strategy_name == "DPClientAdaptive" else None
     results = []
     for order in (slice(None), slice(None, None, -1)):
-        grid = toy.make_grid(app=toy.make_app(extra=bit), arrival=lambda messages, order=order: messages[order])
+        grid = toy.make_grid(
+            app=toy.make_app(extra=bit), arrival=lambda messages, order=order: messages[order]
+        )
         results.append(toy.make_trainer(make_strategy(strategy_name)).fit(toy.Net(), grid))
     first, second = results
     assert first.digest == second.digest != digest(start(toy.Net()))
@@ -48,7 +50,9 @@ def test_every_strategy_keeps_the_dtypes_of_a_model_with_buffers(toy, make_strat
     bit = {"norm_bit": 1.0} if strategy_name == "DPClientAdaptive" else None
     model = toy.Net(buffers=True)
     before = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    result = toy.make_trainer(make_strategy(strategy_name)).fit(model, toy.make_grid(app=toy.make_app(extra=bit)))
+    result = toy.make_trainer(make_strategy(strategy_name)).fit(
+        model, toy.make_grid(app=toy.make_app(extra=bit))
+    )
     assert {name: tensor.dtype for name, tensor in result.model.state_dict().items()} == before
     assert not any(record.void for record in result.rounds)
 
@@ -68,7 +72,9 @@ def test_the_mean_of_every_dtype_is_the_contract_s(toy, make_strategy, name):
             np.testing.assert_array_equal(got, expected.astype(array.dtype))
         else:
             np.testing.assert_allclose(got, expected, rtol=1e-6)
-    assert state["norm.num_batches_tracked"].item() == round(float(mean(toy, arrays, "norm.num_batches_tracked")))
+    assert state["norm.num_batches_tracked"].item() == round(
+        float(mean(toy, arrays, "norm.num_batches_tracked"))
+    )
 
 
 def test_a_tie_between_masks_is_false_and_a_tie_between_counters_goes_to_even(toy):
@@ -184,7 +190,9 @@ def test_weights_that_a_strategy_breaks_are_named(toy):
 
     with (
         np.errstate(divide="ignore"),
-        pytest.raises(Exception, match=r"Exploding made weights that are not finite in round 2, at \['bias'\]"),
+        pytest.raises(
+            Exception, match=r"Exploding made weights that are not finite in round 2, at \['bias'\]"
+        ),
     ):
         toy.make_trainer(Exploding()).fit(toy.Net(), toy.make_grid())
 

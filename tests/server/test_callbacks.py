@@ -1,0 +1,119 @@
+"""Progress and early stopping; checkpoints and the ledger have files of their own."""
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from lightning_fl_ext import RoundEarlyStopping, RoundProgressBar
+from lightning_fl_ext.server import CallbackError
+
+
+def drop_one(toy, when=1):
+    def faults(instruction, reply):
+        gone = toy.is_train(instruction) and toy.client_of(reply) == "01"
+        return None if gone and instruction.content["config"]["server-round"] == when else reply
+
+    return faults
+
+
+def show(toy, *, terminal, faults=None, **options):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=100, highlight=False)
+    trainer = toy.make_trainer(callbacks=[RoundProgressBar(console)], **options)
+    result = trainer.fit(toy.Net(), toy.make_grid(3, faults=faults))
+    return out.getvalue(), result
+
+
+def test_off_a_terminal_there_is_a_plain_line_for_each_round_and_each_left_out(toy):
+    text, result = show(toy, terminal=False, faults=drop_one(toy))
+    losses = [(r.metrics["train_loss"], r.metrics["val_loss"]) for r in result.rounds]
+    assert text.splitlines() == [
+        f"round 1/2  clients 2/3  train_loss {losses[0][0]:.4g}  val_loss {losses[0][1]:.4g}",
+        "  left out client `01`, round 1: no-reply: Node unavailable",
+        f"round 2/2  clients 3/3  train_loss {losses[1][0]:.4g}  val_loss {losses[1][1]:.4g}",
+        f"digest of the final model: {result.digest}",
+    ]
+
+
+def test_on_a_terminal_there_is_a_bar_over_rounds_and_one_over_replies(toy):
+    text, result = show(toy, terminal=True)
+    assert "rounds" in text
+    assert "replies" in text
+    assert "\x1b[" in text
+    assert f"digest of the final model: {result.digest}" in text
+
+
+def test_a_void_round_is_marked(toy):
+    text, _ = show(toy, terminal=False, faults=drop_one(toy), min_accepted=3)
+    assert text.splitlines()[0].endswith("[void: the model stays]")
+
+
+def test_the_bars_are_taken_away_when_the_fit_fails(toy):
+    out = io.StringIO()
+    progress = RoundProgressBar(Console(file=out, force_terminal=True, width=80))
+    stopping = RoundEarlyStopping("nope")
+    with pytest.raises(CallbackError):
+        toy.make_trainer(callbacks=[progress, stopping]).fit(toy.Net(), toy.make_grid(3))
+    assert out.getvalue().endswith("\x1b[?25h") or "\x1b[?25h" in out.getvalue()  # the cursor is back
+
+
+def test_the_progress_bar_is_there_unless_switched_off():
+    from lightning_fl_ext import FederatedTrainer
+
+    assert [type(c) for c in FederatedTrainer().callbacks] == [RoundProgressBar]
+    assert FederatedTrainer(enable_progress_bar=False).callbacks == []
+    own = RoundProgressBar()
+    assert FederatedTrainer(callbacks=own).callbacks == [own]
+
+
+@pytest.mark.parametrize(
+    ("mode", "losses", "rounds"),
+    [
+        ("min", [3, 2, 2, 2, 1], 4),
+        ("min", [3, 2, 1, 0.5, 0.2], 5),
+        ("max", [1, 2, 3, 2, 2], 5),
+        ("max", [3, 2, 1, 9, 9], 3),
+        ("min", [3, math.nan, math.nan, 1, 1], 3),
+    ],
+)
+def test_a_run_stops_when_the_metric_no_longer_improves(toy, mode, losses, rounds):
+    stopping = RoundEarlyStopping("server_loss", mode=mode, patience=2)
+    values = iter([0, *losses])
+    result = toy.make_trainer(callbacks=stopping, max_rounds=5).fit(
+        toy.Net(), toy.make_grid(2), evaluate=lambda model: {"loss": next(values)}
+    )
+    assert len(result.rounds) - 1 == rounds
+
+
+def test_a_small_improvement_does_not_count(toy):
+    stopping = RoundEarlyStopping("server_loss", patience=1, min_delta=0.5)
+    values = iter([9.0, 3.0, 2.0, 1.9, 1.0])
+    result = toy.make_trainer(callbacks=stopping, max_rounds=4).fit(
+        toy.Net(), toy.make_grid(2), evaluate=lambda model: {"loss": next(values)}
+    )
+    assert result.rounds[-1].server_round == 3
+
+
+def test_a_metric_that_is_not_there_is_named_with_those_that_are(toy):
+    with pytest.raises(CallbackError, match=r"RoundEarlyStopping.on_round_end.*no metric `nope`.*'val_loss'"):
+        toy.make_trainer(callbacks=RoundEarlyStopping("nope")).fit(toy.Net(), toy.make_grid(2))
+
+
+def test_a_void_round_without_the_metric_is_no_improvement(toy):
+    def vanish(instruction, reply):
+        return None if toy.is_train(instruction) else reply
+
+    stopping = RoundEarlyStopping("train_loss", patience=2)
+    result = toy.make_trainer(callbacks=stopping, max_rounds=9).fit(
+        toy.Net(), toy.make_grid(2, faults=vanish)
+    )
+    assert len(result.rounds) == 2
+
+
+@pytest.mark.parametrize("wrong", [{"mode": "least"}, {"patience": 0}])
+def test_wrong_arguments_are_named(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        RoundEarlyStopping("loss", **wrong)

@@ -1,0 +1,370 @@
+"""The fit: hooks, errors, waiting, evaluation, and the app around it."""
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+from flwr.serverapp.strategy import FedAvg
+
+from lightning_fl_ext import (
+    ExactFedAvg,
+    FederatedTrainer,
+    LocalGrid,
+    RoundCallback,
+    digest,
+    run_local,
+    server_app,
+)
+from lightning_fl_ext.engines import NotEnoughClientsError
+from lightning_fl_ext.server import CallbackError
+from lightning_fl_ext.wire import from_record
+
+
+class Recording(RoundCallback):
+    def __init__(self):
+        self.calls = []
+
+    def __getattribute__(self, name):
+        if name.startswith("on_"):
+            return lambda trainer, *args: self.calls.append((trainer.current_round, name, *args))
+        return super().__getattribute__(name)
+
+
+def test_hooks_are_called_in_order(toy):
+    callback = Recording()
+    toy.make_trainer(callbacks=callback, max_rounds=1).fit(toy.Net(), toy.make_grid(2))
+    assert [(number, name) for number, name, *_ in callback.calls] == [
+        (0, "on_fit_start"),
+        (1, "on_round_start"),
+        (1, "on_messages"),
+        (1, "on_reply"),
+        (1, "on_reply"),
+        (1, "on_replies"),
+        (1, "on_messages"),
+        (1, "on_reply"),
+        (1, "on_reply"),
+        (1, "on_round_end"),
+        (1, "on_fit_end"),
+    ]
+    replies = [args[0] for _, name, *args in callback.calls if name == "on_reply"]
+    assert [reply and reply.client_id for reply in replies[2:]] == [None, None]
+    assert {reply.client_id for reply in replies[:2]} == {"00", "01"}
+    assert next(args for _, name, *args in callback.calls if name == "on_messages") == [["00", "01"]]
+
+
+def test_hooks_of_several_callbacks_are_called_in_the_order_given(toy):
+    order = []
+
+    class Named(RoundCallback):
+        def __init__(self, name):
+            self.name = name
+
+        def on_round_end(self, trainer):
+            order.append(self.name)
+
+    toy.make_trainer(callbacks=[Named("a"), Named("b")], max_rounds=1).fit(toy.Net(), toy.make_grid(2))
+    assert order == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "hook", ["on_fit_start", "on_round_start", "on_messages", "on_reply", "on_replies", "on_round_end"]
+)
+def test_an_error_in_a_callback_names_it_the_hook_and_the_round(toy, hook):
+    told = []
+
+    class Broken(RoundCallback):
+        def on_exception(self, trainer, exception):
+            told.append(exception)
+
+    def fail(self, trainer, *_):
+        if trainer.current_round == (0 if hook == "on_fit_start" else 2):
+            raise KeyError("oops")
+
+    setattr(Broken, hook, fail)
+    expected = rf"Broken\.{hook} raised in round {0 if hook == 'on_fit_start' else 2}: KeyError: 'oops'"
+    with pytest.raises(CallbackError, match=expected) as error:
+        toy.make_trainer(callbacks=Broken()).fit(toy.Net(), toy.make_grid(2))
+    assert isinstance(error.value.__cause__, KeyError)
+    assert told == [error.value]
+
+
+def test_a_second_error_while_reporting_hides_neither(toy, caplog):
+    class Broken(RoundCallback):
+        def on_round_end(self, trainer):
+            raise KeyError("first")
+
+        def on_exception(self, trainer, exception):
+            raise ValueError("second")
+
+    with pytest.raises(CallbackError, match="first"):
+        toy.make_trainer(callbacks=Broken()).fit(toy.Net(), toy.make_grid(2))
+    assert "Broken.on_exception raised as well" in caplog.text
+
+
+def test_a_callback_can_stop_the_run(toy):
+    class Stop(RoundCallback):
+        def on_round_end(self, trainer):
+            trainer.should_stop = trainer.current_round == 2
+
+    assert len(toy.make_trainer(callbacks=Stop(), max_rounds=9).fit(toy.Net(), toy.make_grid(2)).rounds) == 2
+
+
+def test_the_trainer_tells_how_far_it_is(toy):
+    trainer = toy.make_trainer(max_rounds=3)
+    result = trainer.fit(toy.Net(), toy.make_grid(2))
+    assert trainer.current_round == 3
+    assert trainer.result is result
+    assert trainer.callback_metrics == result.rounds[-1].metrics == result.metrics
+    assert tuple(trainer.rounds) == result.rounds
+    state = {name: tensor.numpy() for name, tensor in result.model.state_dict().items()}
+    assert digest(state) == result.digest == result.rounds[-1].digest
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"max_rounds": -1}, "`max_rounds`"),
+        ({"min_accepted": 0}, "`min_accepted`"),
+        ({"seed": -1}, "`seed`"),
+        ({"on_bad_update": "ignore"}, "`on_bad_update`"),
+        ({"strategy": FedAvg}, "`strategy`"),
+    ],
+)
+def test_wrong_arguments_are_named(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        FederatedTrainer(**wrong)
+
+
+def test_a_model_given_as_a_class_starts_the_same_under_one_seed():
+    def start(seed):
+        trainer = FederatedTrainer(max_rounds=0, seed=seed, enable_progress_bar=False)
+        return trainer.fit(lambda: torch.nn.Linear(3, 3), LocalGrid(_silent(), 2)).digest
+
+    assert start(1) == start(1) != start(2)
+
+
+def _silent():
+    from flwr.clientapp import ClientApp
+
+    return ClientApp()
+
+
+# Central evaluation and validation
+
+
+def squares(model):
+    assert not model.training
+    assert not torch.is_grad_enabled()
+    return {"squares": float(model.weight.square().sum())}
+
+
+def test_the_global_model_is_evaluated_before_the_first_round_and_after_each(toy):
+    result = toy.make_trainer().fit(toy.Net(), toy.make_grid(2), evaluate=squares)
+    assert [record.server_round for record in result.rounds] == [0, 1, 2]
+    final = float(result.model.weight.detach().square().sum())
+    assert result.rounds[-1].metrics["server_squares"] == pytest.approx(final)
+    assert result.rounds[0].metrics["server_squares"] == pytest.approx(
+        float(toy.Net().weight.detach().square().sum())
+    )
+
+
+class Lit(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([2.0]))
+
+    def validation_step(self, batch, _):
+        self.log("val_loss", (batch * self.weight).mean())
+
+
+class Data(L.LightningDataModule):
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(torch.arange(4.0), batch_size=2)
+
+
+@pytest.mark.parametrize("data", [Data(), Data().val_dataloader()], ids=["DataModule", "DataLoader"])
+def test_central_evaluation_takes_data_for_a_trainer(toy, data):
+    result = toy.make_trainer(max_rounds=1).fit(Lit(), toy.make_grid(2), evaluate=data)
+    expected = 1.5 * float(result.model.weight.detach())
+    assert result.rounds[0].metrics["server_val_loss"] == pytest.approx(3.0)
+    assert result.rounds[1].metrics["server_val_loss"] == pytest.approx(expected)
+    assert result.model.training
+
+
+def test_validate_evaluates_on_the_clients_and_on_the_server(toy):
+    trainer = toy.make_trainer()
+    metrics = trainer.validate(toy.Net(), toy.make_grid(3), evaluate=squares)
+    loss = float(toy.Net().weight.detach().double().square().sum())
+    weights = np.array([1, 2, 3]) / 6
+    assert metrics == pytest.approx(
+        {"val_loss": float((weights * (loss + np.array([0, 0.1, 0.2]))).sum()), "server_squares": loss},
+        rel=1e-6,
+    )
+    assert trainer.rounds[0].digest == digest({k: t.numpy() for k, t in toy.Net().state_dict().items()})
+
+
+def test_validate_says_when_there_are_too_few_clients(toy):
+    with pytest.raises(NotEnoughClientsError, match=r"1 client.*At least 2"):
+        toy.make_trainer().validate(toy.Net(), toy.make_grid(1))
+
+
+def test_train_and_evaluate_metrics_of_one_name_are_both_kept(toy):
+    app = toy.make_app(metrics=lambda partition, _: {"val_loss": 5.0})
+    result = toy.make_trainer(max_rounds=1).fit(toy.Net(), toy.make_grid(2, app))
+    assert result.metrics["fit_val_loss"] == pytest.approx(5.0)
+    assert result.metrics["val_loss"] != pytest.approx(5.0)
+
+
+# Waiting
+
+
+class Remote(LocalGrid):
+    """As if its clients were elsewhere: more may come, and answers take time."""
+
+    in_process = False
+
+    def pull_messages(self, message_ids):
+        replies = []
+        while more := list(super().pull_messages(message_ids)):
+            replies += more
+        return replies
+
+
+def test_too_few_clients_in_process_are_an_error_at_once(toy):
+    with pytest.raises(
+        NotEnoughClientsError, match=r"2 client\(s\).*At least 5 are needed: ExactFedAvg\(min_avail"
+    ):
+        toy.make_trainer(ExactFedAvg(min_available_nodes=5)).fit(toy.Net(), toy.make_grid(2))
+
+
+def test_too_few_clients_elsewhere_are_waited_for_until_the_timeout(toy, caplog):
+    trainer = toy.make_trainer(FedAvg(min_train_nodes=3), round_timeout=0.15)
+    with pytest.raises(NotEnoughClientsError, match=r"2 client\(s\).*FedAvg\(min_train_nodes=3\)"):
+        trainer.fit(toy.Net(), toy.make_grid(2, grid_class=Remote))
+    assert "waiting for clients: 2 connected, 3 needed by FedAvg(min_train_nodes=3)" in caplog.text
+
+
+def test_clients_that_come_later_are_waited_for(toy):
+    class Growing(Remote):
+        asked = 0
+
+        def get_node_ids(self):
+            self.asked += 1
+            return list(super().get_node_ids())[: self.asked]
+
+    result = toy.make_trainer(max_rounds=1).fit(toy.Net(), toy.make_grid(2, grid_class=Growing))
+    assert result.rounds[0].accepted == ("00", "01")
+
+
+def test_a_strategy_that_waits_for_more_than_it_says_is_stopped(toy):
+    class Greedy(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            while len(list(grid.get_node_ids())) < 9:
+                pass
+            return super().configure_train(server_round, arrays, config, grid)
+
+    with pytest.raises(NotEnoughClientsError, match=r"2 client\(s\) are connected"):
+        toy.make_trainer(Greedy(), round_timeout=0.01).fit(toy.Net(), toy.make_grid(2, grid_class=Remote))
+
+
+class Deaf(Remote):
+    """Some clients never answer when asked to train."""
+
+    silent = 1
+
+    def pull_messages(self, message_ids):
+        nodes = self.get_node_ids()[-self.silent :]
+        heard = {
+            m
+            for m in message_ids
+            if not (
+                m in self._pending
+                and self._pending[m].metadata.dst_node_id in nodes
+                and self._pending[m].metadata.message_type == "train"
+            )
+        }
+        return super().pull_messages(heard)
+
+
+def test_a_round_that_times_out_names_the_missing_and_goes_on(toy, make_strategy):
+    for name in ("ExactFedAvg", "FedAvg"):
+        trainer = toy.make_trainer(make_strategy(name), max_rounds=1, round_timeout=0.05)
+        result = trainer.fit(toy.Net(), toy.make_grid(3, grid_class=Deaf))
+        assert [(r.client_id, r.reason, r.expected) for r in result.rejected] == [
+            ("02", "no-reply", "a reply within 0.05 s")
+        ]
+        assert result.rounds[0].accepted == ("00", "01")
+
+
+def test_a_round_in_which_nobody_answers_is_an_error_with_numbers(toy):
+    class Silent(Deaf):
+        silent = 3
+
+    with pytest.raises(
+        NotEnoughClientsError, match=r"none of the 3 clients asked in round 1 answered within 0.05 s"
+    ):
+        toy.make_trainer(round_timeout=0.05).fit(toy.Net(), toy.make_grid(3, grid_class=Silent))
+
+
+def test_clients_in_this_process_have_no_timeout(toy):
+    result = toy.make_trainer(round_timeout=0.0).fit(toy.Net(), toy.make_grid(3))
+    assert result.rejected == []
+
+
+# What travels
+
+
+def test_what_a_pattern_excludes_stays_as_it_is(toy):
+    from lightning_fl_ext import WeightExchange
+
+    trainer = toy.make_trainer(exchange=WeightExchange(exclude="bias"))
+    result = trainer.fit(toy.Net(), toy.make_grid(2))
+    assert result.model.bias.tolist() == toy.Net().bias.tolist()
+    assert result.model.weight.tolist() != toy.Net().weight.tolist()
+
+
+def test_clients_receive_the_model_s_own_dtypes_and_the_run_s_seed(toy):
+    seen = []
+
+    def fit(arrays, partition, server_round):
+        seen.append({name: array.dtype.name for name, array in arrays.items()})
+        return toy.local_fit(arrays, partition, server_round)
+
+    model = toy.Net(buffers=True)
+    toy.make_trainer(FedAvg(), max_rounds=1).fit(model, toy.make_grid(2, toy.make_app(fit=fit)))
+    expected = {k: str(t.dtype).removeprefix("torch.") for k, t in model.state_dict().items()}
+    assert seen == [expected, expected]
+
+
+def test_a_run_without_training_only_evaluates(toy):
+    result = toy.make_trainer(ExactFedAvg(fraction_train=0.0)).fit(toy.Net(), toy.make_grid(2))
+    assert not any(record.void for record in result.rounds)
+    assert "val_loss" in result.metrics
+    assert result.digest == digest({k: t.numpy() for k, t in toy.Net().state_dict().items()})
+
+
+# The app
+
+
+def test_the_server_app_runs_and_leaves_the_weights_and_the_digest(toy):
+    trainer = toy.make_trainer()
+    context = run_local(server_app(toy.Net, trainer), toy.make_app(), num_clients=3)
+    assert (
+        context.state["result"]["digest"]
+        == trainer.result.digest
+        == digest(from_record(context.state["arrays"]))
+    )
+    assert context.state["result"]["rounds"] == 2
+
+
+def test_the_run_config_can_tell_the_server_app_to_go_on(toy, tmp_path):
+    from lightning_fl_ext import RoundCheckpoint
+
+    def run(rounds, **config):
+        trainer = toy.make_trainer(callbacks=RoundCheckpoint(), default_root_dir=tmp_path, max_rounds=rounds)
+        run_local(server_app(toy.Net, trainer), toy.make_app(), num_clients=3, run_config=config)
+        return trainer.result.digest
+
+    run(2)
+    whole = toy.make_trainer(max_rounds=4).fit(toy.Net(), toy.make_grid(3)).digest
+    assert run(4, **{"ckpt-path": "last"}) == whole
