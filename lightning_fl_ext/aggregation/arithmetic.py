@@ -18,35 +18,53 @@ from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
 """An array of float64; inside a compiled loop, one float64."""
+Int64 = NDArray[np.int64]
+"""An array of int64; inside a compiled loop, one int64."""
 
 QUANTUM_HIGH = 2.0**-8
 QUANTUM_LOW = 2.0**-44
+LIMIT = 2.0**43
+"""What a term, and a sum of magnitudes, must stay under: half of 2^52 high quanta."""
 
 _TO_HIGH = 1.5 * 2.0**52 * QUANTUM_HIGH
 _TO_LOW = 1.5 * 2.0**52 * QUANTUM_LOW
+_HIGH_ZERO = int(np.float64(_TO_HIGH).view(np.int64))
+_LOW_ZERO = int(np.float64(_TO_LOW).view(np.int64))
 _HALF_WIDTH = 2.0**27 + 1
 
 
-def bins(values: Float64, weight: float) -> tuple[Float64, Float64]:
-    """Split ``weight * values`` into a multiple of `QUANTUM_HIGH` and a multiple of `QUANTUM_LOW`.
+def bits_of(number: Float64) -> Int64:
+    """Return the 64 bits of a float64 as an integer: magnitudes of neighbours differ by one."""
+    return np.float64(number).view(np.int64)  # type: ignore[return-value]
 
-    Exact but for what lies under the last multiple: the two parts add up to the product within 2^-45.
+
+def float_of(bits: Int64) -> Float64:
+    """Return the float64 with these bits."""
+    return np.int64(bits).view(np.float64)  # type: ignore[return-value]
+
+
+def bins(values: Float64, weight: float) -> tuple[Int64, Int64]:
+    """Split ``weight * values`` into whole multiples of `QUANTUM_HIGH` and of `QUANTUM_LOW`.
+
+    Adding 1.5 * 2^52 quanta rounds to a multiple of the quantum and leaves the multiple in the last bits of
+    the float64, where it is read off as an integer. What is left goes to the next quantum.
 
     Args:
-        values: Any shape; ``|weight * values| < 2^43``.
+        values: Any shape; magnitude of ``weight * values`` at most `LIMIT`.
         weight: A whole number with which the product is exact in float64.
 
     Returns:
-        The two parts. Sums of the first are exact up to 2^45, of the second up to 2^9.
+        The multiples, up to 2^51 and 2^35 in magnitude. Together they miss the product by at most 2^-45.
 
     Example:
         >>> high, low = bins(np.array([1.25, 2.0**-30, 2.0**-46]), 3.0)
-        >>> high.tolist(), (low / QUANTUM_LOW).tolist()
-        ([3.75, 0.0, 0.0], [0.0, 49152.0, 1.0])
+        >>> (high * QUANTUM_HIGH).tolist(), low.tolist()
+        ([3.75, 0.0, 0.0], [0, 49152, 1])
     """
     product = weight * values
-    high = (product + _TO_HIGH) - _TO_HIGH
-    return high, ((product - high) + _TO_LOW) - _TO_LOW
+    high = product + _TO_HIGH
+    low = (product - (high - _TO_HIGH)) + _TO_LOW
+    return bits_of(high) - _HIGH_ZERO, bits_of(low) - _LOW_ZERO
 
 
 def two_sum(a: Float64, b: Float64) -> tuple[Float64, Float64]:
@@ -73,12 +91,12 @@ def remainder(total: Float64, error: Float64, quotient: Float64, count: float) -
     return left
 
 
-def divide(high: Float64, low: Float64, count: float) -> tuple[Float64, Float64]:
-    """Divide the exact sum of both bins by ``count``.
+def divide(high: Int64, low: Int64, count: float) -> tuple[Float64, Float64]:
+    """Divide ``high * QUANTUM_HIGH + low * QUANTUM_LOW`` by ``count``.
 
     Args:
-        high: Sums of multiples of `QUANTUM_HIGH`, under 2^45.
-        low: Sums of multiples of `QUANTUM_LOW`, at most 2^9.
+        high: Sums of multiples, at most 2^53 in magnitude.
+        low: The same.
         count: A whole number from 1 to 2^43.
 
     Returns:
@@ -89,7 +107,7 @@ def divide(high: Float64, low: Float64, count: float) -> tuple[Float64, Float64]
     corrected quotient is off by 2^-51 of one; a sum that is a multiple of 2^-44 divided by a whole number
     under 2^49 lies on a midpoint of two float64 or at least 2^-50 of a unit away from it.
     """
-    total, error = two_sum(high, low)
+    total, error = two_sum(np.float64(QUANTUM_HIGH) * high, np.float64(QUANTUM_LOW) * low)
     guess = total / count
     quotient = guess + remainder(total, error, guess, count) / count
     return quotient, remainder(total, error, quotient, count)
@@ -112,9 +130,7 @@ def round_to_odd(quotient: Float64, left_out: Float64, unit: int) -> Float64:
         >>> [float(np.float32(round_to_odd(half_way, np.array([sign]), 1))[0]) for sign in (-1.0, 0.0, 1.0)]
         [1.0, 1.0, 1.0000001192092896]
     """
-    bits = np.float64(quotient).view(np.int64)
-    truncated = bits - (left_out * quotient < 0)
+    truncated = bits_of(quotient) - (left_out * quotient < 0)
     kept = truncated & -unit
     sticky = (left_out != 0) | (kept != truncated)
-    odd: Float64 = np.int64(kept | (sticky * unit)).view(np.float64)  # type: ignore[assignment]
-    return odd
+    return float_of(kept | (sticky * unit))

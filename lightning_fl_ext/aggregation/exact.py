@@ -14,7 +14,7 @@ from lightning_fl_ext.aggregation.structure import INTEGERS, Arrays, check_updat
 from lightning_fl_ext.errors import LightningFLError
 
 MAX_UPDATES = 2**17
-"""Updates up to which the low bin, 2^9 wide, cannot overflow: each adds at most 2^-9, float64 twice."""
+"""Updates up to which the low sums stay within float64: each adds at most 2^35 quanta, float64 twice."""
 
 
 class ExactMean:

@@ -1,9 +1,9 @@
-"""The weighted sums of a model's floating arrays: two float64 for each number, on every core.
+"""The weighted sums of a model's floating arrays: two int64 for each number, on every core.
 
-Every term is split into a multiple of 2^-8 and a multiple of 2^-44 by a rule that looks at nothing but the
-term (`lightning_fl_ext.aggregation.arithmetic.bins`), and sums of such multiples are exact while the sum of
-weight times largest magnitude stays under 2^43. So the order of terms leaves no trace, and a term added
-with the opposite weight is taken out again to the bit: that is how a pass that meets a bad value ends.
+Every term is split into whole multiples of 2^-8 and of 2^-44 by a rule that looks at nothing but the term
+(`lightning_fl_ext.aggregation.arithmetic.bins`), and the multiples are summed as integers. So the order of
+terms leaves no trace, and a term added with the opposite weight is taken out again to the bit: that is how
+a pass ends that meets a bad value.
 """
 
 from __future__ import annotations
@@ -11,20 +11,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import ceil, inf, isfinite, prod
+from math import ceil, isfinite, prod
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_fl_ext.aggregation.arithmetic import LIMIT
 from lightning_fl_ext.aggregation.errors import AggregationOverflow, InvalidUpdate
 from lightning_fl_ext.aggregation.kernels import kernels_for
 from lightning_fl_ext.aggregation.structure import PARTS, Arrays, Entry
 
 Array = NDArray[Any]
-
-LIMIT = 2**43
-"""What an array's sum of weight times largest magnitude must stay under."""
 
 THREADED_FROM = 2**20
 """Numbers to fold or divide from which starting threads pays."""
@@ -62,7 +60,7 @@ class FloatSums:
         sizes = {name: _size(entry) for name, entry in entries.items()}
         self._kernels = kernels_for(sum(sizes.values()))
         self._blocks = list(_cut(sizes, self._kernels.block))
-        self._high, self._low = np.zeros((2, sum(sizes.values())))
+        self._high, self._low = np.zeros((2, sum(sizes.values())), np.int64)
         self._bounds = dict.fromkeys(entries, 0)
 
     def fold(self, updates: Sequence[tuple[Arrays, int]]) -> None:
@@ -83,14 +81,11 @@ class FloatSums:
 
         def fold(blocks: Sequence[_Block]) -> None:
             for block in blocks:
-                room = LIMIT - self._bounds[block.name]
                 for i, (arrays, weight) in enumerate(flats):
-                    peak = self._add(block, arrays, weight, float(room - 1))
-                    if not weight * peak <= room - 1:
-                        raise _refusal(f"update {i}, array `{block.name}`", weight, peak, room)
-                    need = ceil(weight * peak)
-                    journal.append(_Folded(block, i, need))
-                    room -= need
+                    peak = self._add(block, arrays, weight)
+                    if not weight * peak < LIMIT:
+                        raise _refusal(f"update {i}, array `{block.name}`", weight, peak)
+                    journal.append(_Folded(block, i, ceil(weight * peak)))
 
         try:
             self._share_out(fold, self._high.size * len(flats))
@@ -98,7 +93,7 @@ class FloatSums:
         except BaseException:
             for block, i, _ in journal:
                 arrays, weight = flats[i]
-                self._add(block, arrays, -weight, inf)
+                self._add(block, arrays, -weight)
             raise
 
     def merge(self, other: FloatSums) -> None:
@@ -124,19 +119,19 @@ class FloatSums:
             name: flats[name].view(entry.dtype).reshape(entry.shape) for name, entry in self._entries.items()
         }
 
-    def _add(self, block: _Block, arrays: Arrays, weight: int, limit: float) -> float:
-        """Add a block times a weight of either sign; see `Kernels.fold` for the limit and what returns."""
+    def _add(self, block: _Block, arrays: Arrays, weight: int) -> float:
+        """Add a block times a weight of either sign if that stays under `LIMIT`; return its magnitude."""
         high, low, values = self._high[block.place], self._low[block.place], arrays[block.name][block.part]
         if values.itemsize < 4:
             values = values.astype(np.float32)  # exact
             values.flags.writeable = False  # like the others: numba compiles for one kind of array
         if values.itemsize == 4:
-            return self._kernels.fold(high, low, values, float(weight), limit)
+            return self._kernels.fold(high, low, values, float(weight))
         # 53 bits times a weight would be rounded; the first 26 bits and the other 27 are not.
         first = (values.view(np.uint64) & _FIRST_HALF).view(np.float64)
-        peak = self._kernels.fold(high, low, first, float(weight), limit)
-        if abs(weight) * peak <= limit:
-            self._kernels.fold(high, low, values - first, float(weight), inf)
+        peak = self._kernels.fold(high, low, first, float(weight))
+        if abs(weight) * peak < LIMIT:
+            self._kernels.fold(high, low, values - first, float(weight))
         return peak
 
     def _grown(self, journal: Iterable[_Folded]) -> dict[str, int]:
@@ -191,9 +186,9 @@ def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _refusal(where: str, weight: int, peak: float, room: int) -> InvalidUpdate | AggregationOverflow:
+def _refusal(where: str, weight: int, peak: float) -> InvalidUpdate | AggregationOverflow:
     if isfinite(peak):
-        return _overflow(where, LIMIT - room + weight * peak)
+        return _overflow(where, weight * peak)
     return InvalidUpdate(f"{where}: expected finite values, got NaN or inf. Leave this update out")
 
 

@@ -15,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fl_ext.aggregation.arithmetic import (
-    Float64,
+    LIMIT,
+    Int64,
     bins,
+    bits_of,
     divide,
+    float_of,
     remainder,
     round_to_odd,
     split,
@@ -34,16 +37,16 @@ class Kernels(NamedTuple):
     """One implementation of the loops, and the block length that keeps it in the processor's cache."""
 
     block: int
-    fold: Callable[[Float64, Float64, Array, float, float], float]
+    fold: Callable[[Int64, Int64, Array, float], float]
     """Return the largest magnitude in a block of float32 or float64 (not finite if any value is not), and,
-    if its product with the weight's magnitude is within a limit, add the block times the weight to both
+    if its product with the weight's magnitude is under `LIMIT`, add the block times the weight to both
     bins, in place."""
-    double: Callable[[Float64, Float64, float, Array], None]
+    double: Callable[[Int64, Int64, float, Array], None]
     """Write the bins' sum divided by a count, rounded to nearest, to a block of float64."""
-    single: Callable[[Float64, Float64, float, int, Array], None]
+    single: Callable[[Int64, Int64, float, int, Array], None]
     """Write the same rounded to odd, with a unit, and then to nearest, to a block of float32."""
 
-    def mean(self, high: Float64, low: Float64, count: float, out: Array) -> None:
+    def mean(self, high: Int64, low: Int64, count: float, out: Array) -> None:
         """Write the bins' sum divided by ``count``, rounded once to the dtype of ``out``, to ``out``."""
         if out.dtype == np.float64:
             self.double(high, low, count, out)
@@ -60,36 +63,36 @@ def kernels_for(size: int) -> Kernels:
     return (_fused() or _BLOCKED) if size >= FUSED_FROM else _BLOCKED
 
 
-def _fold(high: Float64, low: Float64, values: Array, weight: float, limit: float) -> float:
+def _fold(high: Int64, low: Int64, values: Array, weight: float) -> float:
     peak = float(np.maximum(values.max(), -values.min()))
-    if abs(weight) * peak <= limit:
+    if abs(weight) * peak < LIMIT:
         high_terms, low_terms = bins(values.astype(np.float64), weight)
         high += high_terms
         low += low_terms
     return peak
 
 
-def _double(high: Float64, low: Float64, count: float, out: Array) -> None:
+def _double(high: Int64, low: Int64, count: float, out: Array) -> None:
     out[...] = divide(high, low, count)[0]
 
 
-def _single(high: Float64, low: Float64, count: float, unit: int, out: Array) -> None:
+def _single(high: Int64, low: Int64, count: float, unit: int, out: Array) -> None:
     out[...] = round_to_odd(*divide(high, low, count), unit)
 
 
 _BLOCKED = Kernels(2**14, _fold, _double, _single)
 
 
-def _fold_loop(real: Any, unsigned: Any) -> Callable[[Any, Any, Any, float, float], float]:
+def _fold_loop(real: Any, unsigned: Any) -> Callable[[Any, Any, Any, float], float]:
     magnitude = unsigned(np.iinfo(unsigned).max >> 1)
 
-    def fold(high: Any, low: Any, values: Any, weight: float, limit: float) -> float:
+    def fold(high: Any, low: Any, values: Any, weight: float) -> float:
         # As integers, magnitudes order like the floats, NaN above infinity; and the loop vectorises.
         bits, largest = values.view(unsigned), unsigned(0)
         for i in range(bits.size):
             largest = max(largest, bits[i] & magnitude)
         peak = np.float64(unsigned(largest).view(real))
-        if abs(weight) * peak <= limit:
+        if abs(weight) * peak < LIMIT:
             for i in range(values.size):
                 high_term, low_term = bins(np.float64(values[i]), weight)  # type: ignore[arg-type]
                 high[i] += high_term
@@ -118,15 +121,15 @@ def _fused() -> Kernels | None:
         from numba.extending import register_jitable
     except ImportError:
         return None
-    for formula in (two_sum, split, remainder, bins, divide, round_to_odd):
+    for formula in (bits_of, float_of, bins, two_sum, split, remainder, divide, round_to_odd):
         register_jitable(formula)
     # No fastmath: it would rewrite (x + M) - M. numpy's error model: a division needs no check for zero.
     compiled = njit(nogil=True, error_model="numpy")
     fold_single = compiled(_fold_loop(np.float32, np.uint32))
     fold_double = compiled(_fold_loop(np.float64, np.uint64))
 
-    def fold(high: Float64, low: Float64, values: Array, weight: float, limit: float) -> float:
+    def fold(high: Int64, low: Int64, values: Array, weight: float) -> float:
         loop = fold_single if values.itemsize == 4 else fold_double
-        return float(loop(high, low, values, weight, limit))
+        return float(loop(high, low, values, weight))
 
     return Kernels(2**15, fold, compiled(_double_loop), compiled(_single_loop))

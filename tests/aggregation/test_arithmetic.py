@@ -5,7 +5,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lightning_fl_ext.aggregation.arithmetic import (
@@ -21,33 +21,41 @@ from lightning_fl_ext.aggregation.arithmetic import (
 
 HIGH, LOW = Fraction(QUANTUM_HIGH), Fraction(QUANTUM_LOW)
 wide = st.floats(-(2.0**40), 2.0**40)
-sums = st.tuples(st.integers(-(2**51), 2**51), st.integers(-(2**53), 2**53)).map(
-    lambda multiples: (multiples[0] * QUANTUM_HIGH, multiples[1] * QUANTUM_LOW)
-)
+sums = st.integers(-(2**53), 2**53)
 counts = st.integers(1, 2**43)
 
 
+def bins_of(value: float, weight: float) -> tuple[int, int]:
+    high, low = bins(np.array([value]), weight)
+    return int(high[0]), int(low[0])
+
+
+def divided(high: int, low: int, count: int) -> tuple[float, float]:
+    quotient, left_out = divide(np.array([high]), np.array([low]), float(count))
+    return float(quotient[0]), float(left_out[0])
+
+
 @given(st.floats(-(2.0**23), 2.0**23, width=32), st.integers(1, 2**20))
-def test_bins_are_multiples_of_the_quanta_within_half_the_low_one_of_the_term(w: float, n: int) -> None:
-    high, low = (Fraction(float(x[0])) for x in bins(np.array([w]), float(n)))
-    assert (high / HIGH).denominator == (low / LOW).denominator == 1
-    assert abs(low) <= HIGH / 2
-    assert abs(n * Fraction(w) - high - low) <= LOW / 2
+def test_bins_are_the_nearest_multiples_of_the_quanta(w: float, n: int) -> None:
+    high, low = bins_of(w, float(n))
+    assert high == round(n * Fraction(w) / HIGH)
+    assert low == round((n * Fraction(w) - high * HIGH) / LOW)
 
 
-@given(
-    st.floats(-(2.0**16), 2.0**16, width=32).filter(lambda w: w == 0 or abs(w) >= 2**-21),
-    st.integers(1, 2**20),
-)
-def test_bins_keep_every_bit_of_float32_from_two_to_the_minus_21_up(w: float, n: int) -> None:
-    high, low = (Fraction(float(x[0])) for x in bins(np.array([w]), float(n)))
-    assert high + low == n * Fraction(w)
+@given(st.floats(2.0**-21, 2.0**16, width=32), st.sampled_from([-1, 1]), st.integers(1, 2**20))
+def test_bins_keep_every_bit_of_float32_from_two_to_the_minus_21_up(w: float, sign: int, n: int) -> None:
+    high, low = bins_of(sign * w, float(n))
+    assert high * HIGH + low * LOW == sign * n * Fraction(w)
 
 
 @given(st.floats(-(2.0**43), 2.0**43))
-def test_bins_of_the_opposite_weight_are_opposite_to_the_bit(x: float) -> None:
-    there, back = bins(np.array([x]), 1.0), bins(np.array([x]), -1.0)
-    assert all(a + b == 0 for a, b in zip(there, back, strict=True))
+def test_bins_of_the_opposite_weight_are_opposite(x: float) -> None:
+    assert bins_of(x, 1.0) == tuple(-multiple for multiple in bins_of(x, -1.0))
+
+
+@pytest.mark.parametrize("x", [2.0**43, -(2.0**43)])
+def test_bins_reach_to_both_ends_of_the_range(x: float) -> None:
+    assert bins_of(x, 1.0) == (int(x) * 2**8, 0)
 
 
 @given(wide, wide)
@@ -65,35 +73,33 @@ def test_split_halves_the_significand_exactly(a: float) -> None:
         assert float(np.float64(half) * half) == Fraction(half) ** 2 or abs(half) < 1e-150
 
 
-@given(sums, counts)
+@given(sums, sums, counts)
 def test_divide_rounds_the_exact_quotient_once_and_gives_the_sign_of_the_rest(
-    bins_: tuple[float, float], count: int
+    high: int, low: int, count: int
 ) -> None:
-    exact = (Fraction(bins_[0]) + Fraction(bins_[1])) / count
-    quotient, left_out = divide(np.array([bins_[0]]), np.array([bins_[1]]), float(count))
-    assert float(quotient[0]) == float(exact)  # int / int in Python rounds once
-    assert np.sign(left_out[0]) == np.sign(exact - Fraction(float(quotient[0])))
+    exact = (high * HIGH + low * LOW) / count
+    quotient, left_out = divided(high, low, count)
+    assert quotient == float(exact)  # int / int in Python rounds once
+    assert np.sign(left_out) == np.sign(exact - Fraction(quotient))
 
 
 @given(st.integers(2**52, 2**53 - 1), st.integers(1, 2**20), st.sampled_from([-1, 0, 1]))
 def test_divide_settles_ties_between_two_float64(odd: int, count: int, nudge: int) -> None:
-    # A quotient half-way between two float64 near 1/256, or one quantum of the sum off it.
-    midpoint = Fraction(2 * odd + 1, 2**54 * 2**7)
-    total = midpoint * count
-    high = round(total / HIGH) * HIGH
-    low = round((total - high) / LOW) * LOW + nudge * LOW
-    exact = (high + low) / count
-    quotient, left_out = divide(np.array([float(high)]), np.array([float(low)]), float(count))
-    assert float(quotient[0]) == float(exact)
-    assert np.sign(left_out[0]) == np.sign(exact - Fraction(float(quotient[0])))
+    # A quotient half-way between two float64 in [2^9, 2^10), or one quantum of the sum off it.
+    total = Fraction(2 * odd + 1, 2**44) * count
+    high = round(total / HIGH)
+    low = round((total - high * HIGH) / LOW) + nudge
+    assume(abs(high) <= 2**53)
+    exact = (high * HIGH + low * LOW) / count
+    quotient, left_out = divided(high, low, count)
+    assert quotient == float(exact)
+    assert np.sign(left_out) == np.sign(exact - Fraction(quotient))
 
 
 def test_divide_by_one_returns_the_sum() -> None:
-    assert divide(np.array([1.0, -3.5, 0.0]), np.array([2.0**-44, 0.0, 0.0]), 1.0)[0].tolist() == [
-        1 + 2.0**-44,
-        -3.5,
-        0.0,
-    ]
+    assert divided(2**8, 1, 1) == (1 + 2.0**-44, 0)
+    assert divided(-7 * 2**7, 0, 1) == (-3.5, 0)
+    assert divided(0, 0, 1) == (0, 0)
 
 
 @given(st.integers(-(2**30), 2**30), st.integers(1, 2**20), st.integers(-2, 2))

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from lightning_fl_ext.aggregation import AggregationOverflow, InvalidUpdate
-from lightning_fl_ext.aggregation.float_sums import LIMIT, FloatSums
+from lightning_fl_ext.aggregation.arithmetic import LIMIT
+from lightning_fl_ext.aggregation.float_sums import FloatSums
 from lightning_fl_ext.aggregation.kernels import Kernels
 from lightning_fl_ext.aggregation.structure import Entry
 
@@ -97,12 +98,12 @@ def test_sums_stay_exact_right_up_to_the_limit() -> None:
     largest = np.float32(2.0**43 - 2.0**19)
     smallest = np.float32(2.0**-44)
     sums.fold([({"a": np.array([x, -x])}, 1) for x in (largest, smallest)])
-    assert sums._high.tolist() == [largest, -largest]
-    assert sums._low.tolist() == [smallest, -smallest]
+    assert sums._high.tolist() == [int(largest) * 2**8, -int(largest) * 2**8]
+    assert sums._low.tolist() == [1, -1]
     assert sums._bounds["a"] == int(largest) + 1 < LIMIT
 
 
-def test_a_pass_that_would_go_far_past_the_limit_stops_before_a_bit_is_lost() -> None:
+def test_a_pass_that_goes_far_past_the_limit_loses_no_bit() -> None:
     entries = {"a": Entry((1,), np.dtype(np.float32))}
     sums = FloatSums(entries, 1)
     sums.fold([({"a": np.full(1, 3 * 2.0**-8, "f4")}, 1)])
@@ -156,7 +157,7 @@ def test_an_unexpected_error_in_the_middle_leaves_no_bit(
 
 
 def test_every_allowed_number_of_updates_fits_the_low_bin() -> None:
-    # Each float64 adds up to 2^-9 to the low bin twice; 2^17 of them must still add up exactly.
+    # Each float64 adds up to 2^35 low quanta twice; 2^17 of them must still be divided exactly.
     entries = {"a": Entry((1,), np.dtype(np.float64))}
     sums = FloatSums(entries, 1)
     value = 2.0**20 + 2.0**-9 - 2.0**-30

@@ -1,0 +1,143 @@
+"""Averaging model updates: `ExactMean` beside Flower's `aggregate_arrayrecords`, in the same run.
+
+    python benchmarks/aggregation.py            # 20 million float32 x 12 clients, 1 million x 100; 2.5 GiB
+    python benchmarks/aggregation.py --quick    # 2 million x 12, 100 thousand x 100; half a minute
+
+Both sides start from the same Flower records in memory, one set a case, and end with an ArrayRecord. Every
+contender runs once to warm up (numba compiles then), then all take turns; the best of the repeats counts,
+which on a shared machine is the time least disturbed. "read once" touches every byte of the updates with as
+many threads as `ExactMean` uses, and does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import version
+
+import numpy as np
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+
+from lightning_fl_ext.aggregation import ExactMean, kernels
+from lightning_fl_ext.wire.records import from_record, to_record
+
+WEIGHT = "num-examples"
+
+
+def make_records(parameters: int, clients: int) -> list[RecordDict]:
+    """Return replies of a model of eight float32 layers, made one client at a time."""
+    generator = np.random.default_rng(0)
+    shape = (parameters // 8,)
+    return [
+        RecordDict(
+            {
+                "arrays": to_record(
+                    {f"layer{i}": generator.standard_normal(shape, dtype=np.float32) for i in range(8)}
+                ),
+                "metrics": MetricRecord({WEIGHT: int(generator.integers(100, 1000))}),
+            }
+        )
+        for _ in range(clients)
+    ]
+
+
+def exact(records: list[RecordDict], at_once: int, threads: int) -> ExactMean:
+    """Fold the records, ``at_once`` in a pass."""
+    mean = ExactMean(from_record(next(iter(records[0].array_records.values()))), threads=threads)
+    for start in range(0, len(records), at_once):
+        mean.add_many(
+            (from_record(record.array_records["arrays"]), int(record.metric_records["metrics"][WEIGHT]))
+            for record in records[start : start + at_once]
+        )
+    return mean
+
+
+def exact_record(records: list[RecordDict], at_once: int, threads: int) -> ArrayRecord:
+    return to_record(exact(records, at_once, threads).result())
+
+
+def exact_record_numpy(records: list[RecordDict], at_once: int, threads: int) -> ArrayRecord:
+    fused_from, kernels.FUSED_FROM = kernels.FUSED_FROM, 2**62
+    try:
+        return exact_record(records, at_once, threads)
+    finally:
+        kernels.FUSED_FROM = fused_from
+
+
+def read_once(records: list[RecordDict], threads: int) -> None:
+    words = [
+        np.frombuffer(array.data, np.uint64, offset=128)
+        for record in records
+        for array in record.array_records["arrays"].values()
+    ]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(np.bitwise_xor.reduce, words))
+
+
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the wall time and the processor time of all threads."""
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def compare(parameters: int, clients: int, repeats: int, threads: int) -> None:
+    """Print the table of one case."""
+    records = make_records(parameters, clients)
+    contenders: dict[str, Callable[[], object]] = {
+        "read once": partial(read_once, records, threads),
+        "Flower aggregate_arrayrecords": partial(aggregate_arrayrecords, records, WEIGHT),
+        "ExactMean, four a pass": partial(exact_record, records, 4, threads),
+        "ExactMean, four a pass, 1 thread": partial(exact_record, records, 4, 1),
+        "ExactMean, one a pass": partial(exact_record, records, 1, threads),
+        "ExactMean, all in a pass": partial(exact_record, records, clients, threads),
+        "ExactMean, four a pass, numpy": partial(exact_record_numpy, records, 4, threads),
+    }
+    for work in contenders.values():
+        work()
+    best = dict.fromkeys(contenders, (float("inf"), float("inf")))
+    for _ in range(repeats):
+        for name, work in contenders.items():
+            best[name] = min(best[name], seconds(work))
+
+    print(f"\n{parameters / 1e6:g} million float32 x {clients} clients, {threads} threads")
+    print(f"{'':34}{'ms':>8}{'cpu ms':>8}{'ns/param/client':>17}{'x Flower':>10}{'x read':>8}")
+    flower = best["Flower aggregate_arrayrecords"][0]
+    for name, (wall, processor) in best.items():
+        print(
+            f"{name:34}{wall * 1e3:8.0f}{processor * 1e3:8.0f}{wall / parameters / clients * 1e9:17.3f}"
+            f"{flower / wall:10.2f}{wall / best['read once'][0]:8.1f}"
+        )
+    mean = exact(records, 4, threads)
+    other = exact(records[: clients // 2], 4, threads)
+    parts = {
+        "fold four": lambda: mean.add_many(
+            (from_record(record.array_records["arrays"]), 1) for record in records[:4]
+        ),
+        "result": mean.result,
+        "merge": lambda: other.merge(mean),
+        "encode the result": partial(to_record, mean.result()),
+    }
+    for name, work in parts.items():
+        wall, processor = min(seconds(work) for _ in range(repeats))
+        print(f"  {name:32}{wall * 1e3:8.0f}{processor * 1e3:8.0f}{wall / parameters * 1e9:17.3f}  a param")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="smaller cases, fewer repeats")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads for ExactMean")
+    arguments = parser.parse_args()
+    print(f"numpy {np.__version__}, flwr {version('flwr')}")
+    scale, repeats = (10, 3) if arguments.quick else (1, 7)
+    compare(20_000_000 // scale, 12, repeats, arguments.threads)
+    compare(1_000_000 // scale, 100, repeats, arguments.threads)
+
+
+if __name__ == "__main__":
+    main()
