@@ -1,0 +1,243 @@
+"""The federated runs that ``masks.py`` compares: one net, five ways up, all in Flower messages.
+
+A client here is a hand-written ``ClientApp`` on the exchange's client half, with a plain torch loop, so that
+a run costs little more than its training. `LocalGrid` carries the messages; what is counted is in them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+from torch import nn
+
+from lightning_fl_ext import (
+    ExactFedAvg,
+    FederatedTrainer,
+    FedPM,
+    LocalGrid,
+    MaskedModule,
+    MaskExchange,
+    RoundCallback,
+    WeightExchange,
+)
+from lightning_fl_ext.client.messages import outcome_reply, query_reply, read_instruction
+from lightning_fl_ext.results import Arrays, ClientUpdate
+from lightning_fl_ext.seeds import derive_seed, seeded
+from lightning_fl_ext.wire import Exchange
+from lightning_fl_ext.wire.codes.rice import encode_bits
+from lightning_fl_ext.wire.mask_exchange import COUNTS
+
+CLIENTS, EPOCHS, BATCH, SIZE, TRAIN = 10, 3, 32, 151_072, 1437
+PARTITIONS = ("IID", "two-shard")
+
+Log = list[dict[str, Any]]
+"""One entry for each round."""
+
+
+class ThetaExchange(Exchange):
+    """θ itself in float32, both ways: what a mask is one sample of."""
+
+    def pack(self, state: Any) -> dict[str, NDArray[Any]]:
+        """The probabilities of all masks."""
+        return {n: torch.sigmoid(s).numpy() for n, s in state.items() if n.startswith("scores.")}
+
+    def unpack(self, arrays: Arrays, state: Any) -> dict[str, torch.Tensor]:
+        """The scores, from probabilities kept in [0.01, 0.99] as `FedPM` keeps them."""
+        return {name: torch.logit(torch.tensor(p).clamp(0.01, 0.99)) for name, p in arrays.items()}
+
+
+UPLINKS: dict[str, Exchange] = {
+    "dithered": MaskExchange("dithered"),
+    "dithered, stratified": MaskExchange("dithered", stratified=True),
+    "random": MaskExchange("random"),
+    "float θ": ThetaExchange(),
+    "FedAvg": WeightExchange(),
+}
+PACKED: dict[str, tuple[str, Exchange]] = {
+    "dithered": ("packed", MaskExchange("packed")),
+    "dithered, stratified": ("packed, stratified", MaskExchange("packed", stratified=True)),
+}
+"""The code that sends the same masks at one bit each."""
+
+
+def make_net() -> nn.Module:
+    """The convolutional net, of 151 072 weights."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(1024, 128, bias=False),
+        nn.ReLU(),
+        nn.Linear(128, 10, bias=False),
+    )
+
+
+class Digits:
+    """The data of one seed: each client's share, and the test set."""
+
+    def __init__(self, partition: str, seed: int) -> None:
+        from sklearn.datasets import load_digits
+
+        rng = np.random.Generator(np.random.PCG64(seed))
+        x, y = load_digits(return_X_y=True)
+        order = rng.permutation(len(x))
+        self.x = torch.tensor(x[order] / 16, dtype=torch.float32).view(-1, 1, 8, 8)
+        self.y = torch.tensor(y[order])
+        train = np.arange(TRAIN)
+        if partition == "IID":
+            self.shares = np.array_split(train, CLIENTS)
+        else:
+            shards = np.array_split(np.argsort(self.y[:TRAIN].numpy(), kind="stable"), 2 * CLIENTS)
+            dealt = rng.permutation(2 * CLIENTS)
+            self.shares = [np.concatenate([shards[i] for i in dealt[k::CLIENTS]]) for k in range(CLIENTS)]
+
+    def accuracy(self, net: nn.Module) -> float:
+        """On the test set."""
+        with torch.no_grad():
+            return float((net(self.x[TRAIN:]).argmax(1) == self.y[TRAIN:]).float().mean())
+
+    def fit(self, net: nn.Module, client: int, lr: float) -> None:
+        """One client's local training."""
+        optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=lr)
+        net.train()
+        for _ in range(EPOCHS):
+            share = torch.tensor(self.shares[client])[torch.randperm(len(self.shares[client]))]
+            for batch in share.split(BATCH):
+                optimizer.zero_grad()
+                F.cross_entropy(net(self.x[batch]), self.y[batch]).backward()
+                optimizer.step()
+
+
+def lean_app(net: nn.Module, data: Digits, exchange: Exchange, lr: float) -> ClientApp:
+    """A ClientApp without a Trainer. Clients run one after the other and share `net`."""
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return query_reply(message, str(context.node_config["partition-id"]))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        client = str(context.node_config["partition-id"])
+        arrays, trip = read_instruction(message, client)
+        received = exchange.from_server(arrays, trip)
+        net.load_state_dict(exchange.unpack(received, net.state_dict()), strict=False)
+        start = _trainable(net)
+        with seeded(derive_seed(trip.run_seed, trip.server_round, client, "train")):
+            data.fit(net, int(client), lr)
+        end = _trainable(net)
+        if not end.isfinite().all():
+            raise FloatingPointError("a score is infinite")
+        update = ClientUpdate(
+            exchange.to_server(exchange.pack(net.state_dict()), received, trip),
+            len(data.shares[int(client)]),
+            client_id=client,
+            server_round=trip.server_round,
+            metrics={"still": float((end == start).double().mean())},
+        )
+        return outcome_reply(message, update, {})
+
+    return app
+
+
+class RoundLog(RoundCallback):
+    """Keeps of every round what the tables show, per client."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+        self.log: Log = []
+
+    def on_round_start(self, trainer: FederatedTrainer) -> None:
+        """Keep the counts of the round before."""
+        self.last = trainer.arrays
+
+    def on_round_end(self, trainer: FederatedTrainer) -> None:
+        """Note the round."""
+        record = trainer.rounds[-1]
+        metrics = record.metrics
+        self.log.append(
+            {
+                "up": {self.code: metrics["bytes_up"] / CLIENTS},
+                "down": metrics["bytes_down"] / CLIENTS,
+                "accuracy": metrics["server_accuracy"],
+                "sampled": metrics["server_sampled"],
+                "still": metrics["still"],
+                "digest": record.digest,
+            }
+        )
+        if COUNTS in self.last and trainer.current_round > 1:
+            self.log[-1]["down given last"] = given_last_round(trainer.arrays[COUNTS], self.last[COUNTS])
+
+
+def given_last_round(counts: NDArray[np.uint16], last: NDArray[np.uint16]) -> int:
+    """Bytes of the counts, coded in the context of the last round's, without a header."""
+    total = 0
+    for level in reversed(range(CLIENTS.bit_length())):
+        digits = counts >> np.uint16(level)
+        contexts = last * np.uint16(256) + (digits >> np.uint16(1))
+        total += len(encode_bits((digits & np.uint16(1)).astype(np.bool_), contexts))
+    return total
+
+
+def federate(code: str, exchange: Exchange, partition: str, seed: int, rounds: int) -> Log:
+    """One federated run."""
+    data = Digits(partition, seed)
+    masked = not isinstance(exchange, WeightExchange)
+    strategy: Strategy = (FedPM if exchange.coded else ExactFedAvg)(fraction_evaluate=0.0)
+
+    def make() -> nn.Module:
+        return MaskedModule(make_net(), seed=seed) if masked else make_net()
+
+    def evaluate(net: Any) -> dict[str, float]:
+        accuracy = data.accuracy(net)
+        samples = [data.accuracy(net.bake("sample")) for _ in range(5)] if masked else [accuracy]
+        return {"accuracy": accuracy, "sampled": float(np.mean(samples))}
+
+    log = RoundLog(code)
+    trainer = FederatedTrainer(
+        max_rounds=rounds,
+        strategy=strategy,
+        seed=seed,
+        exchange=exchange,
+        callbacks=[log],
+        on_bad_update="raise",
+        enable_progress_bar=False,
+    )
+    app = lean_app(make(), data, exchange, lr=0.1 if masked else 1e-3)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.default_root_dir = folder
+        trainer.fit(make, LocalGrid(app, CLIENTS), evaluate)
+    return log.log
+
+
+def run(uplink: str, partition: str, seed: int, rounds: int, packed_rounds: int) -> Log:
+    """One way up, and beside it the first rounds in the packed code, if that sends the same masks.
+
+    Raises:
+        AssertionError: The packed masks gave another model, or took another number of bytes.
+    """
+    log = federate(uplink, UPLINKS[uplink], partition, seed, rounds)
+    if uplink in PACKED:
+        code, exchange = PACKED[uplink]
+        packed = federate(code, exchange, partition, seed, min(rounds, packed_rounds))
+        for ours, theirs in zip(log, packed, strict=False):
+            assert ours["digest"] == theirs["digest"], "packed and dithered masks differ"
+            assert theirs["up"] == packed[0]["up"], "packed masks vary in length"
+        for ours in log:
+            ours["up"] |= packed[0]["up"]
+    return log
+
+
+def _trainable(net: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in net.parameters() if p.requires_grad])

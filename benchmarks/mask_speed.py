@@ -1,0 +1,98 @@
+"""What masks cost on one thread: the codes, and the forward and backward of a `MaskedModule`.
+
+python benchmarks/mask_speed.py [parameters]    # 10 million by default; about a minute
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mask_federation import make_net
+from torch import Tensor, nn
+
+from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
+from lightning_fl_ext.gates import MaskedModule, bernoulli_sample
+from lightning_fl_ext.wire.codes import (
+    MaskKey,
+    decode_mask,
+    decode_theta,
+    encode_mask,
+    encode_theta,
+    to_fixed_point,
+)
+
+
+class MaskedLinear(nn.Linear):
+    """One class per layer, from the formula: what a wrapper is measured against."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, size, bias=False)
+        self.weight.requires_grad_(False)
+        self.scores = nn.Parameter(torch.randn(size, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * bernoulli_sample(torch.sigmoid(self.scores)))
+
+
+def best_of(function: Callable[[], Any], repeats: int = 5) -> float:
+    """Seconds of processor time of the fastest call: other programs on the machine hardly count."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        function()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def print_speed(size: int) -> None:
+    rng = np.random.Generator(np.random.PCG64(0))
+    logits = np.log(1 / rng.uniform(0.01, 0.99, size) - 1)
+    public = to_fixed_point(1 / (1 + np.exp(logits)))
+    theta = to_fixed_point(1 / (1 + np.exp(logits + rng.normal(0, 0.3, size))))
+    key = MaskKey(0, 1, "speed", "client")
+    print(f"\ncodes, {size} parameters, one thread, million parameters per second: encode, decode")
+    for code in ("packed", "dithered", "random"):
+        n = min(size, 300_000) if code == "random" else size
+        payload = encode_mask(theta[:n], public[:n], key, code)
+        write = best_of(lambda n=n, code=code: encode_mask(theta[:n], public[:n], key, code))
+        read = best_of(lambda n=n, payload=payload: decode_mask(payload, public[:n], key))
+        print(f"{code:10}{n / write / 1e6:8.1f}{n / read / 1e6:8.1f}   {8 * len(payload) / n:.4f} bits")
+    counts = ThetaCounts(rng.integers(0, 11, size).astype(np.uint16), 10)
+    payload = encode_theta(counts, key)
+    write, read = (
+        best_of(lambda: encode_theta(counts, key)),
+        best_of(lambda: decode_theta(payload, size, key)),
+    )
+    print(f"{'θ':10}{size / write / 1e6:8.1f}{size / read / 1e6:8.1f}   {8 * len(payload) / size:.4f} bits")
+
+    layers, width = 50, 64
+    print("\nforward and backward, milliseconds:")
+    for name, x, nets in [
+        ("conv net, batch 32", torch.randn(32, 1, 8, 8), {"plain": make_net()}),
+        (
+            f"{layers} × Linear({width}), batch 32",
+            torch.randn(32, width),
+            {
+                "plain": nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers))),
+                "class per layer": nn.Sequential(*(MaskedLinear(width) for _ in range(layers))),
+            },
+        ),
+    ]:
+        plain = nets["plain"]
+        for flat in (False, True):
+            nets["MaskedModule, flat" if flat else "MaskedModule"] = MaskedModule(deepcopy(plain), flat=flat)
+        for label, net in nets.items():
+            seconds = best_of(lambda net=net, x=x: net(x).sum().backward(), 20)
+            print(f"{name:28} {label:20}{1e3 * seconds:8.2f}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print_speed(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000_000)
