@@ -18,7 +18,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning_fl_ext.client.bridge import FlowerBridge
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import query_reply, read_config
-from lightning_fl_ext.client.refusals import refuse_script_launcher
+from lightning_fl_ext.client.refusals import refuse_script_launcher, refuse_without_validation
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import Exchange
 
@@ -107,6 +107,7 @@ def client_app(
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         with run(message, context) as (local, module, source, bridge):
+            refuse_without_validation(module)
             local.validate(module, source, verbose=False)
             return bridge.reply()
 

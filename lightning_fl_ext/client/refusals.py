@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+_LIGHTNING_MODULES = {"lightning.pytorch.core.module", "pytorch_lightning.core.module"}
 _AVERAGING = {"WeightAveraging", "StochasticWeightAveraging"}
 
 
@@ -55,4 +56,20 @@ def refuse_script_launcher(trainer: Any) -> None:
             "`strategy='ddp'` starts the running script once more for every device, which inside a client"
             " would start the engine again and never return. Use `strategy='ddp_spawn'` or 'ddp_fork', or"
             " `devices=1`."
+        )
+
+
+def refuse_without_validation(module: Any) -> None:
+    """Refuse to evaluate a module that does not say how.
+
+    Args:
+        module: A LightningModule.
+
+    Raises:
+        ValueError: It has no ``validation_step`` of its own.
+    """
+    if type(module).validation_step.__module__ in _LIGHTNING_MODULES:
+        raise ValueError(
+            f"`{type(module).__name__}` has no `validation_step`, and the server asks clients to evaluate."
+            " Write one, or have the server not ask: `fraction_evaluate=0.0` in the strategy."
         )

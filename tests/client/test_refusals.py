@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, Stochastic
 from torch import nn
 
 from lightning_fl_ext import FlowerBridge
-from lightning_fl_ext.client.refusals import refuse_script_launcher, refuse_zero3
+from lightning_fl_ext.client.refusals import refuse_script_launcher, refuse_without_validation, refuse_zero3
 
 AVERAGING = {
     "ema": lambda: EMAWeightAveraging(decay=0.5),
@@ -110,3 +110,16 @@ def test_inside_a_client_no_strategy_may_start_the_script_again(kit, strategy, a
         return
     with pytest.raises(ValueError, match=r"`strategy='ddp'` starts the running script.*'ddp_spawn'"):
         refuse_script_launcher(trainer)
+
+
+def test_evaluating_a_module_without_validation_step_says_what_to_do():
+    class Mute(L.LightningModule):
+        pass
+
+    class Telling(L.LightningModule):
+        def validation_step(self, batch, _):
+            pass
+
+    refuse_without_validation(Telling())
+    with pytest.raises(ValueError, match=r"`Mute` has no `validation_step`.*fraction_evaluate=0.0"):
+        refuse_without_validation(Mute())
