@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_fl_ext.gates import BernoulliSample, Estimator, bernoulli_sample
+from lightning_fl_ext.gates.bernoulli import check_probabilities
 
 RELAXED = ("concrete", "hard_concrete", "gaussian")
 NUM_GATES = 8
@@ -63,6 +64,7 @@ def speed(size: int, repeats: int) -> None:
     forward = {
         "torch.bernoulli": lambda: torch.bernoulli(probs),
         "BernoulliSample": lambda: BernoulliSample.apply(probs),
+        "  its value check": lambda: check_probabilities(probs),
     }
     both = {
         "plain Function": forward_backward(PlainBernoulli.apply),

@@ -27,11 +27,11 @@ def check_probabilities(probs: Tensor) -> None:
         raise TypeError(
             f"`probs` must have a real floating dtype. Got {probs.dtype}. Convert it by `probs.float()`."
         )
-    if probs.numel() == 0 or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return
     try:
         low, high = (bound.item() for bound in probs.detach().aminmax())
-    except RuntimeError:  # A vmapped, meta or fake tensor has no values that Python could read.
+    except RuntimeError:  # An empty, vmapped, meta or fake tensor has no values that Python could read.
         return
     if not (low >= 0 and high <= 1):  # Written so that NaN fails.
         raise ValueError(

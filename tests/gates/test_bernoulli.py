@@ -52,6 +52,16 @@ def test_samples_are_those_of_torch_bernoulli_at_a_million(dtype: torch.dtype, t
         torch.set_num_threads(before)
 
 
+def test_a_gate_is_closed_where_the_uniform_number_equals_its_probability() -> None:
+    torch.manual_seed(0)
+    uniform = torch.rand(1000)
+    torch.manual_seed(0)
+    expected = torch.bernoulli(uniform)
+    torch.manual_seed(0)
+    assert torch.equal(sample(uniform), expected)
+    assert expected.sum() == 0
+
+
 def test_samples_depend_on_the_indices_and_not_on_the_memory_layout() -> None:
     probs = torch.rand(7, 5, 3).permute(2, 0, 1)[:, ::2]
     torch.manual_seed(0)

@@ -212,6 +212,20 @@ def test_certain_gates_are_certain_and_have_finite_gradients(estimator: str) -> 
     assert probs.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("estimator", EVERY)
+def test_a_uniform_number_of_zero_makes_no_nan(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It comes once in 2^24 draws, and opens even a gate whose probability has no finite inverse.
+    monkeypatch.setattr("lightning_fl_ext.gates.bernoulli.uniform_like", torch.zeros_like)
+    monkeypatch.setattr("lightning_fl_ext.gates.estimators.uniform_like", torch.zeros_like)
+    probs = torch.tensor([1e-40, 0.5, 1.0], requires_grad=True)
+    gates = bernoulli_sample(probs, estimator)
+    gates.sum().backward()
+    assert torch.equal(gates.detach()[1:], torch.ones(2))
+    assert gates.isfinite().all()
+    assert probs.grad is not None
+    assert probs.grad.isfinite().all()
+
+
 # --- Under torch's transforms. ------------------------------------------------------------------------------
 
 

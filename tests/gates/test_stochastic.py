@@ -101,6 +101,12 @@ def test_a_dimension_that_the_input_lacks_raises(dim: int) -> None:
         StochasticGateModule((2, 3, 4), dim=dim)(torch.ones(2, 3, 4, 4))
 
 
+@pytest.mark.parametrize("dim", [2, -4])
+def test_a_gate_for_the_whole_input_keeps_to_its_dimensions_too(dim: int) -> None:
+    with pytest.raises(ValueError, match=rf"`dim`={dim}"):
+        StochasticGateModule((), dim=dim)(torch.ones(2, 3))
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
 def test_integer_inputs_raise(dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match=f"Got {dtype}"):
