@@ -128,4 +128,6 @@ def _state_problem(metric: Metric, state: str, value: State) -> str | None:
             return "got NaN."
         if kind in ("sum", "mean") and np.isinf(array).any():
             return "got an infinite number, which cannot be summed."
+        if kind == "sum" and array.dtype.kind in "iu" and (np.abs(array.astype(np.float64)) > 2**53).any():
+            return "got a count beyond 2^53, which no data has."
     return None

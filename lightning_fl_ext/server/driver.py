@@ -221,7 +221,8 @@ class StrategyDriver:
         worked = accepted or any(record.accepted for record in self.trainer.rounds)
         if failed and len(failed) == len(exchange.rejected) and not worked:
             raise LightningFLError(
-                f"all {len(failed)} clients asked failed, before any round has worked. The first: {failed[0]}"
+                f"all {len(failed)} clients asked failed, before any round has worked. One of them:"
+                f" {min(failed, key=lambda r: r.client_id)}"
             )
 
     def _pool(

@@ -18,7 +18,7 @@ from lightning_fl_ext.metrics import (
     missing_clients,
 )
 from lightning_fl_ext.metrics.stage import STAGES, StageMetrics
-from lightning_fl_ext.metrics.values import computed_values
+from lightning_fl_ext.metrics.values import computed_values, metrics_alone
 from lightning_fl_ext.server.rejection import Reason, Rejected, Rejection
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def pool_metrics(
     """Merge what the clients sent, stage by stage, and compute each metric under the names it is logged by.
 
     Args:
-        module: Holds metrics like the clients'; they are overwritten.
+        module: Holds metrics like the clients'. It is left as it is.
         clients: The stages of each client.
         server_round: The current round.
 
@@ -61,14 +61,17 @@ def pool_metrics(
     left_out: list[Rejection] = []
     for stage in STAGES:
         present = {client: stages[stage] for client, stages in sorted(clients.items()) if stage in stages}
+        if not present:
+            continue
         packs = {client: told.pack for client, told in present.items()}
         left_out += [
             Rejection(client, server_round, Reason.METRIC, stage, "metric states", "too few examples")
             for client in missing_clients(packs.values())
         ]
-        merged, refused = _merge(module, packs, stage, server_round)
+        metrics = metrics_alone(module)
+        merged, refused = _merge(metrics, packs, stage, server_round)
         left_out += refused
-        pooled = _compute(module, server_round) if merged else {}
+        pooled = _compute(metrics, server_round) if merged else {}
         told = {client: present[client] for client in merged or present}
         for name, addresses in _addresses(told).items():
             values[name] = _agreed(name, {pooled[a] for a in addresses if a in pooled}, addresses)

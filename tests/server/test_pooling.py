@@ -1,0 +1,740 @@
+"""Metrics in a federation: what the server reports is the metric on all clients' data."""
+
+import logging
+
+import lightning.pytorch as L
+import pytest
+import torch
+import torch.nn.functional as F
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MetricCollection, MinMaxMetric, RunningMean
+from torchmetrics.classification import (
+    BinaryAUROC,
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    multiclass_accuracy,
+    multiclass_auroc,
+    multiclass_f1_score,
+    multiclass_precision,
+    multiclass_recall,
+)
+from torchmetrics.regression import PearsonCorrCoef
+from torchmetrics.wrappers import ClasswiseWrapper
+
+from lightning_fl_ext import (
+    ExactFedAvg,
+    FederatedTrainer,
+    LightningFLError,
+    LocalGrid,
+    RoundCheckpoint,
+    RoundEarlyStopping,
+    RoundLedger,
+    client_app,
+    verify_ledger,
+)
+from lightning_fl_ext.metrics import MetricPack
+from lightning_fl_ext.metrics.stage import ASK, StageMetrics
+from lightning_fl_ext.server.pooling import average_scalars
+from lightning_fl_ext.server.rejection import Reason
+from lightning_fl_ext.wire import from_record
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero"),
+    pytest.mark.filterwarnings("ignore:No (positive|negative) samples in targets"),
+]
+CLASSES = 3
+TRAIN = [16, 9, 12, 30]
+VALIDATION = [37, 5, 0, 20]  # four batches, a single one, none, and three of which the last is short
+BATCH = 8
+DEVICE = {"accelerator": "cpu", "devices": 1}
+
+
+def make_split(sizes, seed):
+    """Examples of each client; the last client lacks the last class."""
+    g = torch.Generator().manual_seed(seed)
+    split = []
+    for client, n in enumerate(sizes):
+        y = torch.randint(0, CLASSES - (client == 3), (n,), generator=g)
+        split.append((torch.randn(n, 4, generator=g) + F.one_hot(y, 4), y))
+    return split
+
+
+TRAIN_SET, VALIDATION_SET = make_split(TRAIN, 1), make_split(VALIDATION, 2)
+
+
+class Data(L.LightningDataModule):
+    def __init__(self, context):
+        super().__init__()
+        self.client = int(context.node_config["partition-id"])
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(*TRAIN_SET[self.client]), BATCH)
+
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(*VALIDATION_SET[self.client]), BATCH)
+
+
+class Base(L.LightningModule):
+    """A linear classifier. `seen` notes every validation's logits and labels, as a reference."""
+
+    seen = []
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def training_step(self, batch, _):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, _):
+        logits, y = self(batch[0]), batch[1]
+        self.seen.append((logits.detach(), y))
+        self.measure(logits, y)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.3)
+
+
+class LogsObjects(Base):
+    """Logs metric objects, and a plain loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.acc = MulticlassAccuracy(CLASSES, average="micro")
+        self.val = MetricCollection([MulticlassF1Score(CLASSES), MulticlassRecall(CLASSES)], prefix="val/")
+
+    def measure(self, logits, y):
+        self.acc(logits, y)
+        self.val.update(logits, y)
+        self.log("val_acc", self.acc, on_step=False, on_epoch=True)
+        self.log_dict(self.val)
+        self.log("val_loss", F.cross_entropy(logits, y))
+
+
+class LogsValues(LogsObjects):
+    """Computes, logs and resets by hand."""
+
+    def measure(self, logits, y):
+        self.acc.update(logits, y)
+        self.val.update(logits, y)
+        self.log("val_loss", F.cross_entropy(logits, y))
+
+    def on_validation_epoch_end(self):
+        self.log("val_acc", self.acc.compute())
+        self.log_dict(self.val.compute())
+        self.acc.reset()
+        self.val.reset()
+
+
+def expected(logits, y):
+    return {
+        "val_acc": multiclass_accuracy(logits, y, CLASSES, "micro"),
+        "val/MulticlassF1Score": multiclass_f1_score(logits, y, CLASSES),
+        "val/MulticlassRecall": multiclass_recall(logits, y, CLASSES),
+        "val_loss": F.cross_entropy(logits, y),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _fresh_reference():
+    Base.seen.clear()
+
+
+def pooled_seen():
+    return tuple(torch.cat(parts) for parts in zip(*Base.seen, strict=True))
+
+
+def pooled_predictions(model, clients=range(4)):
+    x, y = (torch.cat([VALIDATION_SET[c][i] for c in clients]) for i in (0, 1))
+    with torch.no_grad():
+        return model.layer(x), y
+
+
+def run(tmp_path, module, *, client=None, evaluate=1.0, arrival=None, faults=None, central=None, **options):
+    """Fit over a local grid; `evaluate` is the strategy's fraction of clients."""
+    app = client or client_app(module, Data, DEVICE)
+    trainer = FederatedTrainer(
+        **{
+            "max_rounds": 1,
+            "strategy": ExactFedAvg(fraction_evaluate=evaluate),
+            "enable_progress_bar": False,
+            "default_root_dir": tmp_path,
+            **options,
+        }
+    )
+    grid = LocalGrid(app, 4, arrival=arrival, faults=faults)
+    trainer.fit(module, grid, evaluate=central)
+    return trainer
+
+
+def only(*names):
+    """A module class with the given metric builders by attribute, logged as objects."""
+    builders = dict(names)
+
+    class Only(Base):
+        def __init__(self):
+            super().__init__()
+            for name, build in builders.items():
+                setattr(self, name, build())
+
+        def measure(self, logits, y):
+            for name in builders:
+                metric = getattr(self, name)
+                binary, scores = isinstance(metric, BinaryAUROC), logits.softmax(-1)
+                metric.update(scores[:, 0] if binary else scores, (y == 0).long() if binary else y)
+                self.log(f"val_{name}", metric)
+
+    return Only
+
+
+def app_of(modules, **options):
+    """A client app whose module is each client's own."""
+    apps = [client_app(module, Data, DEVICE, **options) for module in modules]
+    app = ClientApp()
+
+    def answer(message, context):
+        return apps[int(context.node_config["partition-id"])](message, context)
+
+    app.train()(answer)
+    app.evaluate()(answer)
+    app.query()(answer)
+    return app
+
+
+def is_evaluation(reply, client):
+    """Whether this reply is that client's, to an evaluation that asked for metric states."""
+    return (
+        reply.has_content()
+        and ASK in reply.content
+        and reply.content["client"]["client-id"] == client
+        and not reply.content.array_records
+    )
+
+
+def reasons(trainer, key=None):
+    return {
+        (r.client_id, r.key)
+        for r in trainer.rounds[-1].rejected
+        if r.reason is Reason.METRIC and (key is None or r.key == key)
+    }
+
+
+# What is reported
+
+
+@pytest.mark.parametrize("module", [LogsObjects, LogsValues])
+def test_an_evaluation_reports_the_metrics_on_all_data_under_the_modules_names(tmp_path, module):
+    trainer = run(tmp_path, module)
+    want = expected(*pooled_predictions(trainer.result.model))
+    record = trainer.rounds[-1]
+    for name, value in want.items():
+        assert record.metrics[name] == pytest.approx(float(value), abs=1e-6), name
+        assert trainer.callback_metrics[name] == record.metrics[name]
+    own = {name for name in record.metrics if not name.startswith(("fit_", "clients_", "bytes_"))}
+    assert own == set(want)
+
+
+@pytest.mark.parametrize("module", [LogsObjects, LogsValues])
+def test_a_fit_that_validates_reports_the_metrics_on_all_clients_predictions(tmp_path, module):
+    """Each client validates its own trained weights; the pool is of these predictions."""
+    trainer = run(tmp_path, module, evaluate=0.0)
+    metrics = trainer.rounds[-1].metrics
+    for name, value in expected(*pooled_seen()).items():
+        assert metrics[name] == pytest.approx(float(value), abs=1e-6), name
+    assert trainer.rounds[-1].accepted == ("0", "1", "2", "3"), "the client without validation data trains on"
+    assert trainer.rounds[-1].rejected == ()
+
+
+def test_averaging_would_have_been_wrong(tmp_path):
+    """The clients are unequal enough for these tests to mean something."""
+    trainer = run(tmp_path, LogsObjects)
+    parts = [multiclass_f1_score(*pooled_predictions(trainer.result.model, [c]), CLASSES) for c in (0, 1, 3)]
+    mean = sum(n * f1 for n, f1 in zip((37, 5, 20), parts, strict=True)) / 62
+    assert abs(float(mean) - trainer.callback_metrics["val/MulticlassF1Score"]) > 0.01
+
+
+def test_the_client_without_a_validation_batch_is_named_and_takes_no_part(tmp_path):
+    trainer = run(tmp_path, LogsObjects)
+    assert [(r.client_id, r.reason) for r in trainer.rounds[-1].rejected] == [("2", Reason.COUNT)]
+
+
+def test_scalars_of_a_module_without_metrics_weigh_by_validation_examples(tmp_path):
+    class NoMetrics(Base):
+        def measure(self, logits, y):
+            self.log("val_loss", F.cross_entropy(logits, y))
+
+    trainer = run(tmp_path, NoMetrics, evaluate=0.0)
+    loss = F.cross_entropy(*pooled_seen())
+    assert trainer.callback_metrics["val_loss"] == pytest.approx(float(loss), abs=1e-6)
+    assert trainer.rounds[-1].rejected == ()
+
+
+def test_a_scalar_averages_over_the_clients_that_log_it():
+    packs = {"a": MetricPack({}, "a", 1), "b": MetricPack({}, "b", 3), "c": MetricPack({}, "c", 5)}
+    scalars = {"a": ("loss",), "b": ("loss",), "c": ()}
+    stages = {c: {"validate": StageMetrics(packs[c], {}, scalars[c])} for c in packs}
+    metrics = {"a": {"loss": 1.0}, "b": {"loss": 5.0}, "c": {"loss": 100.0}}
+    assert average_scalars(metrics, stages) == {"loss": 4.0}
+
+
+def test_train_metrics_are_pooled(tmp_path):
+    class Trains(Base):
+        noted = []
+
+        def __init__(self):
+            super().__init__()
+            self.acc, self.f1 = MulticlassAccuracy(CLASSES), MulticlassF1Score(CLASSES)
+
+        def training_step(self, batch, _):
+            logits = self(batch[0])
+            self.noted.append((logits.detach(), batch[1]))
+            self.acc(logits, batch[1])
+            self.f1.update(logits, batch[1])
+            self.log("train_acc", self.acc, on_step=True, on_epoch=True)
+            return F.cross_entropy(logits, batch[1])
+
+        def on_train_epoch_end(self):
+            self.log("train_f1", self.f1.compute())
+            self.f1.reset()
+
+        def measure(self, logits, y):
+            self.log("val_loss", F.cross_entropy(logits, y))
+
+    trainer = run(tmp_path, Trains, evaluate=0.0)
+    logits, y = (torch.cat(parts) for parts in zip(*Trains.noted, strict=True))
+    accuracy = float(multiclass_accuracy(logits, y, CLASSES))
+    assert trainer.callback_metrics["train_acc"] == pytest.approx(accuracy, abs=1e-6)
+    assert trainer.callback_metrics["train_acc_epoch"] == trainer.callback_metrics["train_acc"]
+    f1 = float(multiclass_f1_score(logits, y, CLASSES))
+    assert trainer.callback_metrics["train_f1"] == pytest.approx(f1, abs=1e-6)
+
+
+def test_vectors_wrappers_and_compositions_are_pooled_by_what_the_module_logs(tmp_path):
+    class Wrapped(Base):
+        def __init__(self):
+            super().__init__()
+            self.recall = MulticlassRecall(CLASSES, average=None)
+            self.by_class = ClasswiseWrapper(MulticlassPrecision(CLASSES, average=None), prefix="precision_")
+            self.sum = MulticlassPrecision(CLASSES) + MulticlassRecall(CLASSES)
+            self.extremes = MinMaxMetric(MulticlassF1Score(CLASSES))
+
+        def measure(self, logits, y):
+            for metric in (self.recall, self.by_class, self.sum, self.extremes):
+                metric.update(logits, y)
+
+        def on_validation_epoch_end(self):
+            self.log_dict({f"recall_{i}": value for i, value in enumerate(self.recall.compute())})
+            self.log_dict(self.by_class.compute())
+            self.log("sum", self.sum.compute())
+            self.log("f1", self.extremes.compute()["raw"])
+
+    trainer = run(tmp_path, Wrapped)
+    logits, y = pooled_predictions(trainer.result.model)
+    recall = multiclass_recall(logits, y, CLASSES, None)
+    precision = multiclass_precision(logits, y, CLASSES, None)
+    both = multiclass_precision(logits, y, CLASSES) + multiclass_recall(logits, y, CLASSES)
+    want = {
+        **{f"recall_{i}": recall[i] for i in range(CLASSES)},
+        **{f"precision_{i}": precision[i] for i in range(CLASSES)},
+        "sum": both,
+        "f1": multiclass_f1_score(logits, y, CLASSES),
+    }
+    got = {name: trainer.callback_metrics[name] for name in want}
+    assert got == pytest.approx({name: float(value) for name, value in want.items()}, abs=1e-6)
+
+
+def test_the_loggers_get_the_pooled_values(tmp_path):
+    trainer = run(tmp_path, LogsObjects, logger=CSVLogger(tmp_path / "logs"))
+    lines = next((tmp_path / "logs").rglob("metrics.csv")).read_text().splitlines()
+    row = dict(zip(lines[0].split(","), lines[-1].split(","), strict=True))
+    assert float(row["val_acc"]) == trainer.callback_metrics["val_acc"]
+
+
+def test_the_servers_own_metrics_are_left_alone(tmp_path):
+    """A validation on the server computes its own values, not those of clients on top."""
+    held_out = DataLoader(TensorDataset(*VALIDATION_SET[1]), BATCH)
+    trainer = run(tmp_path, LogsObjects, central=held_out)
+    logits, y = pooled_predictions(trainer.result.model, [1])
+    accuracy = float(multiclass_accuracy(logits, y, CLASSES, "micro"))
+    assert trainer.callback_metrics["server_val_acc"] == pytest.approx(accuracy, abs=1e-6)
+
+
+def test_every_order_of_arrival_gives_the_same_bits(tmp_path):
+    def by_client(*order):
+        def arrival(messages):
+            return [messages[i] for i in order] if len(messages) == 4 else messages
+
+        return arrival
+
+    orders = [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)]
+    records = [
+        run(tmp_path / str(i), LogsValues, arrival=by_client(*order)).rounds for i, order in enumerate(orders)
+    ]
+    assert records[0] == records[1] == records[2]
+
+
+def test_callbacks_can_monitor_a_pooled_value(tmp_path):
+    f1 = "val/MulticlassF1Score"
+    best = RoundCheckpoint(monitor=f1, mode="max", keep_last=1)
+    trainer = run(tmp_path / "best", LogsObjects, max_rounds=3, callbacks=[best])
+    values = [record.metrics[f1] for record in trainer.rounds]
+    assert best.best_path.name == f"round-{values.index(max(values)) + 1:05d}"
+
+    stopping = RoundEarlyStopping(f1, mode="max", patience=1, min_delta=2.0)
+    trainer = run(tmp_path / "stop", LogsObjects, max_rounds=9, callbacks=[stopping])
+    assert trainer.current_round == 2, "nothing improves by 2"
+
+
+def test_two_clients_that_log_the_same_value_for_two_metrics_do_not_confuse_the_server(tmp_path):
+    """Micro precision equals micro recall on every client and pooled: either may be meant."""
+    Twins = only(("a", lambda: MulticlassPrecision(CLASSES, average="micro")))
+
+    class ByValue(Twins):
+        def __init__(self):
+            super().__init__()
+            self.b = MulticlassRecall(CLASSES, average="micro")
+
+        def measure(self, logits, y):
+            self.a.update(logits, y)
+            self.b.update(logits, y)
+
+        def on_validation_epoch_end(self):
+            self.log("precision", self.a.compute())
+            self.log("recall", self.b.compute())
+            self.a.reset()
+            self.b.reset()
+
+    trainer = run(tmp_path, ByValue)
+    accuracy = multiclass_accuracy(*pooled_predictions(trainer.result.model), CLASSES, "micro")
+    for name in ("precision", "recall"):
+        assert trainer.callback_metrics[name] == pytest.approx(float(accuracy), abs=1e-6)
+
+
+# Privacy
+
+
+ExactAUROC = only(("auroc", lambda: MulticlassAUROC(CLASSES)))
+
+
+def test_a_metric_with_rows_of_examples_stops_the_run_and_says_what_to_do(tmp_path):
+    with pytest.raises(LightningFLError) as error:
+        run(tmp_path, ExactAUROC, max_rounds=3)
+    message = str(error.value)
+    assert message.startswith(
+        "all 4 clients asked failed, before any round has worked. One of them: client `0`"
+    )
+    assert "metric `auroc` (MulticlassAUROC)" in message
+    assert "thresholds=100" in message
+    assert 'allow_example_states=("auroc",)' in message
+    assert not Base.seen, "nothing was computed first"
+
+
+def test_a_validation_alone_stops_as_well(tmp_path):
+    trainer = FederatedTrainer(enable_progress_bar=False, default_root_dir=tmp_path)
+    with pytest.raises(LightningFLError, match="all 4 clients asked failed"):
+        trainer.validate(ExactAUROC, LocalGrid(client_app(ExactAUROC, Data, DEVICE), 4))
+
+
+def test_with_permission_rows_of_examples_are_pooled(tmp_path):
+    client = client_app(ExactAUROC, Data, DEVICE, allow_example_states=("auroc",))
+    trainer = run(tmp_path, ExactAUROC, client=client)
+    logits, y = pooled_predictions(trainer.result.model)
+    want = multiclass_auroc(logits.softmax(-1), y, CLASSES)
+    assert trainer.callback_metrics["val_auroc"] == pytest.approx(float(want), abs=1e-6)
+
+
+def test_binned_metrics_need_no_permission(tmp_path):
+    Binned = only(("auroc", lambda: BinaryAUROC(thresholds=20)))
+    trainer = run(tmp_path, Binned)
+    logits, y = pooled_predictions(trainer.result.model)
+    want = binary_auroc(logits.softmax(-1)[:, 0], (y == 0).long(), thresholds=20)
+    assert trainer.callback_metrics["val_auroc"] == pytest.approx(float(want), abs=1e-5)
+
+
+def test_what_cannot_be_merged_stops_the_run(tmp_path):
+    class Smooths(Base):
+        def __init__(self):
+            super().__init__()
+            self.smooth = RunningMean()
+
+        def measure(self, logits, y):
+            self.smooth(F.cross_entropy(logits, y))
+
+    with pytest.raises(LightningFLError, match=r"metric `smooth` \(RunningMean\).*Use the wrapped metric"):
+        run(tmp_path, Smooths)
+
+
+def test_one_failing_client_does_not_stop_the_run(tmp_path):
+    client = app_of([LogsObjects, LogsObjects, LogsObjects, ExactAUROC])
+    trainer = run(tmp_path, LogsObjects, client=client)
+    assert trainer.rounds[-1].accepted == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("evaluate", [1.0, 0.0], ids=["evaluation", "fit"])
+def test_a_small_client_keeps_states_and_values_and_is_named(tmp_path, evaluate):
+    kept = []
+
+    def look(instruction, reply):
+        if reply.has_content() and ASK in reply.content and reply.content["client"]["client-id"] == "1":
+            kept.append((dict(reply.content[ASK]), dict(reply.content["metrics"])))
+        return reply
+
+    client = client_app(LogsObjects, Data, DEVICE, min_examples=6)
+    trainer = run(tmp_path, LogsObjects, client=client, evaluate=evaluate, faults=look)
+    states, metrics = kept[-1]
+    stage = StageMetrics.from_bytes(states["validate"], client_id="1")
+    assert stage.pack.withheld
+    assert not stage.pack.metrics
+    assert set(metrics) == {"num-examples"}
+    missing = [r for r in trainer.rounds[-1].rejected if r.got == "too few examples"]
+    assert {(r.client_id, r.key) for r in missing} == {("1", "validate")}
+    if evaluate:
+        want = expected(*pooled_predictions(trainer.result.model, [0, 3]))
+        for name, value in want.items():
+            assert trainer.callback_metrics[name] == pytest.approx(float(value), abs=1e-6), name
+
+
+def test_where_every_client_is_too_small_the_value_is_nan_and_the_run_goes_on(tmp_path):
+    client = client_app(LogsObjects, Data, DEVICE, min_examples=1000)
+    callbacks = [RoundEarlyStopping("val_acc", mode="max", patience=2), RoundLedger(), RoundCheckpoint()]
+    trainer = run(tmp_path, LogsObjects, client=client, max_rounds=5, callbacks=callbacks)
+    assert str(trainer.callback_metrics["val_acc"]) == "nan"
+    assert trainer.current_round == 2, "no value is no improvement"
+    assert verify_ledger(tmp_path).ok
+
+
+# Drift and damage
+
+
+DRIFT = {
+    "class": (MulticlassRecall, {}, "MulticlassRecall"),
+    "ignore_index": (MulticlassF1Score, {"ignore_index": 0}, "ignore_index: expected nothing, got 0"),
+    "top_k": (MulticlassF1Score, {"top_k": 2}, "top_k: expected 1, got 2"),
+    "average": (MulticlassF1Score, {"average": "micro"}, 'average: expected "macro", got "micro"'),
+}
+
+
+@pytest.mark.parametrize("kind", DRIFT)
+def test_another_configuration_is_left_out_by_name_and_the_others_count(tmp_path, kind):
+    metric, options, difference = DRIFT[kind]
+    usual = only(("f1", lambda: MulticlassF1Score(CLASSES)))
+    other = only(("f1", lambda: metric(CLASSES, **options)))
+    trainer = run(tmp_path, usual, client=app_of([usual, usual, usual, other]))
+    (rejection,) = [r for r in trainer.rounds[-1].rejected if r.client_id == "3" and r.key == "f1"][-1:]
+    assert difference in rejection.got
+    assert "metric `f1`" in rejection.got
+    want = multiclass_f1_score(*pooled_predictions(trainer.result.model, [0, 1]), CLASSES)
+    assert trainer.callback_metrics["val_f1"] == pytest.approx(float(want), abs=1e-6)
+
+
+def test_other_thresholds_are_left_out_by_name(tmp_path):
+    usual, other = (only(("auroc", lambda t=t: BinaryAUROC(thresholds=t))) for t in (20, 50))
+    trainer = run(tmp_path, usual, client=app_of([usual, usual, usual, other]))
+    assert ("3", "auroc") in reasons(trainer)
+    logits, y = pooled_predictions(trainer.result.model, [0, 1])
+    want = binary_auroc(logits.softmax(-1)[:, 0], (y == 0).long(), thresholds=20)
+    assert trainer.callback_metrics["val_auroc"] == pytest.approx(float(want), abs=1e-5)
+
+
+def test_where_all_differ_from_the_server_there_is_no_number(tmp_path):
+    server, client = (only(("f1", lambda n=n: MulticlassF1Score(n))) for n in (CLASSES + 1, CLASSES))
+    trainer = run(tmp_path, server, client=app_of([client] * 4))
+    assert str(trainer.callback_metrics["val_f1"]) == "nan"
+    drift = [r for r in trainer.rounds[-1].rejected if r.key == "f1"]
+    assert {r.client_id for r in drift} == {"0", "1", "2", "3"}
+    assert all("num_classes: expected 4, got 3" in r.got for r in drift)
+
+
+def states_changed(change):
+    def damage(reply):
+        stage = StageMetrics.from_bytes(reply.content[ASK]["validate"], client_id="3")
+        for metric in stage.pack.metrics.values():
+            for state, array in list(metric.states.items()):
+                metric.states[state] = change(array)
+        reply.content[ASK] = ConfigRecord({"validate": stage.to_bytes()})
+
+    return damage
+
+
+def holding(**entries):
+    def damage(reply):
+        reply.content[ASK] = ConfigRecord(entries)
+
+    return damage
+
+
+def truncated(reply):
+    reply.content[ASK] = ConfigRecord({"validate": reply.content[ASK]["validate"][:-7]})
+
+
+def other_kind(reply):
+    reply.content[ASK] = MetricRecord({"validate": 1.0})
+
+
+DAMAGE = {
+    "nan": states_changed(lambda a: a * float("nan")),
+    "shape": states_changed(lambda a: a.reshape(-1)[:0]),
+    "huge": states_changed(lambda a: a * 0 + 2**62),
+    "truncated": truncated,
+    "no_safetensors": holding(validate=b"no such thing"),
+    "empty": holding(validate=b""),
+    "text": holding(validate="text"),
+    "number": holding(validate=3),
+    "other_kind": other_kind,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_states_never_stop_the_round_nor_change_the_others(tmp_path, kind):
+    def faults(_, reply):
+        if is_evaluation(reply, "3"):
+            DAMAGE[kind](reply)
+        return reply
+
+    trainer = run(tmp_path, LogsObjects, faults=faults)
+    assert any(r.client_id == "3" and r.reason is Reason.METRIC for r in trainer.rounds[-1].rejected) or (
+        kind == "other_kind"  # two MetricRecords: the whole reply is left out
+        and any(r.client_id == "3" for r in trainer.rounds[-1].rejected)
+    )
+    want = expected(*pooled_predictions(trainer.result.model, [0, 1]))
+    for name in set(want) - {"val_loss"}:
+        assert trainer.callback_metrics[name] == pytest.approx(float(want[name]), abs=1e-6), name
+
+
+def test_a_clients_own_story_of_the_names_does_not_change_the_others(tmp_path):
+    """One client says that `val_acc` is the loss, and the loss is `acc`."""
+
+    def faults(_, reply):
+        if is_evaluation(reply, "3"):
+            stage = StageMetrics.from_bytes(reply.content[ASK]["validate"], client_id="3")
+            lie = StageMetrics(stage.pack, {"val_loss": ("acc",)}, ("val_acc",))
+            reply.content[ASK] = ConfigRecord({"validate": lie.to_bytes()})
+        return reply
+
+    trainer = run(tmp_path, LogsObjects, faults=faults)
+    for name, value in expected(*pooled_predictions(trainer.result.model)).items():
+        assert trainer.callback_metrics[name] == pytest.approx(float(value), abs=1e-6), name
+
+
+def test_a_value_without_states_is_left_out_by_name(tmp_path):
+    """A client of one's own, say, that answers as any Flower client does."""
+
+    def faults(_, reply):
+        if is_evaluation(reply, "3"):
+            del reply.content[ASK]
+        return reply
+
+    trainer = run(tmp_path, LogsObjects, faults=faults)
+    assert ("3", "val_acc") in reasons(trainer)
+    want = expected(*pooled_predictions(trainer.result.model, [0, 1]))
+    assert trainer.callback_metrics["val_acc"] == pytest.approx(float(want["val_acc"]), abs=1e-6)
+
+
+def test_clients_without_states_are_averaged_as_in_flower(tmp_path):
+    def faults(_, reply):
+        if reply.has_content() and ASK in reply.content:
+            del reply.content[ASK]
+        return reply
+
+    trainer = run(tmp_path, LogsObjects, faults=faults)
+    loss = expected(*pooled_predictions(trainer.result.model))["val_loss"]
+    assert trainer.callback_metrics["val_loss"] == pytest.approx(float(loss), abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The variance of predictions or target is close to zero")
+def test_a_client_whose_own_value_is_nan_still_counts(tmp_path):
+    """A correlation over one example is NaN; its states are as good as any."""
+
+    class Correlates(Base):
+        noted = []
+
+        def __init__(self):
+            super().__init__()
+            self.r = PearsonCorrCoef()
+
+        def measure(self, logits, y):
+            if self.current_client == 1:
+                logits, y = logits[:1], y[:1]
+            self.noted.append((logits[:, 0], y.float()))
+            self.r(logits[:, 0], y.float())
+            self.log("val_r", self.r)
+
+    modules = [type(f"Client{i}", (Correlates,), {"current_client": i}) for i in range(4)]
+    trainer = run(tmp_path, modules[0], client=app_of(modules), evaluate=0.0)
+    scores, y = (torch.cat(parts) for parts in zip(*Correlates.noted, strict=True))
+    want = torch.corrcoef(torch.stack([scores, y]))[0, 1]
+    assert trainer.callback_metrics["val_r"] == pytest.approx(float(want), abs=1e-5)
+    assert trainer.rounds[-1].accepted == ("0", "1", "2", "3")
+
+
+def test_a_matrix_is_merged_and_hinders_nothing(tmp_path):
+    class Matrix(LogsObjects):
+        def __init__(self):
+            super().__init__()
+            self.matrix = MulticlassConfusionMatrix(CLASSES)
+
+        def measure(self, logits, y):
+            super().measure(logits, y)
+            self.matrix.update(logits, y)
+
+    trainer = run(tmp_path, Matrix)
+    want = expected(*pooled_predictions(trainer.result.model))["val_acc"]
+    assert trainer.callback_metrics["val_acc"] == pytest.approx(float(want), abs=1e-6)
+
+
+# Without this package's server
+
+
+class Spy(LocalGrid):
+    """Keeps copies of the replies."""
+
+    def send_and_receive(self, messages, *, timeout=None):
+        self.replies = getattr(self, "replies", [])
+        for reply in super().send_and_receive(messages, timeout=timeout):
+            self.replies.append(RecordDict(dict(reply.content)) if reply.has_content() else None)
+            yield reply
+
+
+def test_a_plain_flower_server_gets_plain_replies(caplog):
+    """Exact AUROC is no matter here: no states travel."""
+    caplog.set_level(logging.ERROR)
+    grid = Spy(app_of([ExactAUROC] * 2), 2)
+    model = ExactAUROC()
+    arrays = ArrayRecord(model.state_dict())
+    FedAvg(fraction_evaluate=0.0).start(grid, arrays, num_rounds=1)
+    assert len(grid.replies) == 2
+    for content in grid.replies:
+        assert len(content.array_records) == len(content.metric_records) == 1
+        assert ASK not in content
+        assert from_record(content["arrays"]).keys() == model.state_dict().keys()
+
+
+def test_states_travel_beside_one_array_record_and_one_metric_record(tmp_path):
+    """So that Flower's mods, which insist on one ArrayRecord, work as well."""
+    contents = []
+
+    def look(_, reply):
+        if reply.has_content() and reply.content.array_records:
+            contents.append(RecordDict(dict(reply.content)))
+        return reply
+
+    run(tmp_path, LogsObjects, evaluate=0.0, faults=look)
+    assert len(contents) == 4
+    for content in contents:
+        assert len(content.array_records) == len(content.metric_records) == 1
+        assert set(content[ASK]) <= {"train", "validate"}
