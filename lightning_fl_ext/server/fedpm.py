@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lightning_fl_ext.aggregation import ExactMean
 from lightning_fl_ext.aggregation.mask_posterior import MaskPosterior
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.server.strategy import aggregate_heads
 from lightning_fl_ext.wire import from_record, to_record
 from lightning_fl_ext.wire.mask_exchange import COUNTS, MASKS, MODEL, TRIALS
@@ -24,8 +25,9 @@ class FedPM(FedAvg):
     """Bayesian aggregation of masks (Isik et al., ICLR 2023, arXiv:2209.15328, section 3.2).
 
     Every parameter has a Beta posterior over being open: each client's mask counts once, whatever its number
-    of examples. θ is its mode, a ratio of integers, so the result does not depend on the order of arrival.
-    Whatever travels besides the masks is averaged exactly, weighted by examples.
+    of examples; the masks of a void round do not. θ is its mode, a ratio of integers, so the result does not
+    depend on the order of arrival. Whatever travels besides the masks is averaged exactly, weighted by
+    examples.
 
     Use it in a ``FederatedTrainer`` with ``exchange=MaskExchange(...)``, the same as on the clients.
 
@@ -34,6 +36,9 @@ class FedPM(FedAvg):
         reset_every: Rounds after which counting starts again from the prior. The paper resets every
             1 / participation rounds.
         **options: Arguments of Flower's ``FedAvg``, such as ``fraction_train``.
+
+    Raises:
+        ValueError: ``prior`` or ``reset_every`` is not an integer of at least 1.
 
     Example:
         >>> FedPM(reset_every=2, fraction_train=0.5).reset_every
@@ -46,18 +51,22 @@ class FedPM(FedAvg):
     """Its arrays are what a mask exchange has decoded."""
 
     def __init__(self, prior: int = 1, reset_every: int = 1, **options: Any) -> None:
+        for name, value in (("prior", prior), ("reset_every", reset_every)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"`{name}` must be an integer. Got {value!r}.")
         super().__init__(**options)
         MaskPosterior.start(0, prior=prior, reset_every=reset_every)  # complains about its arguments
         self.prior = prior
         self.reset_every = reset_every
-        self._opened: NDArray[np.int64] | None = None
-        self._counted = self._rounds = 0
-        self._model: NDArray[np.uint8] | None = None
+        # θ is the posterior but for the number of rounds in it. Kept for the last θ and the one it came
+        # from: a round that the trainer declares void starts from that one again.
+        self._rounds: dict[str, int] = {}
+        self._given: ArrayRecord | None = None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Note which model the masks are for, and configure as FedAvg does.
+        """Note the θ that the masks are drawn from, and configure as FedAvg does.
 
         Raises:
             LightningFLError: The arrays are not masks.
@@ -67,7 +76,7 @@ class FedPM(FedAvg):
                 "`FedPM` aggregates masks, and there are none: pass `exchange=MaskExchange(...)` to"
                 " `FederatedTrainer` and to `client_app`."
             )
-        self._model = from_record(ArrayRecord({MODEL: arrays[MODEL]}))[MODEL]
+        self._given = ArrayRecord({name: arrays[name] for name in (COUNTS, TRIALS, MODEL)})
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -80,10 +89,13 @@ class FedPM(FedAvg):
         first = next(masks, None)
         if first is None:
             return None, None
-        posterior = self._posterior(first.size).update(chain([first], masks))
-        self._opened, self._counted, self._rounds = posterior.opened, posterior.masks, posterior.rounds
+        given = from_record(self._given or ArrayRecord())
+        before = self._posterior(given)
+        posterior = before.update(chain([first], masks))
         theta = posterior.theta()
-        new = {COUNTS: theta.counts, TRIALS: np.array(theta.trials), MODEL: np.asarray(self._model)}
+        new = {COUNTS: theta.counts, TRIALS: np.array(theta.trials), MODEL: given[MODEL]}
+        self._rounds = {digest(given): before.rounds, digest(new): posterior.rounds}
+        self._given = None
         for mean in rest:
             new |= mean.result()
         return to_record(new), aggregate_heads(heads, self.train_metrics_aggr_fn, self.weighted_by_key)
@@ -103,6 +115,11 @@ class FedPM(FedAvg):
             del reply, arrays
             yield mask
 
-    def _posterior(self, size: int) -> MaskPosterior:
-        opened = np.zeros(size, dtype=np.int64) if self._opened is None else self._opened
-        return MaskPosterior(opened, self._counted, self._rounds, self.prior, self.reset_every)
+    def _posterior(self, given: Arrays) -> MaskPosterior:
+        """The posterior whose mode is `given`; one that has counted nothing if that is a run's first θ."""
+        counts, half = given[COUNTS].astype(np.int64), self.prior - 1
+        rounds = self._rounds.get(digest(given), 0)
+        if not rounds:
+            return MaskPosterior.start(counts.size, prior=self.prior, reset_every=self.reset_every)
+        masks = int(given[TRIALS]) - 2 * half
+        return MaskPosterior(counts - half, masks, rounds, self.prior, self.reset_every)

@@ -21,7 +21,7 @@ from lightning_fl_ext.wire.codes import (
     encode_theta,
     to_fixed_point,
 )
-from lightning_fl_ext.wire.exchange import Exchange, State, StateMismatchError, Trip, WeightExchange
+from lightning_fl_ext.wire.exchange import Exchange, State, StateMismatchError, Trip, WeightExchange, _place
 from lightning_fl_ext.wire.tensors import to_numpy
 
 MASKS = "masks"
@@ -97,7 +97,10 @@ class MaskExchange(Exchange):
         """Copy the probabilities of the masks, flat and in state-dict order, and what travels besides."""
         scores = _scores(state)
         probs = [torch.sigmoid(score.detach().float()).reshape(-1).cpu() for score in scores.values()]
-        return {MASKS: torch.cat(probs).numpy(), **self._rest.pack(self._rest.select(_outside(state, scores)))}
+        return {
+            MASKS: torch.cat(probs).numpy(),
+            **self._rest.pack(self._rest.select(_outside(state, scores))),
+        }
 
     def start(self, state: State) -> dict[str, NDArray[Any]]:
         """Give the θ a run starts from: the server's own probabilities, rounded to fifteenths."""
@@ -174,10 +177,15 @@ class MaskExchange(Exchange):
     def _key(self, arrays: Arrays, trip: Trip, *, down: bool = False) -> MaskKey:
         stratum = None
         if self.stratified and not down:
+            if not trip.sampled:
+                raise LightningFLError(
+                    "`stratified=True` needs to know who takes part, and the server does not tell: give its"
+                    " `FederatedTrainer` the same `MaskExchange(stratified=True)`."
+                )
             if trip.client_id not in trip.sampled:
                 raise LightningFLError(
-                    f"`stratified=True`: client `{trip.client_id}` is not among those the server asked."
-                    " Use `FederatedTrainer`, and give the client an id."
+                    f"`stratified=True`: client `{trip.client_id}` is not among those the server asked,"
+                    f" {', '.join(trip.sampled[:5])}. Its id must be the one by which the server knows it."
                 )
             stratum = (trip.sampled.index(trip.client_id), len(trip.sampled))
         model = np.asarray(arrays[MODEL]).tobytes().hex()
@@ -210,13 +218,18 @@ def _scores(state: State) -> dict[str, torch.Tensor]:
 
 
 def _outside(state: State, scores: State) -> dict[str, Any]:
-    """Everything but scores, digests, and the weights under the masks."""
-    frozen = set()
+    """Everything but scores, digests, and the weights under the masks, by whatever name they are tied."""
+    inside = set(scores)
     for prefix in _prefixes(state):
         start = f"{prefix}scores."
-        frozen |= {f"{prefix}module.{name.removeprefix(start)}" for name in scores if name.startswith(start)}
-        frozen.add(f"{prefix}{_DIGEST}")
-    return {name: value for name, value in state.items() if name not in scores and name not in frozen}
+        inside |= {f"{prefix}module.{name.removeprefix(start)}" for name in scores if name.startswith(start)}
+        inside.add(f"{prefix}{_DIGEST}")
+    frozen = {_place(state[name]) for name in inside if name in state}
+    return {
+        name: value
+        for name, value in state.items()
+        if name not in inside and not (isinstance(value, torch.Tensor) and _place(value) in frozen)
+    }
 
 
 def _model_digest(state: State) -> NDArray[np.uint8]:

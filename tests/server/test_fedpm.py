@@ -93,11 +93,13 @@ def federate(tmp_path):
         ckpt_path=None,
         model=Net,
         callbacks=(),
+        min_accepted=1,
         **grid,
     ):
         exchange = exchange or MaskExchange()
         trainer = FederatedTrainer(
             max_rounds=rounds,
+            min_accepted=min_accepted,
             strategy=strategy or FedPM(fraction_evaluate=0.0),
             seed=SEED,
             exchange=exchange,
@@ -142,6 +144,26 @@ def test_a_prior_and_rounds_without_reset_enter_the_posterior(federate):
     second = federate(rounds=2, strategy=strategy).arrays
     np.testing.assert_array_equal(second[COUNTS], one + two + 2)
     assert int(second[TRIALS]) == 2 * CLIENTS + 4
+
+
+def test_the_masks_of_a_void_round_are_not_counted(federate):
+    def lose(_, reply):
+        client = reply.content.get("client", {})
+        return None if (client.get("client-id"), client.get("server-round")) == ("3", 2) else reply
+
+    strategy = FedPM(reset_every=3, fraction_evaluate=0.0)
+    trainer = federate(strategy=strategy, rounds=3, faults=lose, min_accepted=CLIENTS)
+    assert [record.void for record in trainer.rounds] == [False, True, False]
+    first = federate(rounds=1).arrays
+    third = np.sum(masks_of(first, range(CLIENTS), 3), axis=0)
+    np.testing.assert_array_equal(trainer.arrays[COUNTS], first[COUNTS] + third)
+    assert int(trainer.arrays[TRIALS]) == 2 * CLIENTS
+
+
+@pytest.mark.parametrize("options", [{"prior": 1.5}, {"prior": 0}, {"reset_every": 2.5}, {"reset_every": 0}])
+def test_settings_that_are_not_positive_integers_are_refused(options):
+    with pytest.raises(ValueError, match=f"`{next(iter(options))}` must be"):
+        FedPM(**options)
 
 
 def test_dithered_and_packed_masks_are_the_same_and_dithered_is_smaller(federate):

@@ -74,6 +74,18 @@ def test_frozen_weights_and_scores_never_travel_and_the_rest_does(state):
     assert list(exchange.to_server(exchange.pack(state), received, UP)) == [MASKS, *rest]
 
 
+def test_a_frozen_weight_does_not_travel_by_the_other_name_it_is_tied_to():
+    embedding, decoder = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+    decoder.weight = embedding.weight
+    state = MaskedModule(nn.Sequential(embedding, decoder)).state_dict()
+    assert "module.1.weight" in state
+    exchange = MaskExchange()
+    assert list(exchange.pack(state)) == [MASKS]
+    sent, received = down(exchange, state)
+    assert set(sent) == set(received) == {COUNTS, TRIALS, MODEL}
+    assert set(exchange.unpack(received, state)) == {"scores.0.weight"}
+
+
 def test_what_is_excluded_stays_at_home(state):
     exchange = MaskExchange(exclude=("head.*", "*.1.*"))
     assert list(exchange.pack(state)) == [MASKS]
@@ -119,11 +131,15 @@ def test_a_mask_for_another_round_client_or_run_is_refused(state, change, reason
     assert error.value.reason == reason
 
 
-def test_a_stratified_client_must_be_among_those_asked(state):
+@pytest.mark.parametrize(
+    ("sampled", "message"),
+    [(("a", "b"), "client `z` is not among those the server asked, a, b"), ((), "the server does not tell")],
+)
+def test_a_stratified_client_must_be_among_those_asked(state, sampled, message):
     exchange = MaskExchange(stratified=True)
     _, received = down(exchange, state)
-    with pytest.raises(LightningFLError, match="client `z` is not among"):
-        exchange.to_server(exchange.pack(state), received, Trip(7, 3, "z", ("a", "b")))
+    with pytest.raises(LightningFLError, match=message):
+        exchange.to_server(exchange.pack(state), received, Trip(7, 3, "z", sampled))
 
 
 @pytest.mark.parametrize(
