@@ -1,0 +1,284 @@
+"""Metric states in real fits: whose they are, under which names, and when there are none."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning.pytorch as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MaxMetric, MeanMetric, SumMetric
+from torchmetrics.classification import BinaryAUROC
+
+from lightning_fl_ext import FlowerBridge
+from lightning_fl_ext.metrics import ExampleStatesNotAllowed
+from lightning_fl_ext.metrics.stage import ASK, StageMetrics
+from lightning_fl_ext.server.pooling import pool_metrics
+
+TRAIN, VALIDATION = torch.tensor([1.0, 2, 3, 4, 5, 6]), torch.tensor([10.0, 20, 30, 40, 50])
+
+
+class Sums(L.LightningModule):
+    """Its metrics are sums of the data, so that what they have seen can be read off them."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.seen = SumMetric()
+        self.trained = SumMetric()
+
+    def training_step(self, batch, _):
+        self.trained(batch[0])
+        self.log("train_sum", self.trained, on_step=False, on_epoch=True)
+        return self.weight.sum()
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.seen(batch[0])
+        self.log("val_sum", self.seen)
+
+    def test_step(self, batch):
+        self.seen(batch[0])
+        self.log("test_sum", self.seen)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def loader(values):
+    return DataLoader(TensorDataset(values), 2)
+
+
+@pytest.fixture
+def bridge_of(kit):
+    def make(module, kind="train", ask=True, **options):
+        message = kit.message(kit.arrays_of(module), kind)
+        if ask:
+            message.content["config"][ASK] = True
+        return FlowerBridge.from_message(message, kit.context(), **options)
+
+    return make
+
+
+@pytest.fixture
+def fit(kit, bridge_of):
+    """Fit and read the reply: stages by name, the pooled values, and the plain metrics."""
+
+    def run(module, val=(VALIDATION,), ask=True, bridge=None, **options):
+        bridge = bridge or bridge_of(module, ask=ask)
+        loaders = [loader(values) for values in val]
+        kit.trainer(bridge, **{"num_sanity_val_steps": 0, **options}).fit(module, loader(TRAIN), loaders)
+        content = bridge.reply().content
+        stages = {s: StageMetrics.from_bytes(b, client_id="0") for s, b in content.get(ASK, {}).items()}
+        values, left_out = pool_metrics(type(module)(), {"0": stages}, 1)
+        assert not left_out
+        return stages, values, dict(content["metrics"])
+
+    return run
+
+
+def test_train_and_validation_states_are_those_of_the_last_epoch(fit):
+    stages, values, _ = fit(Sums(), max_epochs=2)
+    assert values == {"train_sum": 21.0, "val_sum": 150.0}
+    assert {s: told.pack.num_examples for s, told in stages.items()} == {"train": 6, "validate": 5}
+
+
+def test_without_being_asked_nothing_is_added(fit, kit):
+    module = Sums()
+    stages, _, metrics = fit(module, ask=False)
+    assert stages == {}
+    assert metrics == {"train_sum": 21.0, "val_sum": 150.0, "num-examples": 6}
+
+
+def test_the_sanity_check_takes_no_part(fit):
+    _, values, _ = fit(Sums(), num_sanity_val_steps=2)
+    assert values["val_sum"] == 150.0
+
+
+def test_a_sanity_check_alone_is_no_validation(fit):
+    stages, _, _ = fit(Sums(), num_sanity_val_steps=2, limit_train_batches=1, check_val_every_n_epoch=5)
+    assert set(stages) == {"train"}
+
+
+def test_a_validation_in_the_middle_of_an_epoch_leaves_the_train_metrics_out(fit):
+    stages, values, _ = fit(Sums(), val_check_interval=2)
+    assert values == {"train_sum": 21.0, "val_sum": 150.0}
+    updates = {stage: {n: m.updates for n, m in told.pack.metrics.items()} for stage, told in stages.items()}
+    assert updates == {"train": {"seen": 0, "trained": 3}, "validate": {"seen": 3, "trained": 0}}
+
+
+def test_a_metric_that_is_never_reset_is_sent_as_it_is_logged(fit):
+    class Grows(Sums):
+        def validation_step(self, batch, _):
+            self.seen.update(batch[0])
+
+        def on_validation_epoch_end(self):
+            self.log("val_sum", self.seen.compute())
+
+    _, values, _ = fit(Grows(), max_epochs=2)
+    assert values["val_sum"] == 300.0
+
+
+def test_a_metric_reset_when_the_next_validation_starts_is_sent_as_it_is_logged(fit):
+    class ResetsLate(Sums):
+        def on_validation_epoch_start(self):
+            self.seen.reset()
+
+        def validation_step(self, batch, _):
+            self.seen.update(batch[0])
+
+        def on_validation_epoch_end(self):
+            self.log("val_sum", self.seen.compute())
+
+    _, values, _ = fit(ResetsLate(), max_epochs=3)
+    assert values["val_sum"] == 150.0
+
+
+def test_names_of_several_dataloaders_are_the_modules(fit):
+    stages, values, metrics = fit(Sums(), val=(VALIDATION, VALIDATION[:1]))
+    names = {"val_sum/dataloader_idx_0", "val_sum/dataloader_idx_1"}
+    assert set(stages["validate"].names) == names == {name for name in metrics if "val_sum" in name}
+    assert values["val_sum/dataloader_idx_0"] == 160.0, "one metric object that saw both"
+
+
+def test_a_value_is_found_whatever_the_module_computes_besides(fit):
+    """Two metrics, one of them logged by value, one as an object; a scalar that is neither."""
+
+    class Mixed(Sums):
+        def __init__(self):
+            super().__init__()
+            self.largest = MaxMetric()
+
+        def validation_step(self, batch, _):
+            super().validation_step(batch, _)
+            self.largest.update(batch[0])
+            self.log("scalar", batch[0].mean())
+
+        def on_validation_epoch_end(self):
+            self.log("val_max", self.largest.compute())
+            self.largest.reset()
+
+    stages, values, _ = fit(Mixed())
+    assert stages["validate"].names == {"val_sum": ("seen",), "val_max": ("largest",)}
+    assert stages["validate"].scalars == ("scalar",)
+    assert values["val_max"] == 50.0
+
+
+def test_the_modules_own_values_are_what_they_are_without_the_bridge(kit, fit):
+    plain = kit.trainer(num_sanity_val_steps=0, max_epochs=2)
+    plain.fit(Sums(), loader(TRAIN), loader(VALIDATION))
+    _, _, metrics = fit(Sums(), max_epochs=2)
+    assert {k: float(v) for k, v in plain.callback_metrics.items()} | {"num-examples": 6} == metrics
+
+
+def test_a_test_has_a_stage_of_its_own(kit, bridge_of):
+    module = Sums()
+    bridge = bridge_of(module, "evaluate")
+    kit.trainer(bridge).test(module, loader(VALIDATION), verbose=False)
+    told = StageMetrics.from_bytes(bridge.reply().content[ASK]["test"], client_id="0")
+    assert told.names == {"test_sum": ("seen",)}
+    assert told.pack.num_examples == 5
+
+
+def test_states_follow_the_evaluation_before_the_reply(kit, bridge_of):
+    """A bridge used for two evaluations answers with the second."""
+    module = Sums()
+    bridge = bridge_of(module, "evaluate")
+    for values in (VALIDATION, VALIDATION[:3]):
+        kit.trainer(bridge).validate(module, loader(values), verbose=False)
+    told = StageMetrics.from_bytes(bridge.reply().content[ASK]["validate"], client_id="0")
+    assert float(told.pack.metrics["seen"].states["sum_value"]) == 60.0
+
+
+def test_rows_of_examples_are_refused_before_the_first_batch(kit, bridge_of):
+    class Exact(Sums):
+        def __init__(self):
+            super().__init__()
+            self.auroc = BinaryAUROC()
+
+        def training_step(self, batch, _):
+            raise AssertionError("a batch was trained on")
+
+    module = Exact()
+    with pytest.raises(ExampleStatesNotAllowed, match=r'allow_example_states=\("auroc",\)'):
+        kit.trainer(bridge_of(module)).fit(module, loader(TRAIN), loader(VALIDATION))
+    unasked = kit.trainer(bridge_of(module, ask=False), num_sanity_val_steps=0)
+    with pytest.raises(AssertionError, match="a batch was trained on"):
+        unasked.fit(module, loader(TRAIN), loader(VALIDATION))
+    allowed = bridge_of(module, allow_example_states=("auroc",))
+    with pytest.raises(AssertionError, match="a batch was trained on"):
+        kit.trainer(allowed, num_sanity_val_steps=0).fit(module, loader(TRAIN), loader(VALIDATION))
+
+
+@pytest.mark.parametrize("build", [MeanMetric, BinaryAUROC], ids=["counts", "rows"])
+def test_metrics_built_in_setup_are_found_or_refused_before_they_leave(kit, bridge_of, build):
+    class Late(Sums):
+        def setup(self, stage):
+            self.late = build()
+
+        def validation_step(self, batch, _):
+            super().validation_step(batch, _)
+            x = batch[0] / 100
+            self.late.update(x, (x > 0.2).long()) if build is BinaryAUROC else self.late.update(x)
+
+    module = Late()
+    bridge = bridge_of(module)
+    trainer = kit.trainer(bridge, num_sanity_val_steps=0)
+    if build is BinaryAUROC:
+        with pytest.raises(ExampleStatesNotAllowed, match="`late`"):
+            trainer.fit(module, loader(TRAIN), loader(VALIDATION))
+    else:
+        trainer.fit(module, loader(TRAIN), loader(VALIDATION))
+        told = StageMetrics.from_bytes(bridge.reply().content[ASK]["validate"], client_id="0")
+        assert set(told.pack.metrics) == {"seen", "trained", "late"}
+
+
+@pytest.mark.parametrize(("least", "withheld"), [(5, False), (6, True)])
+def test_a_stage_with_too_few_examples_stays_at_home(bridge_of, fit, least, withheld):
+    module = Sums()
+    stages, _, metrics = _withheld(fit, module, bridge_of(module, min_examples=least), withheld)
+    assert stages["validate"].pack.withheld is withheld
+    assert not stages["train"].pack.withheld
+    assert ("val_sum" in metrics) is not withheld
+    assert "train_sum" in metrics
+
+
+def _withheld(fit, module, bridge, withheld):
+    if not withheld:
+        return fit(module, bridge=bridge)
+    with pytest.raises(AssertionError):  # the pool says who is missing
+        fit(module, bridge=bridge)
+    content = bridge.reply().content
+    stages = {s: StageMetrics.from_bytes(b, client_id="0") for s, b in content[ASK].items()}
+    return stages, {}, dict(content["metrics"])
+
+
+# Several processes
+
+SCRIPT = Path(__file__).with_name("_pooling_processes.py")
+
+
+def run(*strategies):
+    root = str(SCRIPT.parents[2])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([root, *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(SCRIPT), *strategies],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stderr[-4000:]
+    return json.loads(lines[-1].removeprefix("RESULT "))
+
+
+def test_two_processes_pool_to_what_one_does():
+    one, two = run("auto", "ddp_fork").values()
+    assert set(one["train"]) == set(one["evaluate"]) == {"val_acc", "val_f1", "val_r", "val_loss", "examples"}
+    for kind in ("train", "evaluate"):
+        assert two[kind] == pytest.approx(one[kind], abs=1e-6), kind
+    assert one["evaluate"]["val_f1"] != one["evaluate"]["val_acc"]
