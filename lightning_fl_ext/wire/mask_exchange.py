@@ -50,8 +50,8 @@ class MaskExchange(Exchange):
             (the same masks, one bit), or ``"random"`` (minimal random coding, about a thirtieth of a bit;
             biased towards the server's θ).
         stratified: Make the clients' masks negatively correlated, which lowers the variance of their mean at
-            no cost. Needs a server that tells who takes part, as ``FederatedTrainer`` does; not for
-            ``"random"``.
+            no cost. Needs a server that tells who takes part, as ``FederatedTrainer`` does, and clients with
+            ids, as ``client_app`` gives them; not for ``"random"``.
         include: Names outside the masks that travel. Shell patterns, as in :class:`WeightExchange`.
         exclude: Names outside the masks that stay.
 
@@ -185,7 +185,8 @@ class MaskExchange(Exchange):
             if trip.client_id not in trip.sampled:
                 raise LightningFLError(
                     f"`stratified=True`: client `{trip.client_id}` is not among those the server asked,"
-                    f" {', '.join(trip.sampled[:5])}. Its id must be the one by which the server knows it."
+                    f" {', '.join(trip.sampled[:5])}. The server must know it by that id: use `client_app`, or"
+                    " answer the server's query as that does."
                 )
             stratum = (trip.sampled.index(trip.client_id), len(trip.sampled))
         model = np.asarray(arrays[MODEL]).tobytes().hex()
