@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from lightning_fl_ext.engines import stream_replies
+from lightning_fl_ext.wire.contents import records_of
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Clients:
 
 def client_record(content: RecordDict) -> Mapping[str, Any]:
     """Give what the client says about itself; nothing, if it is not one of this package's."""
-    return content.config_records.get("client") or {}
+    return records_of(content, ConfigRecord).get("client") or {}
 
 
 def declared_id(content: RecordDict) -> str:

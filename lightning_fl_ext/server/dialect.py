@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.wire import from_record, to_record
+from lightning_fl_ext.wire.contents import records_of
 from lightning_fl_ext.wire.records import RAW_STYPE
 
 
@@ -50,17 +51,18 @@ def make_readable(
     for reply in replies:
         content = reply.content
         if like is not None:
-            (name,), (record,) = replies[0].content.array_records, content.array_records.values()
+            (name,) = records_of(replies[0].content, ArrayRecord)
+            ((old, record),) = records_of(content, ArrayRecord).items()
             ordered = ArrayRecord({key: record[key] for key in like})
-            _replace(content, list(content.array_records), name, readable(ordered) if widen else ordered)
-        (name,), (measured,) = replies[0].content.metric_records, content.metric_records.values()
+            _replace(content, old, name, readable(ordered) if widen else ordered)
+        (name,) = records_of(replies[0].content, MetricRecord)
+        ((old, measured),) = records_of(content, MetricRecord).items()
         shared = MetricRecord({key: value for key, value in measured.items() if key in metrics})
-        _replace(content, list(content.metric_records), name, shared)
+        _replace(content, old, name, shared)
 
 
-def _replace(content: RecordDict, old: list[str], name: str, record: ArrayRecord | MetricRecord) -> None:
-    for key in old:
-        del content[key]
+def _replace(content: RecordDict, old: str, name: str, record: ArrayRecord | MetricRecord) -> None:
+    del content[old]
     content[name] = record
 
 

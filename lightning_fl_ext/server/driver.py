@@ -184,15 +184,13 @@ class StrategyDriver:
     ) -> RoundExchange:
         record = to_record(arrays)
         given = record if self.reads_every_dtype else dialect.readable(record)
-        del record
         seed = self.trainer.seed
         config = ConfigRecord({"run-seed": seed, "server-round": server_round, ASK: True})
         with self._around(server_round, f"configure-{purpose}"):
             messages = list(configure(server_round, given, config, self.grid))
         sampled = tuple(sorted(self.clients[m.metadata.dst_node_id] for m in messages))
         transit = Transit(self.trainer.exchange, arrays, Trip(seed, server_round, "", sampled))
-        transit.put_into(messages, given, config)
-        del given
+        transit.put_into(messages, given, record, config)
         told, limits = self.trainer.call_callbacks, self._limits(len(messages))
 
         def read(reply: Message, client: str) -> ClientUpdate:

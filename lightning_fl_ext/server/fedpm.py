@@ -18,6 +18,7 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.server.strategy import aggregate_heads
 from lightning_fl_ext.wire import from_record, to_record
+from lightning_fl_ext.wire.contents import records_of
 from lightning_fl_ext.wire.mask_exchange import COUNTS, MASKS, MODEL, TRIALS
 
 
@@ -104,9 +105,9 @@ class FedPM(FedAvg):
         self, replies: Iterable[Message], heads: list[RecordDict], rest: list[ExactMean]
     ) -> Iterator[NDArray[np.bool_]]:
         for reply in replies:
-            arrays = from_record(next(iter(reply.content.array_records.values())))
-            metrics = next(iter(reply.content.metric_records.values()))
-            heads.append(RecordDict({"metrics": metrics, **reply.content.config_records}))
+            arrays = from_record(next(iter(records_of(reply.content, ArrayRecord).values())))
+            metrics = next(iter(records_of(reply.content, MetricRecord).values()))
+            heads.append(RecordDict({"metrics": metrics, **records_of(reply.content, ConfigRecord)}))
             mask = arrays.pop(MASKS)
             if arrays:
                 if not rest:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from lightning_fl_ext.engines import NotEnoughClientsError, stream_replies
@@ -18,6 +18,7 @@ from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.clients import Clients, declared_id
 from lightning_fl_ext.server.pooling import read_stages
 from lightning_fl_ext.server.rejection import BadUpdateError, Reason, Rejected, Rejection
+from lightning_fl_ext.wire.contents import records_of
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,8 @@ class RoundExchange:
                 yield self.clients[node], reply, read
                 del read
             del reply
+        for message in self.messages:
+            message.content = RecordDict()  # the global weights: no longer needed, and large
         waiting = self._sent() if waiting is None else waiting
         self.earlier.update(answered, waiting)
         if self.messages and not answered:
@@ -192,4 +195,5 @@ def _failed(reply: Message) -> Rejected:
 
 
 def _array_bytes(message: Message) -> int:
-    return sum(len(a.data) for record in message.content.array_records.values() for a in record.values())
+    records = records_of(message.content, ArrayRecord).values()
+    return sum(len(array.data) for record in records for array in record.values())

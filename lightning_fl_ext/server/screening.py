@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, Message
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from numpy.typing import NDArray
 
 from lightning_fl_ext.aggregation.structure import MAX_WEIGHT
@@ -17,6 +17,7 @@ from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.server.clients import client_record, declared_id
 from lightning_fl_ext.server.rejection import Reason, Rejected, Rejection
 from lightning_fl_ext.wire import from_record
+from lightning_fl_ext.wire.contents import records_of
 
 MAX_EXAMPLES = MAX_WEIGHT
 """The largest count of examples, 2^26; one beyond it is taken for an error."""
@@ -69,7 +70,7 @@ def screen_train_reply(
         Rejected: A check failed.
     """
     head = screen_evaluate_reply(reply, client_id, server_round, limits, like)
-    records = reply.content.array_records
+    records = records_of(reply.content, ArrayRecord)
     if len(records) != 1:
         raise Rejected(Reason.UNDECODABLE, "arrays", "one ArrayRecord", f"{len(records)}")
     record = next(iter(records.values()))
@@ -110,7 +111,7 @@ def screen_evaluate_reply(
     client = client_record(reply.content)
     if (answered := client.get("server-round", server_round)) != server_round:
         raise Rejected(Reason.STALE, "server-round", str(server_round), str(answered))
-    records = reply.content.metric_records
+    records = records_of(reply.content, MetricRecord)
     if len(records) != 1:
         raise Rejected(Reason.UNDECODABLE, "metrics", "one MetricRecord", f"{len(records)}")
     metrics: dict[str, Any] = dict(next(iter(records.values())))

@@ -14,6 +14,7 @@ from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.server.clients import declared_id
 from lightning_fl_ext.server.screening import common_metrics
 from lightning_fl_ext.wire import from_record, to_record
+from lightning_fl_ext.wire.contents import records_of
 
 
 class ExactFedAvg(FedAvg):
@@ -57,20 +58,21 @@ class ExactFedAvg(FedAvg):
         for reply in replies:
             if reply.has_error():
                 continue
-            arrays = from_record(next(iter(reply.content.array_records.values())))
-            metrics = next(iter(reply.content.metric_records.values()))
+            arrays = from_record(next(iter(records_of(reply.content, ArrayRecord).values())))
+            metrics = next(iter(records_of(reply.content, MetricRecord).values()))
             if mean is None:
                 mean = ExactMean(self._like or arrays)
             weight = metrics[self.weighted_by_key]
             mean.add(arrays, int(weight) if isinstance(weight, float) and weight.is_integer() else weight)  # type: ignore[arg-type]
-            heads.append(RecordDict({"metrics": metrics, **reply.content.config_records}))
+            heads.append(RecordDict({"metrics": metrics, **records_of(reply.content, ConfigRecord)}))
             del reply, arrays
         self._like = None
         if mean is None:
             return None, None
-        return to_record(mean.result()), aggregate_heads(
-            heads, self.train_metrics_aggr_fn, self.weighted_by_key
-        )
+        arrays = mean.result()
+        del mean  # four times the model's size
+        metrics = aggregate_heads(heads, self.train_metrics_aggr_fn, self.weighted_by_key)
+        return to_record(arrays), metrics
 
     @staticmethod
     def max_term(num_clients: int) -> float:

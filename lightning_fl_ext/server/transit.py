@@ -11,6 +11,7 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.server.rejection import Reason, Rejected
 from lightning_fl_ext.wire import Exchange, Trip, from_record, to_record
+from lightning_fl_ext.wire.contents import records_of
 
 
 class Transit:
@@ -28,22 +29,25 @@ class Transit:
         self.trip = trip
         self.like = exchange.like(arrays)
 
-    def put_into(self, messages: Sequence[Message], given: ArrayRecord, config: ConfigRecord) -> None:
+    def put_into(
+        self, messages: Sequence[Message], given: ArrayRecord, record: ArrayRecord, config: ConfigRecord
+    ) -> None:
         """Make messages ready to send.
 
         Args:
             messages: As a strategy made them.
             given: What the strategy was given as the global arrays, and passed on.
-            config: What it was given as the config, and passed on.
+            record: The global arrays as they are.
+            config: What the strategy was given as the config, and passed on.
         """
         if self.exchange.tells_sampled:
             config["sampled"] = list(self.trip.sampled)
         outgoing = self.exchange.to_client(self.arrays, self.trip)
-        record = to_record(outgoing)
+        wire = record if outgoing is self.arrays else to_record(outgoing)
         for message in messages:
             for key, value in list(message.content.items()):
                 if value is given:
-                    message.content[key] = record
+                    message.content[key] = wire
 
     def decode(self, reply: Message, client_id: str) -> None:
         """In a train reply, put arrays where the client wrote a code.
@@ -55,9 +59,10 @@ class Transit:
         Raises:
             Rejected: It cannot be read.
         """
-        if not self.exchange.coded or len(reply.content.array_records) != 1:
+        records = records_of(reply.content, ArrayRecord)
+        if not self.exchange.coded or len(records) != 1:
             return
-        ((name, record),) = reply.content.array_records.items()
+        ((name, record),) = records.items()
         try:
             arrays = self.exchange.from_client(
                 from_record(record), self.arrays, replace(self.trip, client_id=client_id)
