@@ -164,9 +164,16 @@ class MaskExchange(Exchange):
 
         Raises:
             MaskCodeError: The payload is damaged, or not this client's for this round and model.
+            LightningFLError: There is none.
         """
-        public = _theta(sent).fixed_point()
-        mask = decode_mask(np.asarray(arrays[MASKS], dtype=np.uint8).tobytes(), public, self._key(sent, trip))
+        payload = arrays.get(MASKS)
+        if payload is None or payload.dtype != np.uint8:
+            got = f"the arrays {list(arrays)[:3]}" if payload is None else f"dtype {payload.dtype}"
+            raise LightningFLError(
+                f"`{MASKS}`: expected the bytes of a coded mask, uint8. Got {got}. Give the client the same"
+                " `MaskExchange` as the server."
+            )
+        mask = decode_mask(payload.tobytes(), _theta(sent).fixed_point(), self._key(sent, trip))
         return {**arrays, MASKS: mask}
 
     def like(self, sent: Arrays) -> Arrays:

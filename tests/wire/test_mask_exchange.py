@@ -131,6 +131,13 @@ def test_a_mask_for_another_round_client_or_run_is_refused(state, change, reason
     assert error.value.reason == reason
 
 
+@pytest.mark.parametrize("arrays", [{"net.weight": np.zeros(3)}, {MASKS: np.zeros(30, dtype=np.float32)}])
+def test_a_reply_without_a_coded_mask_is_refused_with_what_came(state, arrays):
+    exchange = MaskExchange()
+    with pytest.raises(LightningFLError, match=r"expected the bytes of a coded mask.*(net\.weight|float32)"):
+        exchange.from_client(arrays, exchange.start(state), UP)
+
+
 @pytest.mark.parametrize(
     ("sampled", "message"),
     [(("a", "b"), "client `z` is not among those the server asked, a, b"), ((), "the server does not tell")],
