@@ -205,18 +205,18 @@ def federate(code: str, exchange: Exchange, partition: str, seed: int, rounds: i
         return {"accuracy": accuracy, "sampled": float(np.mean(samples))}
 
     log = RoundLog(code)
-    trainer = FederatedTrainer(
-        max_rounds=rounds,
-        strategy=strategy,
-        seed=seed,
-        exchange=exchange,
-        callbacks=[log],
-        on_bad_update="raise",
-        enable_progress_bar=False,
-    )
     app = lean_app(make(), data, exchange, lr=0.1 if masked else 1e-3)
     with tempfile.TemporaryDirectory() as folder:
-        trainer.default_root_dir = folder
+        trainer = FederatedTrainer(
+            max_rounds=rounds,
+            strategy=strategy,
+            seed=seed,
+            exchange=exchange,
+            callbacks=[log],
+            on_bad_update="raise",
+            default_root_dir=folder,
+            enable_progress_bar=False,
+        )
         trainer.fit(make, LocalGrid(app, CLIENTS), evaluate)
     return log.log
 

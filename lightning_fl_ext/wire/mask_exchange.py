@@ -192,8 +192,8 @@ class MaskExchange(Exchange):
             if trip.client_id not in trip.sampled:
                 raise LightningFLError(
                     f"`stratified=True`: client `{trip.client_id}` is not among those the server asked,"
-                    f" {', '.join(trip.sampled[:5])}. The server must know it by that id: use `client_app`, or"
-                    " answer the server's query as that does."
+                    f" {', '.join(trip.sampled[:5])}. The server must know it by that id: use `client_app`,"
+                    " or answer the server's query as that does."
                 )
             stratum = (trip.sampled.index(trip.client_id), len(trip.sampled))
         model = np.asarray(arrays[MODEL]).tobytes().hex()
