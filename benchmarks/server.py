@@ -1,8 +1,9 @@
 """Server: peak memory for 4, 16 and 64 clients beside Flower's FedAvg; cost of screening, order and digests.
 
-Run it with ``python benchmarks/server.py``; it takes a minute or two. Memory is what a process's peak rises by
-from just before the fit, over the size of the model, for a round of clients that hand in a 40 MB model each,
-one after the other, in this process. Every measurement has a process of its own. Costs are the best of five.
+Run it with ``python benchmarks/server.py``; it takes a minute or two. Memory is what a process's peak rises
+by from just before the fit, over the size of the model, for a round of clients that hand in a 40 MB model
+each, one after the other, in this process. Every measurement has a process of its own. Costs are the best
+of five.
 """
 
 import argparse

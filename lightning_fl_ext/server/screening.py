@@ -210,7 +210,7 @@ def _bound(array: NDArray[Any]) -> float:
         return 1.01 * math.sqrt(float(np.dot(flat, flat))) + 1e-18 if flat.size else 0.0
 
 
-def update_norm(arrays: Arrays, like: Arrays, block: int = 1 << 16) -> float:
+def update_norm(arrays: Arrays, like: Arrays, block: int = 1 << 13) -> float:
     """Compute the L2 norm of the difference of the floating arrays, in float64, block by block.
 
     Example:
@@ -222,11 +222,13 @@ def update_norm(arrays: Arrays, like: Arrays, block: int = 1 << 16) -> float:
         if array.dtype.kind in "biu":
             continue
         new, old = array.reshape(-1), like[name].reshape(-1)
-        wide = np.complex128 if array.dtype.kind == "c" else np.float64
+        difference = np.empty(min(block, new.size), np.complex128 if array.dtype.kind == "c" else np.float64)
         for start in range(0, new.size, block):
             part = slice(start, start + block)
-            difference = new[part].astype(wide) - old[part].astype(wide)
-            total += float(np.vdot(difference, difference).real)
+            here = difference[: new[part].size]
+            np.copyto(here, new[part])
+            here -= old[part]
+            total += float(np.vdot(here, here).real)
     return math.sqrt(total)
 
 
