@@ -4,15 +4,16 @@
     python benchmarks/aggregation.py --quick    # 2 million x 12, 100 thousand x 100; half a minute
 
 Both sides start from the same Flower records in memory, one set a case, and end with an ArrayRecord. Every
-contender runs once to warm up (numba compiles then), then all take turns; the best of the repeats counts,
-which on a shared machine is the time least disturbed. "read once" touches every byte of the updates with as
-many threads as `ExactMean` uses, and does nothing else.
+contender runs once to warm up (numba compiles then), then all take turns, in an order drawn anew each
+time; the best of the repeats counts, which on a shared machine is the time least disturbed. "read once" touches every
+byte of the updates with as many threads as `ExactMean` uses, and does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -101,9 +102,9 @@ def compare(parameters: int, clients: int, repeats: int, threads: int) -> None:
     for work in contenders.values():
         work()
     best = dict.fromkeys(contenders, (float("inf"), float("inf")))
-    for _ in range(repeats):
-        for name, work in contenders.items():
-            best[name] = min(best[name], seconds(work))
+    for turn in range(repeats):
+        for name in random.Random(turn).sample(list(contenders), len(contenders)):
+            best[name] = min(best[name], seconds(contenders[name]))
 
     print(f"\n{parameters / 1e6:g} million float32 x {clients} clients, {threads} threads")
     print(f"{'':34}{'ms':>8}{'cpu ms':>8}{'ns/param/client':>17}{'x Flower':>10}{'x read':>8}")

@@ -2,15 +2,16 @@
 
 Every term is split into whole multiples of 2^-8 and of 2^-44 by a rule that looks at nothing but the term
 (`lightning_fl_ext.aggregation.arithmetic.bins`), and the multiples are summed as integers. So the order of
-terms leaves no trace, and a term added with the opposite weight is taken out again to the bit: that is how
-a pass ends that meets a bad value.
+terms leaves no trace. And since integers of 64 bits form a group, whatever was added can be taken out again
+to the bit, be it made of NaN: a pass adds first, looks at the magnitudes it saw, and goes back if it must.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from math import ceil, isfinite, prod
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.aggregation.arithmetic import LIMIT
 from lightning_fl_ext.aggregation.errors import AggregationOverflow, InvalidUpdate
-from lightning_fl_ext.aggregation.kernels import kernels_for
+from lightning_fl_ext.aggregation.kernels import AT_ONCE, Terms, Weights, kernels_for
 from lightning_fl_ext.aggregation.structure import PARTS, Arrays, Entry
 
 Array = NDArray[Any]
@@ -36,14 +37,6 @@ class _Block(NamedTuple):
     """Of the flattened array."""
     place: slice
     """Of the sums, in which the arrays follow each other."""
-
-
-class _Folded(NamedTuple):
-    """What the journal of a pass keeps: which block of which update, and weight times magnitude in it."""
-
-    block: _Block
-    update: int
-    need: int
 
 
 class FloatSums:
@@ -66,34 +59,34 @@ class FloatSums:
     def fold(self, updates: Sequence[tuple[Arrays, int]]) -> None:
         """Add updates times their weights in one pass: all of them, or, after an error, none.
 
-        A block of an update is checked and folded while it is in the processor's cache, so the updates'
-        memory is read once. Should a later block be refused, the journal tells what to take out again.
-
         Raises:
             InvalidUpdate: If a value is not finite.
             AggregationOverflow: If an array's bound would reach `LIMIT`.
         """
+        if not updates:
+            return
         flats = [
             ({name: _flat(arrays[name], entry.dtype) for name, entry in self._entries.items()}, weight)
             for arrays, weight in updates
         ]
-        journal: list[_Folded] = []
+        journal: list[tuple[_Block, list[float]]] = []
 
         def fold(blocks: Sequence[_Block]) -> None:
             for block in blocks:
-                for i, (arrays, weight) in enumerate(flats):
-                    peak = self._add(block, arrays, weight)
-                    if not weight * peak < LIMIT:
-                        raise _refusal(f"update {i}, array `{block.name}`", weight, peak)
-                    journal.append(_Folded(block, i, ceil(weight * peak)))
+                peaks: list[float] = []
+                journal.append((block, peaks))
+                for values, weights in _groups(flats, block):
+                    peaks.extend(
+                        self._kernels.fold(self._high[block.place], self._low[block.place], values, weights)
+                    )
 
         try:
             self._share_out(fold, self._high.size * len(flats))
-            self._bounds = self._grown(journal)
+            self._bounds = self._grown(journal, [weight for _, weight in flats])
         except BaseException:
-            for block, i, _ in journal:
-                arrays, weight = flats[i]
-                self._add(block, arrays, -weight)
+            for block, peaks in journal:
+                for values, weights in _groups(flats, block, done=len(peaks)):
+                    self._kernels.unfold(self._high[block.place], self._low[block.place], values, weights)
             raise
 
     def merge(self, other: FloatSums) -> None:
@@ -119,31 +112,21 @@ class FloatSums:
             name: flats[name].view(entry.dtype).reshape(entry.shape) for name, entry in self._entries.items()
         }
 
-    def _add(self, block: _Block, arrays: Arrays, weight: int) -> float:
-        """Add a block times a weight of either sign if that stays under `LIMIT`; return its magnitude."""
-        high, low, values = self._high[block.place], self._low[block.place], arrays[block.name][block.part]
-        if values.itemsize < 4:
-            values = values.astype(np.float32)  # exact
-            values.flags.writeable = False  # like the others: numba compiles for one kind of array
-        if values.itemsize == 4:
-            return self._kernels.fold(high, low, values, float(weight))
-        # 53 bits times a weight would be rounded; the first 26 bits and the other 27 are not.
-        first = (values.view(np.uint64) & _FIRST_HALF).view(np.float64)
-        peak = self._kernels.fold(high, low, first, float(weight))
-        if abs(weight) * peak < LIMIT:
-            self._kernels.fold(high, low, values - first, float(weight))
-        return peak
-
-    def _grown(self, journal: Iterable[_Folded]) -> dict[str, int]:
-        """Return the bounds after a pass: each grows by every update's largest need in the array's blocks."""
-        needs: dict[tuple[str, int], int] = {}
-        for block, i, need in journal:
-            needs[block.name, i] = max(need, needs.get((block.name, i), 0))
+    def _grown(self, journal: Iterable[tuple[_Block, list[float]]], weights: list[int]) -> dict[str, int]:
+        """Return the bounds after a pass, or raise if a value was not finite or a bound reaches `LIMIT`."""
+        largest = {name: np.zeros(len(weights)) for name in self._entries}
+        for block, peaks in journal:
+            of_updates = np.reshape(peaks, (len(weights), -1)).max(axis=1)
+            largest[block.name] = np.maximum(largest[block.name], of_updates)
         bounds = dict(self._bounds)
-        for (name, i), need in needs.items():
-            bounds[name] += need
-            if bounds[name] >= LIMIT:
-                raise _overflow(f"update {i}, array `{name}`", bounds[name])
+        for name, peaks_of_updates in largest.items():
+            for i, (weight, peak) in enumerate(zip(weights, peaks_of_updates.tolist(), strict=True)):
+                where = f"update {i}, array `{name}`"
+                if not isfinite(peak):
+                    raise InvalidUpdate(f"{where}: expected finite values, got NaN or inf. Leave it out")
+                bounds[name] += ceil(min(weight * peak, LIMIT))
+                if bounds[name] >= LIMIT:
+                    raise _overflow(where, bounds[name])
         return bounds
 
     def _share_out(self, work: Callable[[Sequence[_Block]], None], numbers: int) -> None:
@@ -182,14 +165,38 @@ def _flat(array: Array, dtype: np.dtype[Any]) -> Array:
     return flat
 
 
+def _groups(
+    flats: Sequence[tuple[Arrays, int]], block: _Block, done: int | None = None
+) -> Iterator[tuple[Terms, Weights]]:
+    """Gather the terms of a block, or as many as were done: four at a time, what remains one by one.
+
+    Only fours and ones, because numba compiles anew for every number of terms.
+    """
+    terms = [
+        (values, float(weight))
+        for arrays, weight in flats
+        for values in _exact_factors(arrays[block.name][block.part])
+    ][:done]
+    fours = len(terms) - len(terms) % AT_ONCE
+    for start, stop in pairwise([*range(0, fours, AT_ONCE), *range(fours, len(terms) + 1)]):
+        values, weights = zip(*terms[start:stop], strict=True)
+        yield values, weights
+
+
+def _exact_factors(values: Array) -> tuple[Array, ...]:
+    """Return float32 or float64 that add up to the values and whose products with a weight are exact."""
+    if values.itemsize < 4:
+        values = values.astype(np.float32)
+        values.flags.writeable = False  # like the others, because numba compiles anew for arrays that are not
+    if values.itemsize == 4:
+        return (values,)
+    first = (values.view(np.uint64) & _FIRST_HALF).view(np.float64)
+    with np.errstate(invalid="ignore"):
+        return first, values - first
+
+
 def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _refusal(where: str, weight: int, peak: float) -> InvalidUpdate | AggregationOverflow:
-    if isfinite(peak):
-        return _overflow(where, weight * peak)
-    return InvalidUpdate(f"{where}: expected finite values, got NaN or inf. Leave this update out")
 
 
 def _overflow(where: str, bound: float) -> AggregationOverflow:

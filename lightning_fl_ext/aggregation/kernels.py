@@ -8,14 +8,14 @@ on first use. Its on-disk cache stays off: it is made of pickles, and an install
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fl_ext.aggregation.arithmetic import (
-    LIMIT,
+    Float64,
     Int64,
     bins,
     bits_of,
@@ -28,8 +28,13 @@ from lightning_fl_ext.aggregation.arithmetic import (
 )
 
 Array = NDArray[Any]
+Terms = tuple[Array, ...]
+Weights = tuple[float, ...]
 
-FUSED_FROM = 2**19
+AT_ONCE = 4
+"""Blocks that one call of `Kernels.fold` takes: the sums are then read and written once for all of them."""
+
+FUSED_FROM = 2**17
 """Floating elements in a model from which a second or two of compilation, once a process, pays."""
 
 
@@ -37,17 +42,18 @@ class Kernels(NamedTuple):
     """One implementation of the loops, and the block length that keeps it in the processor's cache."""
 
     block: int
-    fold: Callable[[Int64, Int64, Array, float], float]
-    """Return the largest magnitude in a block of float32 or float64 (not finite if any value is not), and,
-    if its product with the weight's magnitude is under `LIMIT`, add the block times the weight to both
-    bins, in place."""
+    fold: Callable[[Int64, Int64, Terms, Weights], Float64]
+    """Add blocks of float32 or float64, each times its weight, to both sums, in place, without looking;
+    return each block's largest magnitude, which is not finite if one of its values is not."""
+    unfold: Callable[[Int64, Int64, Terms, Weights], Float64]
+    """Take out, to the bit, what `fold` with the same arguments added, whatever it was."""
     double: Callable[[Int64, Int64, float, Array], None]
-    """Write the bins' sum divided by a count, rounded to nearest, to a block of float64."""
+    """Write both sums divided by a count, rounded to nearest, to a block of float64."""
     single: Callable[[Int64, Int64, float, int, Array], None]
     """Write the same rounded to odd, with a unit, and then to nearest, to a block of float32."""
 
     def mean(self, high: Int64, low: Int64, count: float, out: Array) -> None:
-        """Write the bins' sum divided by ``count``, rounded once to the dtype of ``out``, to ``out``."""
+        """Write both sums divided by ``count``, rounded once to the dtype of ``out``, to ``out``."""
         if out.dtype == np.float64:
             self.double(high, low, count, out)
         elif out.dtype == np.float32:
@@ -63,13 +69,13 @@ def kernels_for(size: int) -> Kernels:
     return (_fused() or _BLOCKED) if size >= FUSED_FROM else _BLOCKED
 
 
-def _fold(high: Int64, low: Int64, values: Array, weight: float) -> float:
-    peak = float(np.maximum(values.max(), -values.min()))
-    if abs(weight) * peak < LIMIT:
-        high_terms, low_terms = bins(values.astype(np.float64), weight)
-        high += high_terms
-        low += low_terms
-    return peak
+def _fold(high: Int64, low: Int64, values: Terms, weights: Weights, into: np.ufunc) -> Float64:
+    with np.errstate(all="ignore"):
+        for block, weight in zip(values, weights, strict=True):
+            high_terms, low_terms = bins(block.astype(np.float64), weight)
+            into(high, high_terms, out=high)
+            into(low, low_terms, out=low)
+    return np.array([np.maximum(block.max(), -block.min()) for block in values], np.float64)
 
 
 def _double(high: Int64, low: Int64, count: float, out: Array) -> None:
@@ -80,24 +86,26 @@ def _single(high: Int64, low: Int64, count: float, unit: int, out: Array) -> Non
     out[...] = round_to_odd(*divide(high, low, count), unit)
 
 
-_BLOCKED = Kernels(2**14, _fold, _double, _single)
+_BLOCKED = Kernels(2**14, partial(_fold, into=np.add), partial(_fold, into=np.subtract), _double, _single)
 
 
-def _fold_loop(real: Any, unsigned: Any) -> Callable[[Any, Any, Any, float], float]:
+def _fold_loop(real: Any, unsigned: Any, sign: int) -> Callable[[Any, Any, Any, Any, Any], None]:
     magnitude = unsigned(np.iinfo(unsigned).max >> 1)
 
-    def fold(high: Any, low: Any, values: Any, weight: float) -> float:
-        # As integers, magnitudes order like the floats, NaN above infinity; and the loop vectorises.
-        bits, largest = values.view(unsigned), unsigned(0)
-        for i in range(bits.size):
-            largest = max(largest, bits[i] & magnitude)
-        peak = np.float64(unsigned(largest).view(real))
-        if abs(weight) * peak < LIMIT:
-            for i in range(values.size):
-                high_term, low_term = bins(np.float64(values[i]), weight)  # type: ignore[arg-type]
-                high[i] += high_term
-                low[i] += low_term
-        return peak
+    def fold(high: Any, low: Any, values: Any, weights: Any, peaks: Any) -> None:
+        for i in range(high.size):
+            high_sum, low_sum = high[i], low[i]
+            for j in range(len(values)):
+                high_term, low_term = bins(np.float64(values[j][i]), weights[j])  # type: ignore[arg-type]
+                high_sum += sign * high_term
+                low_sum += sign * low_term
+            high[i], low[i] = high_sum, low_sum
+        for j in range(len(values)):
+            # As integers, magnitudes order like the floats, NaN above infinity; and the loop vectorises.
+            bits, largest = values[j].view(unsigned), unsigned(0)
+            for i in range(bits.size):
+                largest = max(largest, bits[i] & magnitude)
+            peaks[j] = unsigned(largest).view(real)
 
     return fold
 
@@ -125,11 +133,16 @@ def _fused() -> Kernels | None:
         register_jitable(formula)
     # No fastmath: it would rewrite (x + M) - M. numpy's error model: a division needs no check for zero.
     compiled = njit(nogil=True, error_model="numpy")
-    fold_single = compiled(_fold_loop(np.float32, np.uint32))
-    fold_double = compiled(_fold_loop(np.float64, np.uint64))
 
-    def fold(high: Int64, low: Int64, values: Array, weight: float) -> float:
-        loop = fold_single if values.itemsize == 4 else fold_double
-        return float(loop(high, low, values, weight))
+    def fold_with(sign: int) -> Callable[[Int64, Int64, Terms, Weights], Float64]:
+        single = compiled(_fold_loop(np.float32, np.uint32, sign))
+        double = compiled(_fold_loop(np.float64, np.uint64, sign))
 
-    return Kernels(2**15, fold, compiled(_double_loop), compiled(_single_loop))
+        def fold(high: Int64, low: Int64, values: Terms, weights: Weights) -> Float64:
+            peaks = np.empty(len(values))
+            (single if values[0].itemsize == 4 else double)(high, low, values, weights, peaks)
+            return peaks
+
+        return fold
+
+    return Kernels(2**15, fold_with(1), fold_with(-1), compiled(_double_loop), compiled(_single_loop))

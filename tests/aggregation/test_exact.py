@@ -145,11 +145,17 @@ def test_a_large_model_takes_the_fused_loops_on_threads_to_the_same_bits(
     fused: Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = np.random.default_rng(0)
-    updates: list[Update] = [({"w": generator.standard_normal(600_000, np.float32)}, n) for n in (3, 999, 77)]
+    updates: list[Update] = [({"w": generator.standard_normal(300_000, np.float32)}, n) for n in (3, 999, 77)]
     fast = mean_of(updates, threads=2)
     assert fast._floats._kernels is fused
     monkeypatch.setattr("lightning_fl_ext.aggregation.kernels.FUSED_FROM", 10**9)
     assert mean_of(updates, threads=1).result()["w"].tobytes() == fast.result()["w"].tobytes()
+    for bad in (np.nan, np.inf, 3e38):
+        spoilt = updates[0][0]["w"].copy()
+        spoilt[[7, 200_001]] = bad
+        with pytest.raises((InvalidUpdate, AggregationOverflow)):
+            fast.add_many([*updates, ({"w": spoilt}, 5)])
+        assert mean_of(updates).result()["w"].tobytes() == fast.result()["w"].tobytes()
 
 
 @given(models())

@@ -139,7 +139,7 @@ def test_an_unexpected_error_in_the_middle_leaves_no_bit(
 ) -> None:
     calls = 0
 
-    def failing(*arguments: Any) -> float:
+    def failing(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 9:
@@ -152,7 +152,7 @@ def test_an_unexpected_error_in_the_middle_leaves_no_bit(
     before = bits(sums)
     with pytest.raises(MemoryError):
         sums.fold([(update(2), 7), (update(3), 3)])
-    assert calls > 9
+    assert calls >= 9
     assert bits(sums) == before
 
 

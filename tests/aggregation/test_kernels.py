@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lightning_fl_ext.aggregation import kernels
+from lightning_fl_ext.aggregation.arithmetic import LIMIT
 from lightning_fl_ext.aggregation.kernels import FUSED_FROM, Kernels, kernels_for
 
 OUTPUTS = [
@@ -87,48 +88,52 @@ def test_numpy_and_fused_folds_have_equal_bits(fused: Kernels, dtype: Any) -> No
     sums = []
     for loops in (kernels._BLOCKED, fused):
         high, low = np.zeros((2, 5000), np.int64)
-        for weight in (1.0, 17.0, 999_983.0, -17.0):
-            loops.fold(high, low, values, weight)
+        for weight in (1.0, 17.0, 999_983.0):
+            loops.fold(high, low, (values,), (weight,))
         sums.append((high.tobytes(), low.tobytes()))
     assert sums[0] == sums[1]
-
-
-def fold(loops: Kernels, values: Any, weight: float) -> tuple[float, list[float]]:
-    high, low = np.zeros((2, values.size), np.int64)
-    return loops.fold(high, low, read_only(values), weight), (high / 2**8 + low / 2**44).tolist()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("position", [0, 1, 16, 99])
 def test_fold_finds_the_largest_magnitude_wherever_it_is(loops: Kernels, dtype: Any, position: int) -> None:
-    for extreme in (7.5, -7.5):
-        values = np.linspace(-1, 1, 100).astype(dtype)
-        values[position] = extreme
-        assert fold(loops, values, 3.0)[0] == 7.5
-    assert fold(loops, np.zeros(3, dtype), 3.0)[0] == 0
-    assert fold(loops, np.array([-0.0], dtype), 3.0)[0] == 0
+    high, low = np.zeros((2, 100), np.int64)
+    blocks = [np.linspace(-1, 1, 100).astype(dtype) for _ in range(4)]
+    blocks[0][position], blocks[1][position], blocks[3][:] = 7.5, -8.5, -0.0
+    peaks = loops.fold(high, low, tuple(read_only(block) for block in blocks), (1.0, 2.0, 3.0, 4.0))
+    assert list(peaks) == [7.5, 8.5, 1, 0]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("weight", [2.0, -2.0])
-def test_fold_adds_nothing_at_the_limit(loops: Kernels, dtype: Any, weight: float) -> None:
-    values = np.array([0.25, -(2.0**42), 1.0], dtype)
-    assert fold(loops, values, weight) == (2.0**42, [0, 0, 0])
-    below = np.array([0.25, -(2.0**42 - 2.0**19), 1.0], dtype)
-    assert fold(loops, below, weight)[1] == (weight * below).tolist()
+def test_fold_of_four_blocks_is_four_folds_of_one(loops: Kernels, dtype: Any) -> None:
+    generator = np.random.default_rng(7)
+    blocks = [read_only(generator.standard_normal(101).astype(dtype)) for _ in range(4)]
+    weights = (1.0, 999_983.0, 7.0, 2.0**20)
+    at_once, one_by_one = np.zeros((2, 2, 101), np.int64)
+    loops.fold(*at_once, tuple(blocks), weights)
+    for block, weight in zip(blocks, weights, strict=True):
+        loops.fold(*one_by_one, (block,), (weight,))
+    assert (at_once == one_by_one).all()
+    assert at_once.any()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf, "largest"])
 @pytest.mark.parametrize("position", [0, 50, 99])
-def test_fold_adds_nothing_if_a_value_is_not_finite(
-    loops: Kernels, dtype: Any, bad: float, position: int
+def test_a_bad_value_shows_in_the_peak_and_can_be_taken_out_again(
+    loops: Kernels, dtype: Any, bad: Any, position: int
 ) -> None:
+    sums = np.random.default_rng(8).integers(-(2**53), 2**53, (2, 100))
+    before = sums.copy()
     values = np.linspace(-1, 1, 100).astype(dtype)
-    values[position] = bad
-    peak, sums = fold(loops, values, 3.0)
-    assert not np.isfinite(peak)
-    assert not any(sums)
+    values[position] = np.finfo(dtype).max if bad == "largest" else bad
+    values[position - 1] *= 2
+    peak = loops.fold(*sums, (read_only(values),), (999_983.0,))[0]
+    assert not peak < LIMIT
+    assert np.isfinite(peak) == (bad == "largest")
+    assert (sums != before).any()
+    loops.unfold(*sums, (values,), (999_983.0,))
+    assert (sums == before).all()
 
 
 def test_numpy_serves_small_models_and_numba_large_ones(fused: Kernels) -> None:
