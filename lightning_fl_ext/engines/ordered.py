@@ -12,7 +12,6 @@ from flwr.serverapp import Grid
 from lightning_fl_ext.engines.private import Run
 from lightning_fl_ext.errors import LightningFLError
 
-
 _LATE_ASKS = 5
 """A strategy that has enough nodes asks once or twice; one that waits asks again and again."""
 

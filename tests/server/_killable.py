@@ -1,4 +1,4 @@
-"""Runs a fit, and kills it with SIGKILL at every third write, fsync or rename; prints what resuming gives, as JSON.
+"""Runs a fit, killed by SIGKILL at every third write, fsync or rename; prints what resuming gives, as JSON.
 
 Every fit runs in a process of its own, forked, so that nothing of it but its files outlives the kill.
 """

@@ -170,7 +170,7 @@ def test_only_exact_means_can_be_replayed(toy, make_strategy, tmp_path):
 def test_a_damaged_ledger_is_not_replayed(copied):
     path = copied / "ledger.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"num_examples":10', b'"num_examples":99', 1))
-    with pytest.raises(LedgerError, match="line 2 .* was altered"):
+    with pytest.raises(LedgerError, match=r"line 2 .* was altered"):
         replay_ledger(copied)
 
 
