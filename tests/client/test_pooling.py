@@ -118,8 +118,9 @@ def test_a_metric_that_is_never_reset_is_sent_as_it_is_logged(fit):
         def on_validation_epoch_end(self):
             self.log("val_sum", self.seen.compute())
 
-    _, values, _ = fit(Grows(), max_epochs=2)
+    stages, values, _ = fit(Grows(), max_epochs=2)
     assert values["val_sum"] == 300.0
+    assert stages["train"].pack.metrics["seen"].updates == 0, "it is no metric of the training"
 
 
 def test_a_metric_reset_when_the_next_validation_starts_is_sent_as_it_is_logged(fit):
