@@ -19,6 +19,7 @@ from lightning_fl_ext.metrics.values import metrics_alone
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server import dialect
+from lightning_fl_ext.server.callbacks.base import call_hook
 from lightning_fl_ext.server.clients import Clients, declared_id
 from lightning_fl_ext.server.pooling import average_scalars, pool_metrics
 from lightning_fl_ext.server.quorum import innermost, wait_for_clients
@@ -191,7 +192,7 @@ class StrategyDriver:
         sampled = tuple(sorted(self.clients[m.metadata.dst_node_id] for m in messages))
         transit = Transit(self.trainer.exchange, arrays, Trip(seed, server_round, "", sampled))
         transit.put_into(messages, given, record, config)
-        told, limits = self.trainer.call_callbacks, self._limits(len(messages))
+        limits = self._limits(len(messages))
 
         def read(reply: Message, client: str) -> ClientUpdate:
             if purpose == "train":
@@ -206,11 +207,11 @@ class StrategyDriver:
             read,
             self.trainer.round_timeout,
             self.trainer.on_bad_update == "raise",
-            lambda reply: told("on_reply", reply if purpose == "train" else None),
+            lambda reply: call_hook(self.trainer, "on_reply", reply if purpose == "train" else None),
             self._earlier,
         )
         if messages:
-            told("on_messages", exchange.sampled)
+            call_hook(self.trainer, "on_messages", exchange.sampled)
         return exchange
 
     def _refuse_if_all_failed(self, exchange: RoundExchange, accepted: Collection[str]) -> None:

@@ -14,10 +14,9 @@ import torch
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.seeds import derive_seed, seeded
-from lightning_fl_ext.server.callbacks.base import RoundCallback
+from lightning_fl_ext.server.callbacks.base import RoundCallback, call_hook
 from lightning_fl_ext.server.callbacks.checkpoint import RoundCheckpoint
 from lightning_fl_ext.server.callbacks.progress import RoundProgressBar
 from lightning_fl_ext.server.central import evaluate_centrally
@@ -145,7 +144,7 @@ class FederatedTrainer:
         with self._reporting():
             if ckpt_path is not None:
                 load_checkpoint(self, ckpt_path)
-            self.call_callbacks("on_fit_start")
+            call_hook(self, "on_fit_start")
             if self.current_round == 0 and evaluate is not None:
                 metrics = self._evaluate_centrally(evaluate)
                 self.note(RoundRecord(0, digest=digest(self.arrays), metrics=metrics))
@@ -154,7 +153,7 @@ class FederatedTrainer:
                 self._run_round(evaluate)
             self._write_model()
             self.result = FederatedResult(self.model, tuple(self.rounds), digest(self.arrays))
-            self.call_callbacks("on_fit_end")
+            call_hook(self, "on_fit_end")
         for logger in self.loggers:
             logger.finalize("success")
         return self.result
@@ -201,9 +200,9 @@ class FederatedTrainer:
     # A round
 
     def _run_round(self, evaluate: Any) -> None:
-        self.call_callbacks("on_round_start")
+        call_hook(self, "on_round_start")
         self.arrays, trained = self._driver.train(self.current_round, self.arrays)
-        self.call_callbacks("on_replies")
+        call_hook(self, "on_replies")
         evaluated, rejected = self._driver.evaluate(self.current_round, self.arrays)
         fitted = {f"fit_{k}" if k in evaluated else k: v for k, v in trained.metrics.items()}
         metrics = fitted | evaluated
@@ -214,7 +213,7 @@ class FederatedTrainer:
             for rejection in rejected:
                 log.warning("left out: %s", rejection)
         self.note(replace(trained, rejected=tuple(rejected), digest=digest(self.arrays), metrics=metrics))
-        self.call_callbacks("on_round_end")
+        call_hook(self, "on_round_end")
 
     # Around it
 
@@ -235,21 +234,6 @@ class FederatedTrainer:
             logger.log_metrics(dict(record.metrics), step=record.server_round)
             logger.save()
 
-    def call_callbacks(self, hook: str, *args: Any) -> None:
-        """Call a hook of every callback.
-
-        Raises:
-            CallbackError: One raised.
-        """
-        for callback in self.callbacks:
-            try:
-                getattr(callback, hook)(self, *args)
-            except Exception as error:
-                raise CallbackError(
-                    f"{type(callback).__name__}.{hook} raised in round {self.current_round}:"
-                    f" {type(error).__name__}: {error}"
-                ) from error
-
     @contextmanager
     def _reporting(self) -> Iterator[None]:
         """Tell the callbacks and loggers of an error, and keep Flower's own narration out of the way."""
@@ -269,7 +253,3 @@ class FederatedTrainer:
             raise
         finally:
             narrator.setLevel(level)
-
-
-class CallbackError(LightningFLError):
-    """A callback raised; the message names it, the hook and the round."""

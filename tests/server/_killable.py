@@ -1,4 +1,4 @@
-"""Runs a fit, killed by SIGKILL at every third write, fsync or rename; prints what resuming gives, as JSON.
+"""Runs a fit, killed by SIGKILL at every fifth write, fsync or rename; prints what resuming gives, as JSON.
 
 Every fit runs in a process of its own, forked, so that nothing of it but its files outlives the kill.
 """
@@ -106,7 +106,7 @@ def main(folder):
     _, (digest, steps) = in_a_child(undisturbed)
     ledger = (folder / "undisturbed" / "ledger.jsonl").read_bytes()
     found = []
-    for n in range(1, steps + 1, 3):
+    for n in range(1, steps + 1, 5):
 
         def killed(n=n):
             KillAt(n)

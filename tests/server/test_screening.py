@@ -366,7 +366,7 @@ def mutate(toy, reply, mutation):
     return reply
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.lists(mutations, min_size=1, max_size=3), st.sampled_from(["ExactFedAvg", "FedAvg"]))
 def test_no_mutation_of_a_reply_crashes_the_round(toy, make_strategy_of, hostile, name):
     def alter(toy, reply):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_fl_ext.errors import LightningFLError
+
 if TYPE_CHECKING:
     from lightning_fl_ext.results import ClientUpdate
     from lightning_fl_ext.server.rejection import Rejection
@@ -53,3 +55,23 @@ class RoundCallback:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take what :meth:`state_dict` gave."""
+
+
+class CallbackError(LightningFLError):
+    """A callback raised; the message names it, the hook and the round."""
+
+
+def call_hook(trainer: FederatedTrainer, hook: str, *args: Any) -> None:
+    """Call a hook of every callback of a trainer.
+
+    Raises:
+        CallbackError: One raised.
+    """
+    for callback in trainer.callbacks:
+        try:
+            getattr(callback, hook)(trainer, *args)
+        except Exception as error:
+            raise CallbackError(
+                f"{type(callback).__name__}.{hook} raised in round {trainer.current_round}:"
+                f" {type(error).__name__}: {error}"
+            ) from error
