@@ -367,11 +367,11 @@ REFUSED = {
         r"client 'a', metric `m`.*`tp`: expected shape \[3\], got \[2, 2\]",
         "m",
     ),
-    "sum beyond 64 bits": (
+    "count beyond any data": (
         lambda: [
             with_states(client(client_id=name), tp=np.full(3, 2**62, np.int64)) for name in ("a", "b", "c")
         ],
-        r"metric `m` .*`tp`: the sum .* 64 bits",
+        r"metric `m` .*`tp`: got a count beyond 2\^53",
         "m",
     ),
 }
