@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from lightning_fl_ext.client.store import EVALUATION, UPDATE
@@ -13,6 +13,7 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.metrics.stage import ASK
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.wire import Trip, from_record, to_record
+from lightning_fl_ext.wire.contents import records_of
 
 
 def read_instruction(message: Message, client_id: str) -> tuple[dict[str, NDArray[Any]], Trip]:
@@ -28,13 +29,13 @@ def read_instruction(message: Message, client_id: str) -> tuple[dict[str, NDArra
     Raises:
         LightningFLError: There is not exactly one array record.
     """
-    records = message.content.array_records
+    records = records_of(message.content, ArrayRecord)
     if len(records) != 1:
         raise LightningFLError(
             f"a {message.metadata.message_type} message must hold exactly one ArrayRecord, the global"
             f" weights. Got {len(records)}: {list(records)}."
         )
-    sampled = [r["sampled"] for r in message.content.config_records.values() if "sampled" in r]
+    sampled = [r["sampled"] for r in records_of(message.content, ConfigRecord).values() if "sampled" in r]
     trip = Trip(
         read_config(message, "run-seed", 0),
         read_config(message, "server-round", 0),
@@ -46,7 +47,7 @@ def read_instruction(message: Message, client_id: str) -> tuple[dict[str, NDArra
 
 def read_config(message: Message, key: str, default: int) -> int:
     """Read an integer that the server's configuration holds."""
-    for record in message.content.config_records.values():
+    for record in records_of(message.content, ConfigRecord).values():
         if key in record:
             value = record[key]
             if isinstance(value, int):
