@@ -48,6 +48,11 @@ class Sums(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+class Ratio(SumMetric):
+    def compute(self):
+        return self.sum_value / self.sum_value
+
+
 def loader(values):
     return DataLoader(TensorDataset(values), 2)
 
@@ -143,6 +148,39 @@ def test_names_of_several_dataloaders_are_the_modules(fit):
     names = {"val_sum/dataloader_idx_0", "val_sum/dataloader_idx_1"}
     assert set(stages["validate"].names) == names == {name for name in metrics if "val_sum" in name}
     assert values["val_sum/dataloader_idx_0"] == 160.0, "one metric object that saw both"
+
+
+def test_each_dataloader_may_have_a_metric_of_its_own(fit):
+    class TwoMetrics(Sums):
+        def __init__(self):
+            super().__init__()
+            self.other = SumMetric()
+
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            (self.other if dataloader_idx else self.seen).update(batch[0])
+
+        def on_validation_epoch_end(self):
+            self.log_dict({"first": self.seen.compute(), "second": self.other.compute()})
+
+    _, values, _ = fit(TwoMetrics(), val=(VALIDATION, VALIDATION[:3]))
+    assert values == {"train_sum": 21.0, "first": 150.0, "second": 60.0}
+
+
+def test_a_value_that_is_nan_is_found_and_not_sent(fit):
+    class Undefined(Sums):
+        def __init__(self):
+            super().__init__()
+            self.ratio = Ratio()
+
+        def validation_step(self, batch, batch_idx):
+            self.ratio.update(0 * batch[0])
+
+        def on_validation_epoch_end(self):
+            self.log("val_ratio", self.ratio.compute())
+
+    stages, _, metrics = fit(Undefined())
+    assert stages["validate"].names == {"val_ratio": ("ratio",)}
+    assert "val_ratio" not in metrics
 
 
 def test_a_value_is_found_whatever_the_module_computes_besides(fit):
