@@ -5,8 +5,8 @@
 
 Both sides start from the same Flower records in memory, one set a case, and end with an ArrayRecord. Every
 contender runs once to warm up (numba compiles then), then all take turns, in an order drawn anew each
-time; the best of the repeats counts, which on a shared machine is the time least disturbed. "read once" touches every
-byte of the updates with as many threads as `ExactMean` uses, and does nothing else.
+time; the best of the repeats counts, which on a shared machine is the time least disturbed. "read once"
+touches every byte of the updates with as many threads as `ExactMean` uses, and does nothing else.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ and the same digest twice: the second run lets the clients answer in another ord
 
 Expected output (digests and figures may differ on other hardware or torch builds):
 
-    round 1/8  clients 10/10  server_loss 1.456  server_accuracy 0.6911  server_gates_open 0.8946
+    round 1/8  clients 10/10  server_loss 1.456  server_accuracy 0.6911  server_gates_open 0.8945
     ...
-    round 4/8  clients 9/10  server_loss 0.2423  server_accuracy 0.9267  server_gates_open 0.8832
+    round 4/8  clients 9/10  server_loss 0.2424  server_accuracy 0.9267  server_gates_open 0.8835
       left out client `3`, round 4: not-finite, `body.0.weight`: expected finite values, ...
     ...
     round 6/8  clients 9/10  server_loss 0.1878  server_accuracy 0.9356  server_gates_open 0.8662
@@ -153,7 +153,7 @@ def plot(rounds, path):
             note = f"client {rejection.client_id}\nleft out:\n{rejection.reason}"
             left.annotate(note, (record.server_round, 1.6), fontsize=8)
     left.set(xlabel="round", title=f"{CLIENTS} clients, label-skewed digits", ylim=(0, 2.4))
-    left.legend(loc="upper center")
+    left.legend(loc="upper right")
     figure.savefig(path, dpi=120)
 
 

@@ -102,10 +102,7 @@ class StochasticGateModule(nn.Module):
                 "A gate that is open with probability 0 or 1 has no gradient and would never move."
             )
         check_estimator(estimator, temperature, hard)
-        if evaluation not in get_args(Evaluation):
-            raise ValueError(
-                f"`evaluation` must be one of {', '.join(get_args(Evaluation))}. Got {evaluation!r}."
-            )
+        _check_evaluation(evaluation)
         if gater is not None and init_prob is not None:
             raise ValueError(
                 "`init_prob` and `gater` exclude each other: a gater decides every probability. "
@@ -178,6 +175,7 @@ class StochasticGateModule(nn.Module):
         elif self.evaluation == "mean":
             gates = probs
         else:
+            _check_evaluation(self.evaluation)
             gates = probs > 0.5
         leading = gates.shape[: gates.ndim - len(self.gate_shape)]
         between = (1,) * (start - 1) if leading else ()
@@ -235,4 +233,11 @@ class StochasticGateModule(nn.Module):
         return (
             f"{self.gate_shape}, dim={self.dim}, estimator={self.estimator!r}{relaxed}, "
             f"evaluation={self.evaluation!r}, per_example={self.per_example}"
+        )
+
+
+def _check_evaluation(evaluation: str) -> None:
+    if evaluation not in get_args(Evaluation):
+        raise ValueError(
+            f"`evaluation` must be one of {', '.join(get_args(Evaluation))}. Got {evaluation!r}."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -191,7 +192,27 @@ def _by_content(reply: Reply) -> tuple[bool, float, str, int, str]:
 def _failed(reply: Message) -> Rejected:
     reason = str(reply.error.reason or f"code {reply.error.code}").strip()
     code = Reason.CLIENT_ERROR if reply.error.code == CLIENT_APP_RAISED else Reason.NO_REPLY
-    return Rejected(code, got=reason.splitlines()[-1] if reason else "no reason given")
+    return Rejected(code, got=_last_exception(reason))
+
+
+def _last_exception(reason: str) -> str:
+    """Give the message of a traceback's last exception, all its lines in one, and where it was raised.
+
+    Example:
+        >>> trace = ['Traceback:', '  File "fit.py", line 7, in f', '    x()', 'ValueError: one', '  two']
+        >>> _last_exception(chr(10).join(trace))
+        'ValueError: one; two (fit.py:7)'
+    """
+    lines = reason.splitlines()
+    frames = [i for i, line in enumerate(lines) if line.startswith('  File "')]
+    if not frames:
+        return "; ".join(line.strip() for line in lines if line.strip())
+    rest = lines[frames[-1] + 1 :]
+    while rest and rest[0].startswith("    "):
+        rest = rest[1:]
+    place = re.match(r'  File "(?:.*[/\\])?([^"]+)", line (\d+)', lines[frames[-1]])
+    where = f" ({place[1]}:{place[2]})" if place else ""
+    return "; ".join(line.strip() for line in rest if line.strip()) + where
 
 
 def _array_bytes(message: Message) -> int:

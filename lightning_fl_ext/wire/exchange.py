@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -139,7 +139,8 @@ class WeightExchange(Exchange):
 
         Raises:
             TypeError: A selected tensor has no array (sparse, quantized).
-            LightningFLError: The patterns select nothing although the state is not empty.
+            LightningFLError: The patterns select nothing although the state is not empty, or a pattern that
+                excludes matches nothing.
         """
         arrays: dict[str, NDArray[Any]] = {}
         copies: dict[Hashable, NDArray[Any]] = {}
@@ -196,13 +197,22 @@ class WeightExchange(Exchange):
 
     def _selected(self, state: State) -> dict[str, torch.Tensor]:
         selected = self.select(state)
+        for pattern in self.exclude:
+            if state and not any(fnmatchcase(name, pattern) for name in state):
+                raise LightningFLError(
+                    f"{self!r}: the pattern `{pattern}` excludes nothing, so what it is meant for would"
+                    f" travel. The model's {len(state)} entries are: {_first(state)}"
+                )
         if state and not selected:
             raise LightningFLError(
-                f"{self!r} selects none of the model's {len(state)} entries. They are: "
-                + ", ".join(list(state)[:8])
-                + (", …" if len(state) > 8 else "")
+                f"{self!r} selects none of the model's {len(state)} entries. They are: {_first(state)}"
             )
         return selected
+
+
+def _first(names: Iterable[str], count: int = 8) -> str:
+    listed = list(names)
+    return ", ".join(listed[:count]) + (", …" if len(listed) > count else "")
 
 
 def _place(tensor: torch.Tensor) -> Hashable:

@@ -409,3 +409,10 @@ def test_exports_in_evaluation_mode_with_any_batch_size(gater: nn.Module | None,
     exported = torch.export.load(file).module()
     input = torch.randn(7, 4)
     torch.testing.assert_close(exported(input), gate(input))
+
+
+def test_a_misspelled_evaluation_set_later_raises_rather_than_closing_gates():
+    gate = StochasticGateModule(4).eval()
+    gate.evaluation = "thresold"
+    with pytest.raises(ValueError, match=r"`evaluation` must be one of .*Got 'thresold'"):
+        gate(torch.ones(2, 4))
