@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from lightning.fabric.utilities.warnings import PossibleUserWarning
@@ -66,9 +68,13 @@ def client_app(
     Returns:
         For ``flwr run``, or for :func:`~lightning_fl_ext.run_local`.
 
+    Raises:
+        TypeError: ``model`` or ``data`` cannot be called, or ``trainer`` holds no arguments of a Trainer.
+
     Example:
         ``client_app(LitDigits, data=lambda context: Digits(context), trainer={"max_epochs": 2})``
     """
+    _check_arguments(model, data, trainer)
     options: dict[str, Any] = {
         "submit": submit,
         "monitor": monitor,
@@ -116,6 +122,30 @@ def client_app(
         return query_reply(message, client_id(context))
 
     return app
+
+
+def _check_arguments(model: Any, data: Any, trainer: Any) -> None:
+    if isinstance(model, torch.nn.Module) or not callable(model):
+        raise TypeError(
+            "`model` must make a new LightningModule for every fit: its class, or a function without"
+            f" arguments. Got {_kind(model)}."
+        )
+    if not callable(data):
+        raise TypeError(
+            "`data` must be a function from the client's Context to its DataLoader or LightningDataModule."
+            f" Got {_kind(data)}."
+        )
+    if trainer is not None and not isinstance(trainer, Mapping):
+        raise TypeError(f"`trainer` must be a dict of arguments for `Trainer`. Got {_kind(trainer)}.")
+    known = inspect.signature(pl.Trainer).parameters
+    if unknown := [name for name in trainer or {} if name not in known]:
+        raise TypeError(
+            f"`trainer` holds {unknown}, which `Trainer` does not know. It knows {sorted(known)}."
+        )
+
+
+def _kind(value: Any) -> str:
+    return f"an instance of {type(value).__name__}"
 
 
 @contextmanager

@@ -199,6 +199,7 @@ def run_local(
         >>> run_local(server, client, num_clients=4).state["seen"]["clients"]
         4
     """
+    _check_apps(server_app, client_app)
     grid = LocalGrid(client_app, num_clients, run_config=run_config, arrival=arrival, faults=faults)
     context = Context(
         run_id=1,
@@ -209,3 +210,9 @@ def run_local(
     )
     server_app(grid, context)
     return context
+
+
+def _check_apps(server_app: object, client_app: object) -> None:
+    if not isinstance(server_app, ServerApp) or not isinstance(client_app, ClientApp):
+        got = f"{type(server_app).__name__} and {type(client_app).__name__}"
+        raise TypeError(f"`server_app` and `client_app` must be Flower's ServerApp and ClientApp. Got {got}.")

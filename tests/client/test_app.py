@@ -267,3 +267,20 @@ def test_the_seed_of_a_fit_is_the_documented_one(kit, source):
     client = client_app(Draws, lambda _: kit.loader(), DEVICE)
     client(kit.message(to_record(source), server_round=2, run_seed=7), kit.context(4, of=12))
     assert seen == [derive_seed(7, 2, "04", "train")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (L.LightningModule(), lambda context: None),
+            "`model` must make .* Got an instance of",
+        ),
+        ((L.LightningModule, []), r"`data` must be a function .* Got an instance of list"),
+        ((L.LightningModule, lambda context: None, ["max_epochs"]), "`trainer` must be a dict"),
+        ((L.LightningModule, lambda context: None, {"max_epoch": 1}), r"holds \['max_epoch'\]"),
+    ],
+)
+def test_wrong_arguments_are_refused_when_the_app_is_made(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        client_app(*arguments)

@@ -384,3 +384,8 @@ def test_messages_made_by_the_grid_and_the_run_it_is_given():
     run = grid.run
     grid.set_run(run)
     assert grid.run is run
+
+
+def test_swapped_apps_are_refused_by_type():
+    with pytest.raises(TypeError, match="Got ClientApp and ServerApp"):
+        run_local(ClientApp(), ServerApp(), 2)
