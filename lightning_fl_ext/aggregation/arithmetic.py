@@ -82,7 +82,7 @@ def split(a: Float64 | float) -> tuple[Any, Any]:
 
 
 def remainder(total: Float64, error: Float64, quotient: Float64, count: float) -> Float64:
-    """Return ``total + error - quotient * count``, rounded once, for a near ``quotient``."""
+    """Return ``total + error - quotient * count``, rounded once, for a ``quotient`` near it."""
     product = quotient * count
     q_high, q_low = split(quotient)
     n_high, n_low = split(count)
@@ -91,46 +91,46 @@ def remainder(total: Float64, error: Float64, quotient: Float64, count: float) -
     return left
 
 
-def divide(high: Int64, low: Int64, count: float) -> tuple[Float64, Float64]:
-    """Divide ``high * QUANTUM_HIGH + low * QUANTUM_LOW`` by ``count``.
+def divide(high: Int64, low: Int64, count: float) -> Float64:
+    """Divide ``high * QUANTUM_HIGH + low * QUANTUM_LOW`` by ``count``, rounded once, half to even.
 
     Args:
         high: Sums of multiples, at most 2^53 in magnitude.
         low: The same.
         count: A whole number from 1 to 2^43.
 
-    Returns:
-        The quotient correctly rounded to float64, and a number with the sign of what the rounding left out
-        (0 where the quotient is exact).
+    Why one correction suffices: the first division leaves at most two units in the last place, so the
+    corrected quotient is off by 2^-51 of one; and a multiple of 2^-44 divided by a whole number under 2^49
+    lies on a midpoint of two float64 or at least 2^-50 of a unit away from it.
 
-    Why the second division suffices: the first leaves at most two units in the last place, so the
-    corrected quotient is off by 2^-51 of one; a sum that is a multiple of 2^-44 divided by a whole number
-    under 2^49 lies on a midpoint of two float64 or at least 2^-50 of a unit away from it.
+    Example:
+        >>> divide(np.array([256]), np.array([0]), 3.0)
+        array([0.33333333])
     """
     total, error = two_sum(np.float64(QUANTUM_HIGH) * high, np.float64(QUANTUM_LOW) * low)
     guess = total / count
-    quotient = guess + remainder(total, error, guess, count) / count
-    return quotient, remainder(total, error, quotient, count)
+    return guess + remainder(total, error, guess, count) / count
 
 
-def round_to_odd(quotient: Float64, left_out: Float64, unit: int) -> Float64:
-    """Drop the last bits of a quotient, and set the last kept bit if anything dropped was not zero.
+def divide_to_odd(high: Int64, low: Int64, count: float, unit: int) -> Float64:
+    """Divide like `divide`, with fewer bits, the last of which is set unless the quotient is exact.
 
-    Rounding the result once more, to nearest and to at least two bits fewer, gives what rounding the exact
-    number once gives: no tie is made or lost on the way (S. Boldo and G. Melquiond, "Emulation of FMA and
-    correctly rounded sums: proved algorithms using rounding to odd", 2008).
+    Rounding the result on, to nearest and to at least two bits fewer, gives what rounding the exact quotient
+    once gives: no tie is made or lost on the way (S. Boldo and G. Melquiond, "Emulation of FMA and correctly
+    rounded sums: proved algorithms using rounding to odd", 2008).
 
     Args:
-        quotient: As `divide` returns it.
-        left_out: As `divide` returns it.
-        unit: ``2**k`` drops the last ``k`` of the 52 bits of the fraction; 1 keeps all.
+        high: As for `divide`.
+        low: As for `divide`.
+        count: As for `divide`.
+        unit: ``2**k``, at least 8, leaves out the last ``k`` of the 53 bits.
 
     Example:
-        >>> half_way = np.array([1 + 2.0**-24])  # between two float32
-        >>> [float(np.float32(round_to_odd(half_way, np.array([sign]), 1))[0]) for sign in (-1.0, 0.0, 1.0)]
-        [1.0, 1.0, 1.0000001192092896]
+        >>> np.float64(divide_to_odd(np.array([768, 770]), np.array([0, 0]), 2.0, 2**50)).tolist()
+        [1.5, 1.75]
     """
-    truncated = bits_of(quotient) - (left_out * quotient < 0)
-    kept = truncated & -unit
-    sticky = (left_out != 0) | (kept != truncated)
-    return float_of(kept | (sticky * unit))
+    total, error = two_sum(np.float64(QUANTUM_HIGH) * high, np.float64(QUANTUM_LOW) * low)
+    near = (bits_of(total / count) + unit // 2) & -unit
+    left_out = remainder(total, error, float_of(near), count)
+    below = near - unit * (left_out * total < 0)
+    return float_of(below | (unit * (left_out != 0)))

@@ -20,9 +20,9 @@ from lightning_fl_ext.aggregation.arithmetic import (
     bins,
     bits_of,
     divide,
+    divide_to_odd,
     float_of,
     remainder,
-    round_to_odd,
     split,
     two_sum,
 )
@@ -50,14 +50,14 @@ class Kernels(NamedTuple):
     double: Callable[[Int64, Int64, float, Array], None]
     """Write both sums divided by a count, rounded to nearest, to a block of float64."""
     single: Callable[[Int64, Int64, float, int, Array], None]
-    """Write the same rounded to odd, with a unit, and then to nearest, to a block of float32."""
+    """Write the same divided to odd, with a unit, and rounded to nearest, to a block of float32."""
 
     def mean(self, high: Int64, low: Int64, count: float, out: Array) -> None:
         """Write both sums divided by ``count``, rounded once to the dtype of ``out``, to ``out``."""
         if out.dtype == np.float64:
             self.double(high, low, count, out)
         elif out.dtype == np.float32:
-            self.single(high, low, count, 1, out)
+            self.single(high, low, count, 2**24, out)
         else:  # by way of 24 bits rounded to odd: ml_dtypes rounds once from float32, twice from float64
             odd = np.empty(out.shape, np.float32)
             self.single(high, low, count, 2**29, odd)
@@ -79,11 +79,11 @@ def _fold(high: Int64, low: Int64, values: Terms, weights: Weights, into: np.ufu
 
 
 def _double(high: Int64, low: Int64, count: float, out: Array) -> None:
-    out[...] = divide(high, low, count)[0]
+    out[...] = divide(high, low, count)
 
 
 def _single(high: Int64, low: Int64, count: float, unit: int, out: Array) -> None:
-    out[...] = round_to_odd(*divide(high, low, count), unit)
+    out[...] = divide_to_odd(high, low, count, unit)
 
 
 _BLOCKED = Kernels(2**14, partial(_fold, into=np.add), partial(_fold, into=np.subtract), _double, _single)
@@ -112,13 +112,12 @@ def _fold_loop(real: Any, unsigned: Any, sign: int) -> Callable[[Any, Any, Any, 
 
 def _double_loop(high: Any, low: Any, count: float, out: Array) -> None:
     for i in range(out.size):
-        out[i] = divide(high[i], low[i], count)[0]
+        out[i] = divide(high[i], low[i], count)
 
 
 def _single_loop(high: Any, low: Any, count: float, unit: int, out: Array) -> None:
     for i in range(out.size):
-        quotient, left_out = divide(high[i], low[i], count)
-        out[i] = np.float32(round_to_odd(quotient, left_out, unit))
+        out[i] = np.float32(divide_to_odd(high[i], low[i], count, unit))
 
 
 @cache
@@ -129,7 +128,7 @@ def _fused() -> Kernels | None:
         from numba.extending import register_jitable
     except ImportError:
         return None
-    for formula in (bits_of, float_of, bins, two_sum, split, remainder, divide, round_to_odd):
+    for formula in (bits_of, float_of, bins, two_sum, split, remainder, divide, divide_to_odd):
         register_jitable(formula)
     # No fastmath: it would rewrite (x + M) - M. numpy's error model: a division needs no check for zero.
     compiled = njit(nogil=True, error_model="numpy")
