@@ -23,6 +23,8 @@ Int64 = NDArray[np.int64]
 
 QUANTUM_HIGH = 2.0**-8
 QUANTUM_LOW = 2.0**-44
+SHIFT = 36
+"""One high quantum is 2^36 low ones."""
 LIMIT = 2.0**43
 """What a term, and a sum of magnitudes, must stay under: half of 2^52 high quanta."""
 

@@ -1,4 +1,4 @@
-"""The weighted sums of a model's floating arrays: two int64 for each number, on every core.
+"""The weighted sums of a model's floating arrays: one int64 for each number, or two, on every core.
 
 Every term is split into whole multiples of 2^-8 and of 2^-44 by a rule that looks at nothing but the term
 (`lightning_fl_ext.aggregation.arithmetic.bins`), and the multiples are summed as integers. So the order of
@@ -18,12 +18,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_fl_ext.aggregation.arithmetic import LIMIT
+from lightning_fl_ext.aggregation.arithmetic import LIMIT, SHIFT, Int64
 from lightning_fl_ext.aggregation.errors import AggregationOverflow, InvalidUpdate
 from lightning_fl_ext.aggregation.kernels import AT_ONCE, Terms, Weights, kernels_for
 from lightning_fl_ext.aggregation.structure import PARTS, Arrays, Entry
 
 Array = NDArray[Any]
+
+ONE_WORD = 2**19 - 1
+"""What all arrays' bounds must stay under for sums in quanta of 2^-44 to fit one int64."""
 
 THREADED_FROM = 2**20
 """Numbers to fold or divide from which starting threads pays."""
@@ -37,6 +40,10 @@ class _Block(NamedTuple):
     """Of the flattened array."""
     place: slice
     """Of the sums, in which the arrays follow each other."""
+
+
+_Flats = Sequence[tuple[Arrays, int]]
+_Journal = list[tuple[_Block, list[float]]]
 
 
 class FloatSums:
@@ -53,7 +60,8 @@ class FloatSums:
         sizes = {name: _size(entry) for name, entry in entries.items()}
         self._kernels = kernels_for(sum(sizes.values()))
         self._blocks = list(_cut(sizes, self._kernels.block))
-        self._high, self._low = np.zeros((2, sum(sizes.values())), np.int64)
+        self._total: Int64 = np.zeros(sum(sizes.values()), np.int64)
+        self._high: Int64 | None = None
         self._bounds = dict.fromkeys(entries, 0)
 
     def fold(self, updates: Sequence[tuple[Arrays, int]]) -> None:
@@ -69,25 +77,18 @@ class FloatSums:
             ({name: _flat(arrays[name], entry.dtype) for name, entry in self._entries.items()}, weight)
             for arrays, weight in updates
         ]
-        journal: list[tuple[_Block, list[float]]] = []
-
-        def fold(blocks: Sequence[_Block]) -> None:
-            for block in blocks:
-                peaks: list[float] = []
-                journal.append((block, peaks))
-                for values, weights in _groups(flats, block):
-                    peaks.extend(
-                        self._kernels.fold(self._high[block.place], self._low[block.place], values, weights)
-                    )
-
+        journal: _Journal = []
         try:
-            self._share_out(fold, self._high.size * len(flats))
-            self._bounds = self._grown(journal, [weight for _, weight in flats])
+            self._add(flats, journal)
+            bounds = self._grown(journal, [weight for _, weight in flats])
+            if self._high is None and max(bounds.values(), default=0) >= ONE_WORD:
+                self._take_out(flats, journal)
+                self._widen()
+                self._add(flats, journal)
         except BaseException:
-            for block, peaks in journal:
-                for values, weights in _groups(flats, block, done=len(peaks)):
-                    self._kernels.unfold(self._high[block.place], self._low[block.place], values, weights)
+            self._take_out(flats, journal)
             raise
+        self._bounds = bounds
 
     def merge(self, other: FloatSums) -> None:
         """Add sums of the same arrays over other updates, or raise `AggregationOverflow` and add nothing."""
@@ -95,9 +96,12 @@ class FloatSums:
         for name, bound in bounds.items():
             if bound >= LIMIT:
                 raise _overflow(f"array `{name}`", bound)
+        if other._high is not None or max(bounds.values(), default=0) >= ONE_WORD:
+            self._widen()
+        if self._high is not None:
+            self._high += other._total >> SHIFT if other._high is None else other._high
+        self._total += other._total
         self._bounds = bounds
-        self._high += other._high
-        self._low += other._low
 
     def mean(self, count: int) -> dict[str, Array]:
         """Divide by ``count``, rounding once to each array's dtype."""
@@ -105,14 +109,41 @@ class FloatSums:
 
         def divide(blocks: Sequence[_Block]) -> None:
             for name, part, place in blocks:
-                self._kernels.mean(self._high[place], self._low[place], float(count), flats[name][part])
+                self._kernels.mean(*self._sums(place), float(count), flats[name][part])
 
-        self._share_out(divide, self._high.size)
+        self._share_out(divide, self._total.size)
         return {
             name: flats[name].view(entry.dtype).reshape(entry.shape) for name, entry in self._entries.items()
         }
 
-    def _grown(self, journal: Iterable[tuple[_Block, list[float]]], weights: list[int]) -> dict[str, int]:
+    def _add(self, flats: _Flats, journal: _Journal) -> None:
+        """Add updates, writing down for every block the magnitudes seen so far."""
+
+        def add(blocks: Sequence[_Block]) -> None:
+            for block in blocks:
+                peaks: list[float] = []
+                journal.append((block, peaks))
+                for values, weights in _groups(flats, block):
+                    peaks.extend(self._kernels.fold(*self._sums(block.place), values, weights))
+
+        self._share_out(add, self._total.size * len(flats))
+
+    def _take_out(self, flats: _Flats, journal: _Journal) -> None:
+        """Take out what the journal says was added, and empty it."""
+        while journal:
+            block, peaks = journal.pop()
+            for values, weights in _groups(flats, block, done=len(peaks)):
+                self._kernels.unfold(*self._sums(block.place), values, weights)
+
+    def _sums(self, place: slice) -> tuple[Int64, Int64 | None]:
+        return self._total[place], None if self._high is None else self._high[place]
+
+    def _widen(self) -> None:
+        """Give every sum its second word, if it has none."""
+        if self._high is None:
+            self._high = self._total >> SHIFT
+
+    def _grown(self, journal: _Journal, weights: list[int]) -> dict[str, int]:
         """Return the bounds after a pass, or raise if a value was not finite or a bound reaches `LIMIT`."""
         largest = {name: np.zeros(len(weights)) for name in self._entries}
         for block, peaks in journal:
@@ -165,9 +196,7 @@ def _flat(array: Array, dtype: np.dtype[Any]) -> Array:
     return flat
 
 
-def _groups(
-    flats: Sequence[tuple[Arrays, int]], block: _Block, done: int | None = None
-) -> Iterator[tuple[Terms, Weights]]:
+def _groups(flats: _Flats, block: _Block, done: int | None = None) -> Iterator[tuple[Terms, Weights]]:
     """Gather the terms of a block, or as many as were done: four at a time, what remains one by one.
 
     Only fours and ones, because numba compiles anew for every number of terms.

@@ -6,7 +6,7 @@ import pytest
 
 from lightning_fl_ext.aggregation import AggregationOverflow, InvalidUpdate
 from lightning_fl_ext.aggregation.arithmetic import LIMIT
-from lightning_fl_ext.aggregation.float_sums import FloatSums
+from lightning_fl_ext.aggregation.float_sums import ONE_WORD, FloatSums
 from lightning_fl_ext.aggregation.kernels import Kernels
 from lightning_fl_ext.aggregation.structure import Entry
 
@@ -25,8 +25,8 @@ def update(seed: int, **changed: Any) -> dict[str, Any]:
     } | changed
 
 
-def bits(sums: FloatSums) -> tuple[bytes, bytes, dict[str, int]]:
-    return sums._high.tobytes(), sums._low.tobytes(), dict(sums._bounds)
+def bits(sums: FloatSums) -> tuple[bytes, bytes | None, dict[str, int]]:
+    return sums._total.tobytes(), None if sums._high is None else sums._high.tobytes(), dict(sums._bounds)
 
 
 def with_value(name: str, index: int, value: Any) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def test_the_bound_adds_over_updates_and_blocks(
     fresh = FloatSums(entries, 1)
     with pytest.raises(AggregationOverflow, match="update 1"):
         fresh.fold([({"a": left}, 1), ({"a": right}, 1)])
-    assert not fresh._high.any()
+    assert not fresh._total.any()
     assert fresh._bounds == {"a": 0}
 
 
@@ -98,9 +98,57 @@ def test_sums_stay_exact_right_up_to_the_limit() -> None:
     largest = np.float32(2.0**43 - 2.0**19)
     smallest = np.float32(2.0**-44)
     sums.fold([({"a": np.array([x, -x])}, 1) for x in (largest, smallest)])
+    assert sums._high is not None
     assert sums._high.tolist() == [int(largest) * 2**8, -int(largest) * 2**8]
-    assert sums._low.tolist() == [1, -1]
+    assert (sums._total - (sums._high << 36)).tolist() == [1, -1]
     assert sums._bounds["a"] == int(largest) + 1 < LIMIT
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+def test_sums_that_outgrow_one_word_get_a_second_and_lose_no_bit(
+    loops: Kernels, small_blocks: Callable[[Kernels], None], threads: int, at_once: int
+) -> None:
+    small_blocks(loops)
+    updates = [(update(seed), 10 ** (seed % 8)) for seed in range(16)]
+    sums = FloatSums(ENTRIES, threads)
+    grown = []
+    for start in range(0, len(updates), at_once):
+        sums.fold(updates[start : start + at_once])
+        grown.append(sums._high is not None)
+    assert grown[-1]
+    wide = FloatSums(ENTRIES, 1)
+    wide._widen()
+    wide.fold(updates)
+    count = sum(weight for _, weight in updates)
+    assert all((wide.mean(count)[name] == sums.mean(count)[name]).all() for name in ENTRIES)
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (1, 10**7), (10**7, 1), (10**5, 10**5), (10**7, 10**7)])
+def test_merging_sums_of_one_word_and_of_two_loses_no_bit(weights: tuple[int, int]) -> None:
+    halves = []
+    for seed, weight in enumerate(weights):
+        sums = FloatSums(ENTRIES, 1)
+        sums.fold([(update(seed), weight), (update(seed + 5), 3)])
+        halves.append(sums)
+    before = bits(halves[1])
+    halves[0].merge(halves[1])
+    whole = FloatSums(ENTRIES, 1)
+    whole.fold(
+        [(update(seed), weight) for seed, weight in ((0, weights[0]), (5, 3), (1, weights[1]), (6, 3))]
+    )
+    count = sum(weights) + 6
+    assert bits(halves[1]) == before
+    assert all((whole.mean(count)[name] == halves[0].mean(count)[name]).all() for name in ENTRIES)
+
+
+@pytest.mark.parametrize("bound", [ONE_WORD - 1, ONE_WORD])
+def test_one_word_holds_sums_right_up_to_its_limit(bound: int) -> None:
+    entries = {"a": Entry((2,), np.dtype(np.float64))}
+    sums = FloatSums(entries, 1)
+    sums.fold([({"a": np.array([bound, -bound], np.float64)}, 1)])
+    assert (sums._high is None) == (bound < ONE_WORD)
+    assert sums.mean(1)["a"].tolist() == [bound, -bound]
 
 
 def test_a_pass_that_goes_far_past_the_limit_loses_no_bit() -> None:
