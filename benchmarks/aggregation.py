@@ -1,4 +1,4 @@
-"""Averaging model updates: `ExactMean` beside Flower's `aggregate_arrayrecords`, in the same run.
+"""Averaging model updates: the exact mean beside Flower's `aggregate_arrayrecords`, in the same run.
 
     python benchmarks/aggregation.py            # 20 million float32 x 12 clients, 1 million x 100; 2.5 GiB
     python benchmarks/aggregation.py --quick    # 2 million x 12, 100 thousand x 100; half a minute
@@ -15,7 +15,7 @@ import argparse
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
@@ -24,7 +24,8 @@ import numpy as np
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
-from lightning_fl_ext.aggregation import ExactMean, kernels
+from lightning_fl_ext.aggregation import ExactMean, exact_mean, kernels
+from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.wire.records import from_record, to_record
 
 WEIGHT = "num-examples"
@@ -47,14 +48,22 @@ def make_records(parameters: int, clients: int) -> list[RecordDict]:
     ]
 
 
+def updates_of(records: list[RecordDict]) -> Iterator[tuple[Arrays, int]]:
+    for record in records:
+        yield from_record(record.array_records["arrays"]), int(record.metric_records["metrics"][WEIGHT])
+
+
+def at_once(records: list[RecordDict], threads: int) -> ArrayRecord:
+    """Do what `ExactFedAvg` does with a list of replies."""
+    like = from_record(records[0].array_records["arrays"])
+    return to_record(exact_mean(like, updates_of(records), threads=threads))
+
+
 def exact(records: list[RecordDict], at_once: int, threads: int) -> ExactMean:
     """Fold the records, ``at_once`` in a pass."""
     mean = ExactMean(from_record(next(iter(records[0].array_records.values()))), threads=threads)
     for start in range(0, len(records), at_once):
-        mean.add_many(
-            (from_record(record.array_records["arrays"]), int(record.metric_records["metrics"][WEIGHT]))
-            for record in records[start : start + at_once]
-        )
+        mean.add_many(updates_of(records[start : start + at_once]))
     return mean
 
 
@@ -93,10 +102,10 @@ def compare(parameters: int, clients: int, repeats: int, threads: int) -> None:
     contenders: dict[str, Callable[[], object]] = {
         "read once": partial(read_once, records, threads),
         "Flower aggregate_arrayrecords": partial(aggregate_arrayrecords, records, WEIGHT),
+        "exact_mean, a list of replies": partial(at_once, records, threads),
+        "exact_mean, 1 thread": partial(at_once, records, 1),
+        "ExactMean, one a pass (streamed)": partial(exact_record, records, 1, threads),
         "ExactMean, four a pass": partial(exact_record, records, 4, threads),
-        "ExactMean, four a pass, 1 thread": partial(exact_record, records, 4, 1),
-        "ExactMean, one a pass": partial(exact_record, records, 1, threads),
-        "ExactMean, all in a pass": partial(exact_record, records, clients, threads),
         "ExactMean, four a pass, numpy": partial(exact_record_numpy, records, 4, threads),
     }
     for work in contenders.values():
@@ -117,9 +126,7 @@ def compare(parameters: int, clients: int, repeats: int, threads: int) -> None:
     mean = exact(records, 4, threads)
     other = exact(records[: clients // 2], 4, threads)
     parts = {
-        "fold four": lambda: mean.add_many(
-            (from_record(record.array_records["arrays"]), 1) for record in records[:4]
-        ),
+        "fold four": lambda: mean.add_many(updates_of(records[:4])),
         "result": mean.result,
         "merge": lambda: other.merge(mean),
         "encode the result": partial(to_record, mean.result()),

@@ -1,8 +1,8 @@
-"""`ExactMean`: the weighted mean of model updates, the same to the bit for every order and grouping."""
+"""The weighted mean of model updates, the same to the bit for every order and grouping."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from lightning_fl_ext.errors import LightningFLError
 
 MAX_UPDATES = 2**17
 """Updates up to which the low sums stay within float64: each adds at most 2^35 quanta, float64 twice."""
+
+_NOTHING = "nothing to average: expected at least one update. Add one first"
 
 
 class ExactMean:
@@ -90,15 +92,8 @@ class ExactMean:
                 sets of updates overflow does not depend on their order. After any error the sums are, to
                 the bit, what they were.
         """
-        updates = list(updates)
-        for i, (arrays, weight) in enumerate(updates):
-            check_update(f"update {i}", arrays, weight, self._structure)
-        _check_number(self._num_updates + len(updates))
-        updates = [(arrays, int(weight)) for arrays, weight in updates]
-        integers = dict(self._integers)
-        for name in integers:
-            for arrays, weight in updates:
-                integers[name] = integers[name].add(arrays[name], weight)
+        updates = self._checked(updates)
+        integers = self._integers_with(updates)
         self._floats.fold(updates)
         self._integers = integers
         self._total_weight += sum(weight for _, weight in updates)
@@ -134,10 +129,59 @@ class ExactMean:
             LightningFLError: If nothing was added.
         """
         if not self._num_updates:
-            raise LightningFLError("nothing to average: expected at least one update. Add one first")
-        means = self._floats.mean(self._total_weight)
-        means |= {name: total.mean(self._total_weight) for name, total in self._integers.items()}
+            raise LightningFLError(_NOTHING)
+        return self._joined(self._floats.mean(self._total_weight), self._integers, self._total_weight)
+
+    def _checked(self, updates: Iterable[tuple[Arrays, int]]) -> list[tuple[Arrays, int]]:
+        updates = list(updates)
+        for i, (arrays, weight) in enumerate(updates):
+            check_update(f"update {i}", arrays, weight, self._structure)
+        _check_number(self._num_updates + len(updates))
+        return [(arrays, int(weight)) for arrays, weight in updates]
+
+    def _integers_with(self, updates: Iterable[tuple[Arrays, int]]) -> dict[str, IntegerSum]:
+        integers = dict(self._integers)
+        for arrays, weight in updates:
+            integers = {name: total.add(arrays[name], weight) for name, total in integers.items()}
+        return integers
+
+    def _joined(
+        self, floats: Arrays, integers: Mapping[str, IntegerSum], total_weight: int
+    ) -> dict[str, NDArray[Any]]:
+        means = {**floats, **{name: total.mean(total_weight) for name, total in integers.items()}}
         return {name: means[name] for name in self._structure}
+
+
+def exact_mean(
+    like: Arrays, updates: Iterable[tuple[Arrays, int]], *, threads: int | None = None
+) -> dict[str, NDArray[Any]]:
+    """Average updates that are all at hand: what `ExactMean` gives, to the bit, in less time and memory.
+
+    No sums are kept, so there is nothing to add to or to merge afterwards.
+
+    Args:
+        like: See `ExactMean`.
+        updates: See `ExactMean.add_many`.
+        threads: See `ExactMean`.
+
+    Returns:
+        See `ExactMean.result`.
+
+    Raises:
+        LightningFLError: If there are no updates; and whatever `ExactMean.add_many` raises.
+
+    Example:
+        >>> import numpy as np
+        >>> exact_mean({"w": np.zeros(1)}, [({"w": np.array([0.5])}, 1), ({"w": np.array([2.0])}, 2)])
+        {'w': array([1.5])}
+    """
+    mean = ExactMean(like, threads=threads)
+    updates = mean._checked(updates)
+    if not updates:
+        raise LightningFLError(_NOTHING)
+    total_weight = sum(weight for _, weight in updates)
+    floats = mean._floats.mean_of(updates, total_weight)
+    return mean._joined(floats, mean._integers_with(updates), total_weight)
 
 
 def _check_number(updates: int) -> None:

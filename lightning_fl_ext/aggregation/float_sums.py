@@ -73,10 +73,7 @@ class FloatSums:
         """
         if not updates:
             return
-        flats = [
-            ({name: _flat(arrays[name], entry.dtype) for name, entry in self._entries.items()}, weight)
-            for arrays, weight in updates
-        ]
+        flats = self._flattened(updates)
         journal: _Journal = []
         try:
             self._add(flats, journal)
@@ -105,13 +102,53 @@ class FloatSums:
 
     def mean(self, count: int) -> dict[str, Array]:
         """Divide by ``count``, rounding once to each array's dtype."""
-        flats = {name: np.empty(_size(entry), _part(entry.dtype)) for name, entry in self._entries.items()}
+        means = self._empty()
 
         def divide(blocks: Sequence[_Block]) -> None:
             for name, part, place in blocks:
-                self._kernels.mean(*self._sums(place), float(count), flats[name][part])
+                self._kernels.mean(*self._sums(place), float(count), means[name][part])
 
         self._share_out(divide, self._total.size)
+        return self._shaped(means)
+
+    def mean_of(self, updates: Sequence[tuple[Arrays, int]], count: int) -> dict[str, Array]:
+        """Divide the sums of these updates alone by ``count``, with the bits and errors of `fold` and `mean`.
+
+        Each block is summed and divided before the next, so its sums never leave the processor's cache; it
+        gets a second word if its own numbers need one.
+        """
+        flats, weights, means = self._flattened(updates), [weight for _, weight in updates], self._empty()
+        journal: _Journal = []
+
+        def average(blocks: Sequence[_Block]) -> None:
+            scratch: Int64 = np.empty((2, self._kernels.block), np.int64)
+            for block in blocks:
+                name, part, _ = block
+                total, second = scratch[:, : part.stop - part.start]
+                for high in (None, second):
+                    scratch[:] = 0
+                    peaks: list[float] = []
+                    for terms, term_weights in _groups(flats, block):
+                        peaks.extend(self._kernels.fold(total, high, terms, term_weights))
+                    if sum(map(_bound, weights, _largest(peaks, len(weights)))) < ONE_WORD:
+                        break
+                journal.append((block, peaks))
+                self._kernels.mean(total, high, float(count), means[name][part])
+
+        self._share_out(average, self._total.size * len(flats))
+        self._grown(journal, weights)
+        return self._shaped(means)
+
+    def _flattened(self, updates: Iterable[tuple[Arrays, int]]) -> _Flats:
+        return [
+            ({name: _flat(arrays[name], entry.dtype) for name, entry in self._entries.items()}, weight)
+            for arrays, weight in updates
+        ]
+
+    def _empty(self) -> dict[str, Array]:
+        return {name: np.empty(_size(entry), _part(entry.dtype)) for name, entry in self._entries.items()}
+
+    def _shaped(self, flats: Mapping[str, Array]) -> dict[str, Array]:
         return {
             name: flats[name].view(entry.dtype).reshape(entry.shape) for name, entry in self._entries.items()
         }
@@ -147,15 +184,14 @@ class FloatSums:
         """Return the bounds after a pass, or raise if a value was not finite or a bound reaches `LIMIT`."""
         largest = {name: np.zeros(len(weights)) for name in self._entries}
         for block, peaks in journal:
-            of_updates = np.reshape(peaks, (len(weights), -1)).max(axis=1)
-            largest[block.name] = np.maximum(largest[block.name], of_updates)
+            largest[block.name] = np.maximum(largest[block.name], _largest(peaks, len(weights)))
         bounds = dict(self._bounds)
         for name, peaks_of_updates in largest.items():
             for i, (weight, peak) in enumerate(zip(weights, peaks_of_updates.tolist(), strict=True)):
                 where = f"update {i}, array `{name}`"
                 if not isfinite(peak):
                     raise InvalidUpdate(f"{where}: expected finite values, got NaN or inf. Leave it out")
-                bounds[name] += ceil(min(weight * peak, LIMIT))
+                bounds[name] += _bound(weight, peak)
                 if bounds[name] >= LIMIT:
                     raise _overflow(where, bounds[name])
         return bounds
@@ -168,6 +204,18 @@ class FloatSums:
             return
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, [self._blocks[i::threads] for i in range(threads)]))
+
+
+def _largest(peaks: list[float], updates: int) -> Array:
+    """Give each update's largest magnitude in a block: a float64 update has two terms there."""
+    largest: Array = np.reshape(peaks, (updates, -1)).max(axis=1)
+    return largest
+
+
+def _bound(weight: int, peak: float) -> int:
+    """Round a term's magnitude up; `LIMIT` stands for anything larger, and for NaN."""
+    term = weight * peak
+    return ceil(term) if term < LIMIT else int(LIMIT)
 
 
 def _part(dtype: np.dtype[Any]) -> np.dtype[Any]:

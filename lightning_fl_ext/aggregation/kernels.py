@@ -33,7 +33,7 @@ Terms = tuple[Array, ...]
 Weights = tuple[float, ...]
 
 AT_ONCE = 4
-"""Blocks that one call of `Kernels.fold` takes: the sums are then read and written once for all of them."""
+"""Blocks that a call of `Kernels.fold` takes, if not one: the sums are read and written once for all."""
 
 FUSED_FROM = 2**17
 """Floating elements in a model from which a second or two of compilation, once a process, pays."""
@@ -44,8 +44,8 @@ class Kernels(NamedTuple):
 
     block: int
     fold: Callable[[Int64, Int64 | None, Terms, Weights], Float64]
-    """Add blocks of float32 or float64, each times its weight, to a block of sums, in place, without looking;
-    return each block's largest magnitude, which is not finite if one of its values is not.
+    """Add a block of float32 or float64, or `AT_ONCE` of them, each times its weight, to a block of sums, in
+    place, without looking; return each block's largest magnitude, which is not finite if a value is not.
 
     The first word of a sum is the number of low quanta modulo 2^64; the second, where there is one, is the
     sum of the high multiples, from which the multiple of 2^64 follows."""
@@ -100,27 +100,48 @@ def _single(total: Int64, high: Int64 | None, count: float, unit: int, out: Arra
 _BLOCKED = Kernels(2**14, partial(_fold, into=np.add), partial(_fold, into=np.subtract), _double, _single)
 
 
-def _fold_loop(real: Any, unsigned: Any, sign: int) -> Callable[[Any, Any, Any, Any, Any], None]:
-    magnitude = unsigned(np.iinfo(unsigned).max >> 1)
+def _fold_loops(real: Any, unsigned: Any, sign: int) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Write out the loops for four blocks and for one: those that a compiler turns into vector code.
 
-    def fold(total: Any, high: Any, values: Any, weights: Any, peaks: Any) -> None:
+    As integers, magnitudes order like the floats, NaN above infinity. The second word has a loop of its own
+    because one with more arrays would need more checks for overlap than LLVM's vectoriser makes.
+    """
+    mask = unsigned(np.iinfo(unsigned).max >> 1)
+
+    def fold_four(total: Any, high: Any, values: Any, weights: Any, peaks: Any) -> None:
+        a, b, c, d = values
+        wa, wb, wc, wd = weights
+        ia, ib, ic, id_ = a.view(unsigned), b.view(unsigned), c.view(unsigned), d.view(unsigned)
+        pa = pb = pc = pd = unsigned(0)
         for i in range(total.size):
-            high_sum = low_sum = np.int64(0)
-            for j in range(len(values)):
-                high_term, low_term = bins(np.float64(values[j][i]), weights[j])  # type: ignore[arg-type]
-                high_sum += high_term  # type: ignore[assignment]
-                low_sum += low_term  # type: ignore[assignment]
-            total[i] += sign * ((high_sum << SHIFT) + low_sum)
-            if high is not None:
-                high[i] += sign * high_sum
-        for j in range(len(values)):
-            # As integers, magnitudes order like the floats, NaN above infinity; and the loop vectorises.
-            bits, largest = values[j].view(unsigned), unsigned(0)
-            for i in range(bits.size):
-                largest = max(largest, bits[i] & magnitude)
-            peaks[j] = unsigned(largest).view(real)
+            ha, la = bins(a[i], wa)
+            hb, lb = bins(b[i], wb)
+            hc, lc = bins(c[i], wc)
+            hd, ld = bins(d[i], wd)
+            total[i] += sign * (((ha + hb + hc + hd) << SHIFT) + (la + lb + lc + ld))
+            pa, pb = max(pa, ia[i] & mask), max(pb, ib[i] & mask)
+            pc, pd = max(pc, ic[i] & mask), max(pd, id_[i] & mask)
+        if high is not None:
+            for i in range(high.size):
+                high[i] += sign * (
+                    bins(a[i], wa)[0] + bins(b[i], wb)[0] + bins(c[i], wc)[0] + bins(d[i], wd)[0]
+                )
+        peaks[0], peaks[1] = unsigned(pa).view(real), unsigned(pb).view(real)
+        peaks[2], peaks[3] = unsigned(pc).view(real), unsigned(pd).view(real)
 
-    return fold
+    def fold_one(total: Any, high: Any, values: Any, weights: Any, peaks: Any) -> None:
+        block, weight = values[0], weights[0]
+        bits, peak = block.view(unsigned), unsigned(0)
+        for i in range(total.size):
+            high_term, low_term = bins(block[i], weight)
+            total[i] += sign * ((high_term << SHIFT) + low_term)
+            peak = max(peak, bits[i] & mask)
+        if high is not None:
+            for i in range(high.size):
+                high[i] += sign * bins(block[i], weight)[0]
+        peaks[0] = unsigned(peak).view(real)
+
+    return fold_four, fold_one
 
 
 def _parts_at(i: int, total: Any, high: Any) -> tuple[Any, Any]:
@@ -154,12 +175,13 @@ def _fused() -> Kernels | None:
     compiled = njit(nogil=True, error_model="numpy")
 
     def fold_with(sign: int) -> Callable[[Int64, Int64 | None, Terms, Weights], Float64]:
-        single = compiled(_fold_loop(np.float32, np.uint32, sign))
-        double = compiled(_fold_loop(np.float64, np.uint64, sign))
+        single = [compiled(loop) for loop in _fold_loops(np.float32, np.uint32, sign)]
+        double = [compiled(loop) for loop in _fold_loops(np.float64, np.uint64, sign)]
 
         def fold(total: Int64, high: Int64 | None, values: Terms, weights: Weights) -> Float64:
             peaks = np.empty(len(values))
-            (single if values[0].itemsize == 4 else double)(total, high, values, weights, peaks)
+            four, one = single if values[0].itemsize == 4 else double
+            (four if len(values) == AT_ONCE else one)(total, high, values, weights, peaks)
             return peaks
 
         return fold

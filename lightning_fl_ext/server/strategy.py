@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from lightning_fl_ext.aggregation import ExactMean
+from lightning_fl_ext.aggregation import ExactMean, exact_mean
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.server.clients import declared_id
 from lightning_fl_ext.server.screening import common_metrics
@@ -47,32 +47,41 @@ class ExactFedAvg(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fold replies one at a time, letting go of each.
+        """Average a list of replies at once; fold those of an iterator one at a time, letting go of each.
 
         Raises:
             AggregationOverflow: The updates are too large for an exact sum.
             InvalidUpdate: A reply does not fit the model; under ``FederatedTrainer`` screening comes first.
         """
-        mean: ExactMean | None = None
         heads: list[RecordDict] = []
+        updates = self._updates(replies, heads)
+        if isinstance(replies, Sequence):
+            at_hand = list(updates)
+            arrays = exact_mean(self._like or at_hand[0][0], at_hand) if at_hand else None
+        else:
+            mean: ExactMean | None = None
+            for update in updates:
+                mean = mean or ExactMean(self._like or update[0])
+                mean.add(*update)
+                del update
+            arrays = mean.result() if mean else None
+            del mean  # two or four times the model's size
+        self._like = None
+        if arrays is None:
+            return None, None
+        return to_record(arrays), aggregate_heads(heads, self.train_metrics_aggr_fn, self.weighted_by_key)
+
+    def _updates(self, replies: Iterable[Message], heads: list[RecordDict]) -> Iterator[tuple[Arrays, int]]:
+        """Read replies one by one, keeping the heads alone."""
         for reply in replies:
             if reply.has_error():
                 continue
-            arrays = from_record(next(iter(records_of(reply.content, ArrayRecord).values())))
             metrics = next(iter(records_of(reply.content, MetricRecord).values()))
-            if mean is None:
-                mean = ExactMean(self._like or arrays)
-            weight = metrics[self.weighted_by_key]
-            mean.add(arrays, int(weight) if isinstance(weight, float) and weight.is_integer() else weight)  # type: ignore[arg-type]
             heads.append(RecordDict({"metrics": metrics, **records_of(reply.content, ConfigRecord)}))
-            del reply, arrays
-        self._like = None
-        if mean is None:
-            return None, None
-        arrays = mean.result()
-        del mean  # four times the model's size
-        metrics = aggregate_heads(heads, self.train_metrics_aggr_fn, self.weighted_by_key)
-        return to_record(arrays), metrics
+            weight = metrics[self.weighted_by_key]
+            whole = int(weight) if isinstance(weight, float) and weight.is_integer() else weight
+            yield from_record(next(iter(records_of(reply.content, ArrayRecord).values()))), whole  # type: ignore[misc]
+            del reply
 
     @staticmethod
     def max_term(num_clients: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,9 @@ NUMPY_STYPE = "numpy.ndarray"
 
 RAW_STYPE = "lightning_fl_ext.raw"
 """Little-endian C-ordered bytes, for dtypes that ``np.save`` would lose."""
+
+THREADED_FROM = 2**24
+"""Bytes to serialise from which starting threads pays."""
 
 _KINDS = "biufc"  # bool, integers, floats, complex
 
@@ -53,7 +57,11 @@ def to_record(arrays: Arrays) -> ArrayRecord:
         >>> record["w"].dtype, record["w"].stype, record["w"].numpy().sum()
         ('float32', 'numpy.ndarray', np.float32(6.0))
     """
-    return ArrayRecord({name: _pack(name, array) for name, array in arrays.items()})
+    if sum(array.nbytes for array in arrays.values()) < THREADED_FROM:
+        packed = map(_pack, arrays, arrays.values())
+        return ArrayRecord(dict(zip(arrays, packed, strict=True)))
+    with ThreadPoolExecutor() as pool:  # joining bytes lets go of the interpreter
+        return ArrayRecord(dict(zip(arrays, pool.map(_pack, arrays, arrays.values()), strict=True)))
 
 
 def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:

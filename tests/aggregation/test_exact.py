@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_fl_ext.aggregation import AggregationOverflow, ExactMean, InvalidUpdate
+from lightning_fl_ext.aggregation import AggregationOverflow, ExactMean, InvalidUpdate, exact_mean
 from lightning_fl_ext.aggregation.kernels import Kernels
 from lightning_fl_ext.errors import LightningFLError
 
@@ -139,6 +139,28 @@ def test_threads_and_loops_give_equal_bits(
     small_blocks(loops)
     for at_once in (1, 4, 5):
         assert same_bits(mean_of(FIVE, threads, at_once).result(), expected)
+
+
+@given(updates=models())
+def test_averaging_at_once_gives_the_bits_of_adding(same_bits: Same, updates: list[Update]) -> None:
+    assert same_bits(exact_mean(updates[0][0], iter(updates)), mean_of(updates).result())
+
+
+@pytest.mark.parametrize("threads", [1, 2, None])
+def test_averaging_at_once_gives_every_block_the_words_it_needs(
+    same_bits: Same, loops: Kernels, small_blocks: Callable[[Kernels], None], threads: int | None
+) -> None:
+    updates = [(arrays, 10 ** (2 * seed % 7)) for seed, (arrays, _) in enumerate(FIVE)]
+    expected = mean_of(updates).result()
+    words = set()
+
+    def fold(total: Any, high: Any, *terms: Any) -> Any:
+        words.add(1 if high is None else 2)
+        return loops.fold(total, high, *terms)
+
+    small_blocks(loops._replace(fold=fold))
+    assert same_bits(exact_mean(updates[0][0], updates, threads=threads), expected)
+    assert words == {1, 2}
 
 
 def test_a_large_model_takes_the_fused_loops_on_threads_to_the_same_bits(
@@ -334,6 +356,8 @@ def test_a_refused_update_changes_no_bit_of_the_mean(
     assert same_bits(mean.result(), mean_of(FIVE[:3]).result())
     mean.add_many(FIVE[3:])
     assert same_bits(mean.result(), mean_of(FIVE).result())
+    with pytest.raises(error):
+        exact_mean(FIVE[0][0], [bad] if alone else [FIVE[3], bad, FIVE[4]])
 
 
 def test_more_updates_than_the_bins_hold_overflow() -> None:
@@ -353,6 +377,8 @@ def test_whether_updates_overflow_does_not_depend_on_their_order(order: Any, at_
     updates: list[Update] = [({"w": np.array([value], np.float32)}, weight) for value, weight in order]
     with pytest.raises(AggregationOverflow):
         mean_of(updates, at_once=at_once)
+    with pytest.raises(AggregationOverflow):
+        exact_mean(updates[0][0], updates)
 
 
 def test_another_models_mean_does_not_merge() -> None:
@@ -370,6 +396,8 @@ def test_nothing_has_no_mean() -> None:
     mean.add_many([])
     with pytest.raises(LightningFLError, match="nothing to average"):
         mean.result()
+    with pytest.raises(LightningFLError, match="nothing to average"):
+        exact_mean({"w": np.zeros(1)}, [])
 
 
 def test_threads_must_be_positive() -> None:

@@ -115,8 +115,9 @@ def two(sums: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_fold_sums_the_multiples_of_the_quanta(loops: Kernels, dtype: Any) -> None:
     sums = np.zeros((2, 3), np.int64)
-    blocks = [np.array(values, dtype) for values in ([1.25, 2.0**40, 2.0**-44], [-0.5, 2.0**-8, -(2.0**20)])]
-    loops.fold(sums[0], sums[1], tuple(read_only(block) for block in blocks), (3.0, 2.0))
+    rows = [[1.25, 2.0**40, 2.0**-44], [-0.5, 2.0**-8, -(2.0**20)], [0, 0, 0], [0, 0, 0]]
+    blocks = tuple(read_only(np.array(row, dtype)) for row in rows)
+    loops.fold(sums[0], sums[1], blocks, (3.0, 2.0, 5.0, 5.0))
     exact = [Fraction(11, 4), 3 * Fraction(2) ** 40 + Fraction(1, 2**7), Fraction(3, 2**44) - 2**21]
     assert sums[1].tolist() == [round(total * 2**8) for total in exact]
     assert (sums[0].astype(np.uint64)).tolist() == [int(total * 2**44) % 2**64 for total in exact]
