@@ -164,6 +164,22 @@ def test_real_fits_reproduce_and_leave_all_random_state_alone(toy):
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_a_list_of_replies_and_a_stream_of_them_give_one_digest(toy):
+    seen = []
+
+    class Keeping(ExactFedAvg):
+        def aggregate_train(self, server_round, replies):
+            seen.extend(replies)
+            return super().aggregate_train(server_round, seen)
+
+    model = toy.Net(buffers=True)
+    toy.make_trainer(Keeping(), max_rounds=1).fit(model, toy.make_grid())
+    results = [ExactFedAvg().aggregate_train(1, replies) for replies in (seen, iter(seen), seen[::-1])]
+    assert len({digest(from_record(arrays)) for arrays, _ in results}) == 1
+    assert results[0][1] == results[1][1]
+    assert ExactFedAvg().aggregate_train(1, []) == ExactFedAvg().aggregate_train(1, iter([])) == (None, None)
+
+
 def test_partial_means_of_two_aggregators_are_the_whole_mean(toy):
     from lightning_fl_ext import ExactMean
 
