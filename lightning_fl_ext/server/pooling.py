@@ -6,6 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -27,20 +28,22 @@ Stages = Mapping[str, StageMetrics]
 """One client's metrics by stage."""
 
 
-def read_stages(record: Mapping[str, Any], client_id: str) -> dict[str, StageMetrics]:
+def read_stages(record: Mapping[str, Any], declared: str, client_id: str) -> dict[str, StageMetrics]:
     """Read the metric states in a reply.
 
     Args:
         record: Bytes by stage.
-        client_id: The sender.
+        declared: The name that the reply declares.
+        client_id: The name that the sender is known by, which is another one if its node is registered.
 
     Raises:
         Rejected: They are damaged.
     """
     try:
-        return {s: StageMetrics.from_bytes(record[s], client_id=client_id) for s in STAGES if s in record}
+        told = {s: StageMetrics.from_bytes(record[s], client_id=declared) for s in STAGES if s in record}
     except DamagedMetricPack as error:
         raise Rejected(Reason.METRIC, "metric-states", "whole metric states", str(error)) from None
+    return {s: replace(stage, pack=replace(stage.pack, client_id=client_id)) for s, stage in told.items()}
 
 
 def pool_metrics(

@@ -155,8 +155,9 @@ class RoundExchange:
     def _take_metrics(self, client: str, reply: Message) -> None:
         """Take metric states out of a reply, and read them."""
         record = reply.content.pop(ASK, None)
+        told = record if isinstance(record, ConfigRecord) else ConfigRecord()
         try:
-            self.stages[client] = read_stages(record, client) if isinstance(record, ConfigRecord) else {}
+            self.stages[client] = read_stages(told, declared_id(reply.content), client)
         except Rejected as why:
             self._reject(client, why)
 

@@ -1,6 +1,7 @@
 """Metrics in a federation: what the server reports is the metric on all clients' data."""
 
 import logging
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import pytest
@@ -258,6 +259,32 @@ def test_a_fit_that_validates_reports_the_metrics_on_all_clients_predictions(tmp
         assert metrics[name] == pytest.approx(float(value), abs=1e-6), name
     assert trainer.rounds[-1].accepted == ("0", "1", "2", "3"), "the client without validation data trains on"
     assert trainer.rounds[-1].rejected == ()
+
+
+@pytest.mark.parametrize("partition_id", [True, False], ids=["declares another", "declares none"])
+def test_clients_known_by_the_registered_name_of_their_node_are_pooled(tmp_path, partition_id):
+    app = ClientApp()
+
+    def answer(message, context):
+        data = Data(context)
+        if not partition_id:
+            context.node_config.clear()
+        return client_app(LogsObjects, lambda _: data, DEVICE)(message, context)
+
+    app.train()(answer)
+    app.evaluate()(answer)
+
+    class Registered(LocalGrid):
+        def get_nodes(self):
+            return [SimpleNamespace(node_id=n, name=f"site-{i}") for i, n in enumerate(self.get_node_ids())]
+
+    strategy = ExactFedAvg(fraction_evaluate=0.0)
+    trainer = FederatedTrainer(1, strategy, enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer.fit(LogsObjects, Registered(app, 4))
+    assert trainer.rounds[-1].accepted == ("site-0", "site-1", "site-2", "site-3")
+    assert trainer.rounds[-1].rejected == ()
+    accuracy = expected(*pooled_seen())["val_acc"]
+    assert trainer.callback_metrics["val_acc"] == pytest.approx(float(accuracy), abs=1e-6)
 
 
 def test_averaging_would_have_been_wrong(tmp_path):
