@@ -44,6 +44,7 @@ def client_app(
     exchange: Exchange | None = None,
     allow_example_states: tuple[str, ...] = (),
     min_examples: int = 0,
+    num_threads: int | None = None,
 ) -> ClientApp:
     """Make a Flower ``ClientApp`` that trains, evaluates, and tells who it is.
 
@@ -64,17 +65,23 @@ def client_app(
         exchange: What of the model travels. Default: all of it. The server must use the same.
         allow_example_states: See :class:`FlowerBridge`.
         min_examples: See :class:`FlowerBridge`.
+        num_threads: Torch's threads on the processor during a fit. Large sums come out otherwise on another
+            number of threads, and engines give clients different numbers: name one to have the same bytes on
+            all of them. Default: as many as the engine gives.
 
     Returns:
         For ``flwr run``, or for :func:`~lightning_fl_ext.run_local`.
 
     Raises:
         TypeError: ``model`` or ``data`` cannot be called, or ``trainer`` holds no arguments of a Trainer.
+        ValueError: ``num_threads`` is below 1.
 
     Example:
         ``client_app(LitDigits, data=lambda context: Digits(context), trainer={"max_epochs": 2})``
     """
     _check_arguments(model, data, trainer)
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(f"`num_threads` must be at least 1. Got {num_threads}.")
     options: dict[str, Any] = {
         "submit": submit,
         "monitor": monitor,
@@ -99,7 +106,7 @@ def client_app(
             bridge.client_id,
             message.metadata.message_type,
         )
-        with seeded(seed), _quiet(), _collected():
+        with seeded(seed), _threads(num_threads), _quiet(), _collected():
             local = pl.Trainer(callbacks=[bridge, *callbacks], **own)
             refuse_script_launcher(local)
             yield local, model(), data(context), bridge
@@ -146,6 +153,20 @@ def _check_arguments(model: Any, data: Any, trainer: Any) -> None:
 
 def _kind(value: Any) -> str:
     return f"an instance of {type(value).__name__}"
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Have torch use this many threads, and then as many as before."""
+    if number is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

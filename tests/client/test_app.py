@@ -166,6 +166,39 @@ class Remembers(Callback):
         type(self).runs += 1
 
 
+@pytest.fixture
+def ambient_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_with_num_threads_a_fit_gives_the_same_bytes_on_any_number_of_threads(kit, ambient_threads):
+    class Images(kit.Lit):
+        """Convolutions sum over images and pixels: in parts, one a thread."""
+
+        def __init__(self):
+            super().__init__()
+            layers = torch.nn.Conv2d(3, 32, 3), torch.nn.ReLU(), torch.nn.Conv2d(32, 64, 3), torch.nn.ReLU()
+            self.images = torch.nn.Sequential(*layers)
+
+        def loss(self, batch):
+            images = torch.randn(32, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+            return super().loss(batch) + self.images(images).square().mean()
+
+    def digests(**options):
+        client = client_app(Images, lambda _: kit.loader(), DEVICE, **options)
+        message = kit.message(kit.arrays_of(Images()))
+        for ambient in (1, 2):
+            ambient_threads(ambient)
+            yield digest(weights(client(message, kit.context())))
+            assert torch.get_num_threads() == ambient
+
+    if len(set(digests())) == 1:
+        pytest.skip("this machine sums alike on one and on two threads")
+    assert len(set(digests(num_threads=1))) == 1
+
+
 @pytest.mark.parametrize("as_list", [True, False])
 def test_callbacks_are_copied_for_every_fit(kit, source, as_list):
     Remembers.runs = 0
@@ -207,6 +240,8 @@ def test_submit_reaches_the_bridge(kit, source):
 
 
 def test_bad_options_are_refused_when_the_app_is_made(kit):
+    with pytest.raises(ValueError, match=r"`num_threads` must be at least 1\. Got 0"):
+        client_app(kit.Lit, lambda _: kit.loader(), num_threads=0)
     with pytest.raises(ValueError, match="`submit` must be"):
         client_app(kit.Lit, lambda _: kit.loader(), submit="first")
     with pytest.raises(ValueError, match="pass `monitor=`"):
