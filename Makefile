@@ -12,7 +12,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint docs examples bench clean
+.PHONY: help demo test test-fast engines lint docs examples bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: $(READY)  ## Run all tests
 
 test-fast: $(READY)  ## Run the tests that start no other engine
 	$(BIN)/python -m pytest -n 2 -m 'not engines'
+
+engines: $(READY)  ## Train one federation on every engine, and compare the digests
+	@$(BIN)/python tests/engines/_comparison.py
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

@@ -22,9 +22,8 @@ _ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "OMP_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
     "COLUMNS": "200",
 }
@@ -41,7 +40,7 @@ class Deployment(contextlib.ExitStack):
         folder: A folder of its own.
         secure: Whether everything goes over TLS and SuperNodes authenticate with registered keys.
         simulation: Whether runs are simulated with Ray; there are no SuperNodes then.
-        env: Added to the environment of all processes.
+        env: Set in the environment of all processes; None takes a variable out.
 
     Attributes:
         superlink: The SuperLink's process.
@@ -64,13 +63,14 @@ class Deployment(contextlib.ExitStack):
         *,
         secure: bool = False,
         simulation: bool = False,
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | None] | None = None,
     ) -> None:
         super().__init__()
         self.folder = folder.resolve()
         self.nodes: dict[str, Process] = {}
         self._runs = 0
-        self._env = {**os.environ, **_ENVIRONMENT, **_paths(), **(env or {})}
+        env = {**os.environ, **_ENVIRONMENT, **_paths(), **(env or {})}
+        self._env = {name: value for name, value in env.items() if value is not None}
         self._tls = self.folder / "tls" if secure else None
         self._port = free_port()
         command = ["flower-superlink", "--database", "state.db", "--disable-runtime-dependency-installation"]

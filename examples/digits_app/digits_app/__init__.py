@@ -1,0 +1,1 @@
+"""Handwritten digits, learned across sites with Lightning and Flower."""

@@ -1,0 +1,34 @@
+"""The ServerApp: the federated fit that the run's config describes."""
+
+from functools import partial
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAdam
+
+from digits_app.task import exchange, model
+from lightning_fl_ext import ExactFedAvg, FederatedTrainer, FedPM, RoundCheckpoint, RoundLedger, server_app
+
+STRATEGIES = {"ExactFedAvg": ExactFedAvg, "FedAdam": FedAdam, "FedPM": FedPM}
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the rounds."""
+    config = context.run_config
+    strategy = STRATEGIES[config["strategy"]](
+        fraction_train=config["fraction-train"],
+        fraction_evaluate=config["fraction-evaluate"],
+        min_available_nodes=config["min-clients"],
+    )
+    trainer = FederatedTrainer(
+        max_rounds=config["num-server-rounds"],
+        strategy=strategy,
+        seed=config["seed"],
+        callbacks=[RoundCheckpoint(), RoundLedger()],
+        default_root_dir=config["output-dir"] or f"runs/{context.run_id}",
+        exchange=exchange(config),
+    )
+    server_app(partial(model, config), trainer)(grid, context)

@@ -1,0 +1,116 @@
+"""One federation for every engine: three strategies one after the other, so that engines start once.
+
+What tends to differ between engines is in it: convolutions, which sum otherwise on another number of threads,
+batch norm, dropout, shuffled data, and three of four clients in each round.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import lightning.pytorch as L
+import torch
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAdam
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_fl_ext import (
+    ExactFedAvg,
+    FederatedTrainer,
+    FedPM,
+    MaskedModule,
+    MaskExchange,
+    RoundLedger,
+    WeightExchange,
+    client_app,
+)
+
+CLIENTS, ROUNDS = 4, 2
+STRATEGIES = {"ExactFedAvg": ExactFedAvg, "FedAdam": FedAdam, "FedPM": FedPM}
+
+
+class Lit(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 32, 3),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(32, 2),
+        )
+
+    def training_step(self, batch, _):
+        x, y = batch
+        return nn.functional.cross_entropy(self.net(x), y)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+class LitMasked(Lit):
+    def __init__(self):
+        super().__init__()
+        self.net = MaskedModule(self.net, exclude="1.*", seed=0)  # the batch norm is trained as it is
+
+
+def data(context):
+    partition = int(context.node_config["partition-id"])
+    generator = torch.Generator().manual_seed(partition)
+    x = torch.randn(24 + 8 * partition, 3, 16, 16, generator=generator)
+    return DataLoader(TensorDataset(x, (x.mean((1, 2, 3)) > 0).long()), batch_size=16, shuffle=True)
+
+
+def federation(name):
+    """What clients and server have to agree on: the module, and what of it travels."""
+    return (LitMasked, MaskExchange()) if name == "FedPM" else (Lit, WeightExchange())
+
+
+def telling(name):
+    """The strategy, telling clients which one it is."""
+
+    class Telling(STRATEGIES[name]):
+        def configure_train(self, server_round, arrays, config, grid):
+            config["strategy"] = name
+            return super().configure_train(server_round, arrays, config, grid)
+
+    Telling.__name__ = name
+    return Telling(fraction_train=0.75, fraction_evaluate=0.0, min_available_nodes=CLIENTS)
+
+
+client = ClientApp()
+server = ServerApp()
+
+
+@client.train()
+@client.query()
+def answer(message, context):
+    name = message.content["config"]["strategy"] if "config" in message.content else ""
+    module, exchange = federation(name)
+    app = client_app(module, data, {"accelerator": "cpu"}, exchange=exchange, num_threads=1)
+    return app(message, context)
+
+
+@server.main()
+def main(grid, context):
+    folder = Path(context.run_config["output-dir"])
+    outcome = {}
+    for name in STRATEGIES:
+        module, exchange = federation(name)
+        trainer = FederatedTrainer(
+            max_rounds=ROUNDS,
+            strategy=telling(name),
+            seed=7,
+            callbacks=[RoundLedger()],
+            default_root_dir=folder / name,
+            exchange=exchange,
+        )
+        start = time.perf_counter()
+        result = trainer.fit(module, grid)
+        outcome[name] = {"digest": result.digest, "seconds": time.perf_counter() - start}
+    (folder / "outcome.json").write_text(json.dumps(outcome))
