@@ -43,6 +43,7 @@ def client_app(
     mode: str = "min",
     exchange: Exchange | None = None,
     allow_example_states: tuple[str, ...] = (),
+    exclude_metrics: tuple[str, ...] = (),
     min_examples: int = 0,
     num_threads: int | None = None,
 ) -> ClientApp:
@@ -64,6 +65,7 @@ def client_app(
         mode: See :class:`FlowerBridge`.
         exchange: What of the model travels. Default: all of it. The server must use the same.
         allow_example_states: See :class:`FlowerBridge`.
+        exclude_metrics: See :class:`FlowerBridge`.
         min_examples: See :class:`FlowerBridge`.
         num_threads: Torch's threads on the processor during a fit. Large sums come out otherwise on another
             number of threads, and engines give clients different numbers: name one to have the same bytes on
@@ -88,6 +90,7 @@ def client_app(
         "mode": mode,
         "exchange": exchange,
         "allow_example_states": allow_example_states,
+        "exclude_metrics": exclude_metrics,
         "min_examples": min_examples,
     }
     FlowerBridge(**options)  # complains now rather than in the first round

@@ -55,14 +55,17 @@ class FlowerBridge(Callback):
             of the first tensor) is wrong.
         exchange: What of the model travels. Default: all of it.
         client_id: The client's name in results and replies.
-        allow_example_states: Names of metrics whose states hold one row per example and may leave the client
-            all the same, if the server pools metrics.
+        allow_example_states: If the server pools metrics: names of those (or of the collections that hold
+            them) whose states have one row per example and may leave the client all the same.
+        exclude_metrics: If the server pools metrics: names of those (or of the collections that hold them) of
+            which neither states nor values leave the client.
         min_examples: If the server pools metrics: with fewer examples in a stage, neither the states nor the
             values of its metrics leave the client.
 
     Raises:
         ValueError: An argument is not one of the above; or, when a fit starts, an averaging callback precedes
             the bridge.
+        TypeError: A text is given where a tuple of names is meant.
 
     Example:
         >>> import lightning.pytorch as L, torch
@@ -96,6 +99,7 @@ class FlowerBridge(Callback):
         exchange: Exchange | None = None,
         client_id: str = "",
         allow_example_states: tuple[str, ...] = (),
+        exclude_metrics: tuple[str, ...] = (),
         min_examples: int = 0,
     ) -> None:
         if submit not in ("last", "mean", "best"):
@@ -107,7 +111,7 @@ class FlowerBridge(Callback):
         self.exchange = exchange or WeightExchange()
         self.client_id = client_id
         self._trip = Trip(client_id=client_id)
-        self._metrics = MetricCollector(allow_example_states, min_examples)
+        self._metrics = MetricCollector(allow_example_states, exclude_metrics, min_examples)
         self._retention = Retention(keep, monitor if submit == "best" else None, mode)
         self._store = ResultStore(spool_dir, owner=f"client `{client_id}`" if client_id else "this client")
         self._counter, self._evaluated = ExampleCounter(batch_size), ExampleCounter(batch_size)
@@ -212,7 +216,9 @@ class FlowerBridge(Callback):
         """Called when a fit or evaluation begins: checks its place and loads what was received."""
         refuse_zero3(trainer)
         self._counter, self._evaluated = ExampleCounter(self.batch_size), ExampleCounter(self.batch_size)
-        self._metrics.begin(pl_module)
+        self._metrics.begin()
+        if not is_built_later(pl_module):
+            self._metrics.check(pl_module)
         if stage == "fit":
             refuse_to_follow_averaging(self, trainer.callbacks)
             self._store.start_fit(trainer)
@@ -224,17 +230,17 @@ class FlowerBridge(Callback):
             self._load(load_early, trainer, pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Called when the module is built and placed: loads again what was received."""
-        self._load(load_state, trainer, pl_module)
+        """Called when the module is built and placed: looks at its metrics, loads again what was received."""
+        self._start(trainer, pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Called when a validation begins: outside a fit, loads again what was received."""
+        """Called when a validation begins: outside a fit, as when a fit begins."""
         if trainer.state.fn == "validate":
-            self._load(load_state, trainer, pl_module)
+            self._start(trainer, pl_module)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Called when a test begins: loads again what was received."""
-        self._load(load_state, trainer, pl_module)
+        """Called when a test begins: as when a fit begins."""
+        self._start(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -254,13 +260,13 @@ class FlowerBridge(Callback):
     ) -> None:
         """Called after a validation batch: counts its examples, if they are to be told."""
         if trainer.state.fn != "fit" or self._metrics.active:
-            self._evaluated.add(batch)
+            self._evaluated.add(batch, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when a validation ends, before its metrics are reset: takes their states."""
-        examples = self._evaluated.close_epoch(trainer, "validate")
+        self._evaluated.close_epoch(trainer, "validate")
         if not trainer.sanity_checking:
-            self._metrics.take("validate", trainer, pl_module, self.client_id, examples)
+            self._take("validate", trainer, pl_module, self._evaluated)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when a validation has ended: notes by which names its metrics were logged."""
@@ -277,12 +283,12 @@ class FlowerBridge(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Called after a test batch: counts its examples."""
-        self._evaluated.add(batch)
+        self._evaluated.add(batch, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when a test ends, before its metrics are reset: takes their states."""
-        examples = self._evaluated.close_epoch(trainer)
-        self._metrics.take("test", trainer, pl_module, self.client_id, examples)
+        self._evaluated.close_epoch(trainer)
+        self._take("test", trainer, pl_module, self._evaluated)
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when a test has ended: notes by which names its metrics were logged."""
@@ -291,7 +297,7 @@ class FlowerBridge(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when an epoch ends, before any weight averaging: snapshots the weights."""
         num_examples = self._counter.close_epoch(trainer)
-        self._metrics.take("train", trainer, pl_module, self.client_id, num_examples)
+        self._take("train", trainer, pl_module, self._counter)
         arrays = pack_state(trainer, pl_module, self.exchange, like=self._global)
         metrics = _scalars(trainer)
         if trainer.is_global_zero:
@@ -315,7 +321,7 @@ class FlowerBridge(Callback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Called when the fit or evaluation raised: withholds its outcome and says what is left."""
         fn = trainer.state.fn.value
-        reason = f"`Trainer.{fn}` raised {type(exception).__name__}: {exception}"
+        reason = f"`Trainer.{fn}` raised {type(exception).__name__}: {exception}".rstrip(".")
         log.warning("%s", self._store.fail(UPDATE if fn == "fit" else EVALUATION, reason))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -324,6 +330,10 @@ class FlowerBridge(Callback):
             self._hold(trainer, EVALUATION, {}, self._evaluated.largest_epoch)
 
     # How
+
+    def _start(self, trainer: Any, module: Any) -> None:
+        self._metrics.check(module)
+        self._load(load_state, trainer, module)
 
     def _load(self, load: Callable[..., None], trainer: Any, module: Any) -> None:
         if self._global is not None and not self._store.has(UPDATE):
@@ -334,6 +344,9 @@ class FlowerBridge(Callback):
         if self.submit != "last" and (results := self.results):
             arrays = mean(results) if self.submit == "mean" else self._retention.best(results).arrays
         self._hold(trainer, UPDATE, arrays, self._counter.largest_epoch)
+
+    def _take(self, stage: str, trainer: Any, module: Any, counter: ExampleCounter) -> None:
+        self._metrics.take(stage, trainer, module, self.client_id, counter.by_dataloader)
 
     def _keep_stage(self, stage: str, trainer: Any, module: Any) -> None:
         if self._metrics.active and (told := self._metrics.close(stage, trainer, module)) is not None:

@@ -7,8 +7,9 @@ and reset by hand do so in the module's own hook. A callback's ``on_validation_e
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,11 +18,14 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
+from lightning_fl_ext.client.logged import Logged, read_logged, used_in_training
 from lightning_fl_ext.metrics import MetricPack, MetricStates, check_metrics, merge_metrics, sync_and_pack
 from lightning_fl_ext.metrics.configuration import class_path, configuration
-from lightning_fl_ext.metrics.discovery import named_metrics
+from lightning_fl_ext.metrics.discovery import covered, hidden_metrics, named_metrics, require_names
 from lightning_fl_ext.metrics.stage import StageMetrics
 from lightning_fl_ext.metrics.values import computed_values, metrics_alone
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -30,38 +34,71 @@ class MetricCollector:
 
     Args:
         allow_example_states: Metrics whose states with one row per example may leave the client.
+        exclude_metrics: Metrics of which neither states nor values leave the client.
         min_examples: With fewer examples, a stage gives neither states nor values.
         active: Whether the server asked for metric states; else nothing is done.
+
+    Raises:
+        TypeError: A text is given where a tuple of names is meant.
+        ValueError: ``min_examples`` is negative.
 
     Attributes:
         kept_back: Logged names whose values must not go into the reply.
     """
 
     allow_example_states: Collection[str] = ()
+    exclude_metrics: Collection[str] = ()
     min_examples: int = 0
     active: bool = False
     kept_back: set[str] = field(default_factory=set)
+    _checked: bool = False
     _before: dict[str, int] = field(default_factory=dict)
     _evaluated: set[str] = field(default_factory=set)
-    _packs: dict[str, MetricPack | None] = field(default_factory=dict)
+    _shared: set[str] = field(default_factory=set)
+    _taken: dict[str, _Taken] = field(default_factory=dict)
 
-    def begin(self, module: nn.Module) -> None:
-        """Forget the runs before, and refuse metrics whose states must not or cannot leave.
+    def __post_init__(self) -> None:
+        require_names("allow_example_states", self.allow_example_states)
+        require_names("exclude_metrics", self.exclude_metrics)
+        if not isinstance(self.min_examples, int) or self.min_examples < 0:
+            raise ValueError(
+                f"`min_examples` must be a whole number, not negative. Got {self.min_examples!r}."
+            )
+
+    def begin(self) -> None:
+        """Forget the runs before."""
+        self.kept_back, self._before, self._evaluated = set(), {}, set()
+        self._shared, self._taken, self._checked = set(), {}, False
+
+    def check(self, module: nn.Module) -> None:
+        """Refuse metrics whose states must not or cannot leave, once in a run.
 
         Raises:
             ExampleStatesNotAllowed: A metric keeps one row per example.
             UnsupportedMetric: A metric's states cannot be merged.
+            ValueError: ``allow_example_states`` or ``exclude_metrics`` names no metric.
         """
-        self.kept_back, self._before, self._evaluated, self._packs = set(), {}, set(), {}
-        if self.active:
-            check_metrics(module, allow_example_states=self.allow_example_states)
+        if not self.active or self._checked:
+            return
+        self._checked = True
+        check_metrics(
+            module, allow_example_states=self.allow_example_states, exclude_metrics=self.exclude_metrics
+        )
+        for name in hidden_metrics(module):
+            log.warning(
+                "`%s` of %s holds metrics in a plain list or dict, where no module finds them. What is logged"
+                " of them is averaged like any number. Use a `torch.nn.ModuleDict` or `ModuleList`.",
+                *(name, type(module).__name__),
+            )
 
     def evaluation_begins(self, module: nn.Module) -> None:
         """Note, before the first batch, what the metrics have seen: those of a training epoch are at work."""
         if self.active:
             self._before = {name: metric._update_count for name, metric in named_metrics(module).items()}
 
-    def take(self, stage: str, trainer: Any, module: nn.Module, client_id: str, num_examples: int) -> None:
+    def take(
+        self, stage: str, trainer: Any, module: nn.Module, client_id: str, examples: tuple[int, ...]
+    ) -> None:
         """Pack the states of a stage. In several processes, every one of them calls this.
 
         Args:
@@ -69,7 +106,7 @@ class MetricCollector:
             trainer: The Trainer.
             module: The LightningModule.
             client_id: The client's name.
-            num_examples: Examples of the stage, over all processes.
+            examples: Examples of each dataloader in this stage, over all processes.
         """
         if not self.active:
             return
@@ -80,18 +117,28 @@ class MetricCollector:
             changed = self._changed(trainer, metrics)
             others = {name for name in metrics if self._before.get(name)} - changed
             self._evaluated |= changed
+            if trainer.state.fn == "fit":
+                self._note_shared(used_in_training(trainer, metrics, changed))
+        excluded = {*self.exclude_metrics, *self._shared}
         pack = sync_and_pack(
             module,
             client_id=client_id,
-            num_examples=num_examples,
+            num_examples=sum(examples),
             min_examples=self.min_examples,
             allow_example_states=self.allow_example_states,
+            exclude_metrics=excluded,
             names=[name for name in metrics if name not in others],
         )
         if pack is not None and not pack.withheld:
-            idle = {n: MetricStates(class_path(metrics[n]), configuration(metrics[n]), 0, {}) for n in others}
+            idle = {
+                name: MetricStates(class_path(metrics[name]), configuration(metrics[name]), 0, {})
+                for name in others
+                if not covered(name, excluded)
+            }
             pack = replace(pack, metrics={**idle, **pack.metrics})
-        self._packs[stage] = pack
+        kept = frozenset(name for name in metrics if covered(name, excluded))
+        values = computed_values(metrics_alone(module), kept)[0] if kept else {}
+        self._taken[stage] = _Taken(pack, examples, kept, values)
 
     def close(self, stage: str, trainer: Any, module: nn.Module) -> StageMetrics | None:
         """Find out by which names the module has logged the metrics of a stage. Every process calls this.
@@ -99,21 +146,35 @@ class MetricCollector:
         Returns:
             What the stage tells; None in processes other than rank 0, and if nothing was taken.
         """
-        logged, objects = _logged(trainer, named_metrics(module))
-        pack = self._packs.pop(stage, None)
-        if pack is None:
+        taken = self._taken.pop(stage, _Taken(None))
+        logged = read_logged(trainer, named_metrics(module), taken.examples)
+        if taken.pack is None:
             return None
         names: dict[str, tuple[str, ...]] = {
-            name: (metric,) for name, metric in objects.items() if name in logged
+            name: (entry.metric,) for name, entry in logged.items() if entry.metric is not None
         }
-        if pack.withheld:
-            self.kept_back |= set(logged)
-            return StageMetrics(pack, names, ())
-        rest = {name: value for name, value in logged.items() if name not in names}
-        if rest and pack.metrics:
-            names |= _named_by_value(rest, pack, module, set(objects.values()))
-        self.kept_back |= {name for name in names if not math.isfinite(logged[name])}
-        return StageMetrics(pack, names, tuple(sorted(set(rest) - set(names))))
+        if taken.pack.withheld:
+            self._keep_back(logged.values())
+            return StageMetrics(taken.pack, names, {})
+        names |= _named_by_value(logged, taken, module)
+        private = {*taken.kept, *taken.values}
+        excluded = {name for name, addresses in names.items() if not private.isdisjoint(addresses)}
+        undefined = {name for name in names if not math.isfinite(logged[name].value)}
+        self._keep_back(logged[name] for name in excluded | undefined)
+        scalars = {name: entry.scalar for name, entry in logged.items() if name not in excluded}
+        return StageMetrics(taken.pack, names, scalars)
+
+    def _keep_back(self, entries: Iterable[Logged]) -> None:
+        self.kept_back |= {name for entry in entries for name in entry.told_as}
+
+    def _note_shared(self, shared: set[str]) -> None:
+        for name in sorted(shared - self._shared):
+            log.warning(
+                "metric `%s` is logged in training and updated in validation too. Each mixes with the other,"
+                " so it is left out of this fit's pooled metrics. Give each its own: `metric.clone()`.",
+                name,
+            )
+        self._shared |= shared
 
     def _changed(self, trainer: Any, metrics: Mapping[str, Metric]) -> set[str]:
         """Names of the metrics updated since the evaluation began, in any process."""
@@ -124,31 +185,30 @@ class MetricCollector:
         return {name for name, flag in zip(metrics, flags.tolist(), strict=True) if flag}
 
 
-def _logged(trainer: Any, metrics: Mapping[str, Metric]) -> tuple[dict[str, float], dict[str, str]]:
-    """Read the scalars logged in this stage, and which of them are metric objects of the module."""
-    known = {id(metric): name for name, metric in metrics.items()}
-    names, objects = set(), {}
-    results = trainer._results
-    for entry in (results or {}).values():
-        for name in results._forked_name(entry, on_step=False):
-            names.add(name)
-            if id(getattr(entry, "value", None)) in known:
-                objects[name] = known[id(entry.value)]
-    values = trainer.callback_metrics
-    return {n: float(values[n]) for n in sorted(names) if n in values and values[n].numel() == 1}, objects
+@dataclass(frozen=True)
+class _Taken:
+    """What was taken of a stage: the pack, examples by dataloader, excluded metrics and their values."""
+
+    pack: MetricPack | None
+    examples: tuple[int, ...] = ()
+    kept: frozenset[str] = frozenset()
+    values: Mapping[str, float] = field(default_factory=dict)
 
 
 def _named_by_value(
-    logged: Mapping[str, float], pack: MetricPack, module: nn.Module, claimed: Collection[str]
+    logged: Mapping[str, Logged], taken: _Taken, module: nn.Module
 ) -> dict[str, tuple[str, ...]]:
-    """Find the metrics whose values the module's own hook has logged."""
-    values, _ = computed_values(merge_metrics(metrics_alone(module), [pack]))
-    values = {address: value for address, value in values.items() if address not in claimed}
+    """Find the metrics whose values the module's own hook has logged; excluded ones among them."""
+    numbers = {name: entry.value for name, entry in logged.items() if entry.metric is None}
+    if not numbers or taken.pack is None:
+        return {}
+    sent, _ = computed_values(merge_metrics(metrics_alone(module), [taken.pack]), taken.pack.metrics)
+    claimed = {entry.metric for entry in logged.values()}
+    values = {a: value for a, value in {**sent, **taken.values}.items() if a not in claimed}
+    column = np.array(list(values.values()), dtype=np.float32)
     found: dict[str, tuple[str, ...]] = {}
-    if values:
-        column = np.array(list(values.values()), dtype=np.float32)
-        for name, value in logged.items():
-            same = np.isclose(column, np.float32(value), rtol=1e-6, atol=0, equal_nan=True)
-            if same.any():
-                found[name] = tuple(address for address, hit in zip(values, same, strict=True) if hit)
+    for name, value in numbers.items():
+        same = np.isclose(column, np.float32(value), rtol=1e-6, atol=0, equal_nan=True)
+        if same.any():
+            found[name] = tuple(address for address, hit in zip(values, same, strict=True) if hit)
     return found

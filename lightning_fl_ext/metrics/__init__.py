@@ -6,8 +6,8 @@ that the metrics themselves declare (`merge_metrics`), and the metrics then comp
 data.
 """
 
+from lightning_fl_ext.metrics.admission import check_metrics
 from lightning_fl_ext.metrics.checks import check_pack
-from lightning_fl_ext.metrics.discovery import check_metrics
 from lightning_fl_ext.metrics.errors import (
     DamagedMetricPack,
     ExampleStatesNotAllowed,

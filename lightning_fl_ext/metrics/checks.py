@@ -66,8 +66,9 @@ def check_declared(declared: dict[str, Declared], pack: MetricPack) -> None:
     for name, sent in pack.metrics.items():
         if name not in declared:
             raise MetricMismatch(
-                f"{pack}: the server's module has no metric {shorten(name)}. It has {list(declared)}. Build "
-                "the same module on both sides.",
+                f"{pack}: the server's module has no metric {shorten(name)}. It has "
+                f"{shorten(list(declared))}. Build the same module on both sides, with its metrics in "
+                f"`__init__`, or leave this one out on the client: `exclude_metrics=({shorten(name)},)`.",
                 client_id=pack.client_id,
                 metric=name,
             )

@@ -1,4 +1,4 @@
-"""Which metrics a module holds, and which of them may be sent: checked before a run, without data."""
+"""Which metrics a module holds, by which names, and what kind of states they keep."""
 
 from __future__ import annotations
 
@@ -6,41 +6,14 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import nn
-from torchmetrics import Metric
-from torchmetrics.image import RootMeanSquaredErrorUsingSlidingWindow
-from torchmetrics.regression import NormalizedRootMeanSquaredError
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities.data import dim_zero_cat
-from torchmetrics.wrappers import BootStrapper, ClasswiseWrapper, MetricTracker, Running
-from torchmetrics.wrappers.abstract import WrapperMetric
-
-from lightning_fl_ext.metrics.errors import ExampleStatesNotAllowed, UnsupportedMetric
-
-# class -> (why its states do not merge to the pooled value, what to use instead)
-REFUSED: dict[type[nn.Module], tuple[str, str]] = {
-    Running: (
-        "it keeps a window over the last updates, and clients have no common order of updates",
-        "Use the wrapped metric without `Running`.",
-    ),
-    BootStrapper: (
-        "each client resamples its own examples at random, which is not a resample of the pooled examples",
-        "Use the wrapped metric without `BootStrapper`.",
-    ),
-    MetricTracker: (
-        "it keeps one metric per epoch of this process",
-        "Use the tracked metric itself, and track the merged values on the server.",
-    ),
-    NormalizedRootMeanSquaredError: (
-        "torchmetrics cannot reduce more than two sets of its states",
-        "Use `MeanSquaredError(squared=False)` and divide by the normaliser.",
-    ),
-    RootMeanSquaredErrorUsingSlidingWindow: (
-        "torchmetrics keeps part of its sums outside its states",
-        "Use `MeanSquaredError(squared=False)`.",
-    ),
-}
+from torchmetrics.wrappers import ClasswiseWrapper
 
 
-def named_metrics(module: nn.Module, names: Collection[str] | None = None) -> dict[str, Metric]:
+def named_metrics(
+    module: nn.Module, names: Collection[str] | None = None, exclude_metrics: Collection[str] = ()
+) -> dict[str, Metric]:
     """Every torchmetrics metric inside `module`, by its name in `module.named_modules()`.
 
     Members of a `MetricCollection`, wrapped metrics and the operands of a compositional metric come one by
@@ -49,12 +22,14 @@ def named_metrics(module: nn.Module, names: Collection[str] | None = None) -> di
     Args:
         module: Any module; a metric itself has the name `""`.
         names: Only these metrics; the name of a collection or wrapper stands for all metrics inside it.
+        exclude_metrics: Not these, named in the same way.
 
     Returns:
         Metrics in the order of `module.named_modules()`, which is the same in every process.
 
     Raises:
-        ValueError: If one of `names` is no metric of the module and holds none.
+        TypeError: If `names` or `exclude_metrics` is a text instead of a tuple of texts.
+        ValueError: If one of these names is no metric of the module and holds none.
 
     Example:
         >>> from torchmetrics import MetricCollection
@@ -62,12 +37,42 @@ def named_metrics(module: nn.Module, names: Collection[str] | None = None) -> di
         >>> module = nn.ModuleDict({"val": MetricCollection([BinaryAccuracy(), BinaryF1Score()])})
         >>> list(named_metrics(module))
         ['val.BinaryAccuracy', 'val.BinaryF1Score']
+        >>> list(named_metrics(module, exclude_metrics=("val.BinaryF1Score",)))
+        ['val.BinaryAccuracy']
     """
     metrics = {name: child for name, child in module.named_modules() if isinstance(child, Metric)}
-    if names is None:
-        return metrics
-    _require_known("names", names, metrics)
-    return {name: metric for name, metric in metrics.items() if _covered(name, names)}
+    require_known("names", names or (), metrics)
+    require_known("exclude_metrics", exclude_metrics, metrics)
+    return {
+        name: metric
+        for name, metric in metrics.items()
+        if (names is None or covered(name, names)) and not covered(name, exclude_metrics)
+    }
+
+
+def hidden_metrics(module: nn.Module) -> list[str]:
+    """Names of plain lists, tuples and dicts that hold metrics, where no module finds them.
+
+    Example:
+        >>> from torchmetrics import MeanMetric
+        >>> module = nn.Module()
+        >>> module.losses = {"val": MeanMetric()}
+        >>> hidden_metrics(module), list(named_metrics(module))
+        (['losses'], [])
+    """
+    found = []
+    for name, child in module.named_modules():
+        if isinstance(child, Metric | MetricCollection):
+            continue  # what they keep besides their states is their own affair
+        for attribute, value in vars(child).items():
+            values = value.values() if isinstance(value, dict) else value
+            if (
+                attribute != "_modules"
+                and isinstance(value, list | tuple | dict)
+                and any(isinstance(entry, Metric | MetricCollection) for entry in values)
+            ):
+                found.append(f"{name}.{attribute}" if name else attribute)
+    return found
 
 
 def own_states(metric: Metric) -> tuple[str, ...]:
@@ -97,110 +102,55 @@ def example_states(metric: Metric) -> tuple[str, ...]:
     )
 
 
-def check_metrics(
-    module: nn.Module,
-    *,
-    allow_example_states: Collection[str] = (),
-    names: Collection[str] | None = None,
-) -> None:
-    """Refuse what must not or cannot be sent; needs no data, so it can run at the start of a run.
-
-    Args:
-        module: The client's module.
-        allow_example_states: Names of metrics (or of collections and wrappers, for all metrics inside)
-            whose states with one row per example may leave this client.
-        names: Check only these metrics; see `named_metrics`.
-
-    Raises:
-        UnsupportedMetric: If a metric's states cannot be merged to the pooled value.
-        ExampleStatesNotAllowed: If a metric keeps one row per example and is not in `allow_example_states`.
-        ValueError: If a name in `allow_example_states` or `names` belongs to no metric.
-
-    Example:
-        >>> from torchmetrics.classification import BinaryAUROC
-        >>> check_metrics(nn.ModuleDict({"auroc": BinaryAUROC(thresholds=100)}))
-        >>> check_metrics(nn.ModuleDict({"auroc": BinaryAUROC()}))
-        Traceback (most recent call last):
-        ...
-        lightning_fl_ext.metrics.errors.ExampleStatesNotAllowed: metric `auroc` (BinaryAUROC) keeps one row
-        per example in `preds`, `target`, which do not leave the client. Give it `thresholds=100` (binned
-        counts), or allow it: `allow_example_states=("auroc",)`.
-    """
-    refuse_unsupported(module, names)
-    _require_known("allow_example_states", allow_example_states, named_metrics(module))
-    for name, metric in named_metrics(module, names).items():
-        rows = example_states(metric)
-        if rows and not _covered(name, allow_example_states):
-            can_bin = hasattr(metric, "thresholds")
-            remedy = (
-                "Give it `thresholds=100` (binned counts)" if can_bin else "Take a metric that only counts"
-            )
-            raise ExampleStatesNotAllowed(
-                f"{label(name, metric)} keeps one row per example in {_listed(rows)}, which do not leave the "
-                f'client. {remedy}, or allow it: `allow_example_states=("{name}",)`.'
-            )
-
-
-def refuse_unsupported(module: nn.Module, names: Collection[str] | None = None) -> None:
-    """Refuse metrics whose states cannot be merged to the pooled value, on either side.
-
-    Args:
-        module: The client's or the server's module.
-        names: Check only these metrics; see `named_metrics`.
-
-    Raises:
-        UnsupportedMetric: Names the metric, the reason and what to use instead.
-
-    Example:
-        >>> from torchmetrics import RunningMean
-        >>> refuse_unsupported(nn.ModuleDict({"loss": RunningMean()}))
-        Traceback (most recent call last):
-        ...
-        lightning_fl_ext.metrics.errors.UnsupportedMetric: metric `loss` (RunningMean) cannot be merged across
-        clients: it keeps a window over the last updates, and clients have no common order of updates. Use the
-        wrapped metric without `Running`.
-    """
-    selected = named_metrics(module, names)
-    for name, child in module.named_modules():
-        if not any(_covered(metric, (name,)) for metric in selected):
-            continue
-        for refused, (reason, instead) in REFUSED.items():
-            if isinstance(child, refused):
-                raise UnsupportedMetric(
-                    f"{label(name, child)} cannot be merged across clients: {reason}. {instead}"
-                )
-        if isinstance(child, WrapperMetric) and own_states(child):
-            raise UnsupportedMetric(
-                f"{label(name, child)} is a wrapper with states of its own ({_listed(own_states(child))}), "
-                "whose updates torchmetrics does not count. Derive it from `torchmetrics.Metric` instead."
-            )
-
-
 def label(name: str, metric: Any) -> str:
     """How messages name a metric.
 
     Example:
         >>> from torchmetrics import MeanMetric
-        >>> label("val_loss", MeanMetric())
-        'metric `val_loss` (MeanMetric)'
+        >>> label("val_loss", MeanMetric()), label("", MeanMetric())
+        ('metric `val_loss` (MeanMetric)', 'metric (MeanMetric)')
     """
-    return f"metric `{name}` ({type(metric).__name__})"
+    return f"metric `{name}` ({type(metric).__name__})" if name else f"metric ({type(metric).__name__})"
 
 
-def _covered(name: str, allowed: Iterable[str]) -> bool:
-    """Whether `name` is one of `allowed`, or lies inside one of them."""
-    return any(not entry or name == entry or name.startswith(f"{entry}.") for entry in allowed)
+def covered(name: str, given: Iterable[str]) -> bool:
+    """Tell whether `name` is one of the `given` names, or lies inside one of them.
+
+    Example:
+        >>> covered("val.f1", ("val",)), covered("val_f1", ("val",))
+        (True, False)
+    """
+    return any(not entry or name == entry or name.startswith(f"{entry}.") for entry in given)
 
 
-def _require_known(argument: str, given: Iterable[str], metrics: Iterable[str]) -> None:
+def require_names(argument: str, given: Any) -> None:
+    """Refuse one text where a tuple of texts is meant, whose letters would be taken for names.
+
+    Raises:
+        TypeError: Says how to write it.
+    """
+    if isinstance(given, str) or not all(isinstance(entry, str) for entry in given):
+        example = f'`{argument}=("{given}",)`' if isinstance(given, str) else "texts"
+        raise TypeError(f"`{argument}` must be a tuple of names: {example}. Got {given!r}.")
+
+
+def require_known(argument: str, given: Iterable[str], metrics: Iterable[str]) -> None:
+    """Refuse names that stand for no metric.
+
+    Raises:
+        TypeError: `given` is a text.
+        ValueError: One of them names no metric; says which metrics there are.
+    """
+    require_names(argument, given)
     known = tuple(metrics)
     for entry in given:
-        if not any(_covered(name, (entry,)) for name in known):
+        if not any(covered(name, (entry,)) for name in known):
             raise ValueError(
                 f"`{argument}` names `{entry}`, which is no metric of the module. "
-                f"Its metrics: {_listed(known)}."
+                f"Its metrics: {listed(known)}."
             )
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Names for a message."""
     return ", ".join(f"`{name}`" for name in names) or "none"

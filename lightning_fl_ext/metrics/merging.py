@@ -18,11 +18,12 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.retrieval import RetrievalPrecisionRecallCurve
 from torchmetrics.retrieval.base import RetrievalMetric
 
+from lightning_fl_ext.metrics.admission import refuse_unsupported
 from lightning_fl_ext.metrics.checks import check_declared, declared_metrics
 from lightning_fl_ext.metrics.configuration import reduction_name
-from lightning_fl_ext.metrics.discovery import label, named_metrics, own_states, refuse_unsupported
+from lightning_fl_ext.metrics.discovery import covered, label, named_metrics, own_states
 from lightning_fl_ext.metrics.errors import MetricMismatch
-from lightning_fl_ext.metrics.pack import Array, MetricPack, State, shorten
+from lightning_fl_ext.metrics.pack import Array, MetricPack, State
 from lightning_fl_ext.metrics.reductions import exact_sum, weighted_mean
 
 
@@ -31,13 +32,15 @@ def merge_metrics(module: nn.Module, packs: Iterable[MetricPack]) -> nn.Module:
 
     The value does not depend on the order of `packs`: they are taken by client id (those without one after
     the others, by digest), and sums are exact. Each metric that the packs name is overwritten, whatever it
-    held; one that no client has updated is reset, so that its `update_called` is False. Other metrics stay
-    as they are, and so does the whole module if anything is refused. If there is no pack, or all are
-    withheld, every metric is reset: a value of an earlier round must not pass for one of this.
+    held; one that no client has updated, or that all leave out, is reset, so that its `update_called` is
+    False. Other metrics stay as they are, and so does the whole module if anything is refused. If there is no
+    pack, or all are withheld, every metric is reset: a value of an earlier round must not pass for one of
+    this.
 
     Args:
         module: The server's own module, of the clients' class. Its metrics are written to, nothing else.
-        packs: One pack of each client. Withheld packs are skipped; see `missing_clients`.
+        packs: One pack of each client. Withheld packs are skipped; see `missing_clients`. What a client
+            excludes is merged without it.
 
     Returns:
         `module`, whose metrics now `compute()` the values on the pooled data.
@@ -59,26 +62,29 @@ def merge_metrics(module: nn.Module, packs: Iterable[MetricPack]) -> nn.Module:
         >>> merge_metrics(nn.ModuleDict({"loss": MeanMetric()}), packs)["loss"].compute()
         tensor(4.)
     """
+    if isinstance(packs, MetricPack):
+        raise TypeError(f"`packs` must hold a pack of each client: write `[pack]`. Got one, of {packs}.")
     ordered = sorted(packs, key=_order)
+    _refuse_twins(ordered)
     present = [pack for pack in ordered if not pack.withheld]
     metrics = named_metrics(module)
-    names = tuple(metrics)
-    if present:
-        names = _common_names(ordered, present)
-        refuse_unsupported(module, names)
-        declared = declared_metrics(module)
-        for pack in present:
-            check_declared(declared, pack)
-    merged = {name: _merge(name, metrics[name], present) for name in names}
-    _ungroup(module, {id(metrics[name]) for name in names})
-    for name, states in merged.items():
-        metric = metrics[name]
+    sent = {name for pack in present for name in pack.metrics}
+    refuse_unsupported(module, sent & set(metrics))
+    declared = declared_metrics(module)
+    for pack in present:
+        check_declared(declared, pack)
+    _refuse_gaps(sorted(sent), present)
+    written = {name: metric for name, metric in metrics.items() if not present or _is_told(name, present)}
+    merged = {name: _merge(name, metric, present) for name, metric in written.items()}
+    _ungroup(module, set(map(id, written.values())))
+    for name, (states, updates) in merged.items():
+        metric = written[name]
         if not own_states(metric):
             continue
         metric.reset()
         for state, value in states.items():
             setattr(metric, state, value)
-        metric._update_count = sum(pack.metrics[name].updates for pack in present)
+        metric._update_count = updates
     return module
 
 
@@ -100,35 +106,44 @@ def _order(pack: MetricPack) -> tuple[bool, str]:
     return (True, pack.digest) if pack.client_id is None else (False, pack.client_id)
 
 
-def _common_names(ordered: Sequence[MetricPack], present: Sequence[MetricPack]) -> tuple[str, ...]:
-    """Metric names that all packs share."""
+def _refuse_twins(ordered: Sequence[MetricPack]) -> None:
     for before, pack in pairwise(ordered):
         if pack.client_id is not None and pack.client_id == before.client_id:
             raise MetricMismatch(
                 f"{pack} handed in two packs; its examples would count twice. Merge one pack of each client.",
                 client_id=pack.client_id,
             )
-    sets = [tuple(sorted(pack.metrics)) for pack in present]
-    usual = Counter(sets).most_common(1)[0][0]
-    for pack, names in zip(present, sets, strict=True):
-        if names != usual:
-            differing = sorted(set(names) ^ set(usual))
+
+
+def _is_told(name: str, packs: Sequence[MetricPack]) -> bool:
+    """Whether any pack holds this metric, or says that it leaves it out."""
+    return any(name in pack.metrics or covered(name, pack.excluded) for pack in packs)
+
+
+def _refuse_gaps(names: Sequence[str], packs: Sequence[MetricPack]) -> None:
+    """Refuse the first client that lacks a metric which most others have, or the other way round."""
+    for name in names:
+        having = [pack for pack in packs if name in pack.metrics]
+        lacking = [pack for pack in packs if not _is_told(name, [pack])]
+        if lacking:
+            odd, does = (lacking[0], "lacks") if len(lacking) <= len(having) else (having[0], "sent")
             raise MetricMismatch(
-                f"{pack} packed other metrics than most clients: only one side has {shorten(differing)}. "
-                "Build the same module on every client, and pack the same `names`.",
-                client_id=pack.client_id,
+                f"{odd} {does} the metric `{name}`, which {len(having)} of {len(packs)} clients sent. Build "
+                "the same module on every client. One that is to do without it can say so: "
+                f'`exclude_metrics=("{name}",)`.',
+                client_id=odd.client_id,
+                metric=name,
             )
-    return usual
 
 
-def _merge(name: str, metric: Metric, packs: Sequence[MetricPack]) -> dict[str, Tensor | list[Tensor]]:
-    """Merged states of one metric; none if no client has updated it."""
-    contributors = [pack for pack in packs if pack.metrics[name].updates]
-    if not contributors:
-        return {}
+def _merge(
+    name: str, metric: Metric, packs: Sequence[MetricPack]
+) -> tuple[dict[str, Tensor | list[Tensor]], int]:
+    """Merged states of one metric, none if no client has updated it, and its updates by all clients."""
+    contributors = [pack for pack in packs if name in pack.metrics and pack.metrics[name].updates]
     weights = [pack.metrics[name].updates for pack in contributors]
     merged: dict[str, Tensor | list[Tensor]] = {}
-    for state in own_states(metric):
+    for state in own_states(metric) if contributors else ():
         values = [pack.metrics[name].states[state] for pack in contributors]
         _require_agreement(name, metric, state, contributors, values)
         if state == "indexes" and isinstance(metric, RetrievalMetric | RetrievalPrecisionRecallCurve):
@@ -137,7 +152,7 @@ def _merge(name: str, metric: Metric, packs: Sequence[MetricPack]) -> dict[str, 
             merged[state] = _reduce(metric, state, values, weights)
         except OverflowError as error:
             raise MetricMismatch(f"{label(name, metric)}, state `{state}`: {error}.", metric=name) from error
-    return merged
+    return merged, sum(weights)
 
 
 def _reduce(

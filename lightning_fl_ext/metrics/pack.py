@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -20,7 +20,7 @@ State = Array | tuple[Array, ...]
 
 _FORMAT = 1
 _DTYPES = {"bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"}
-_LARGEST_COUNT = 2**53
+LARGEST_COUNT = 2**53
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,7 @@ class MetricPack:
         client_id: Names the client in messages and decides the order in which packs are merged.
         num_examples: Examples behind the states, None if not told.
         withheld: True if the client has fewer examples than its `min_examples`, so that `metrics` is empty.
+        excluded: Names of metrics, or of what holds them, that the client leaves out on purpose.
 
     Example:
         >>> states = MetricStates("torchmetrics.aggregation.SumMetric", {}, 2, {"sum_value": np.array(3.0)})
@@ -63,10 +64,11 @@ class MetricPack:
         ('a', 8, 2)
     """
 
-    metrics: Mapping[str, MetricStates]
+    metrics: Mapping[str, MetricStates] = field(repr=False)
     client_id: str | None = None
     num_examples: int | None = None
     withheld: bool = False
+    excluded: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """How messages name the sender."""
@@ -116,6 +118,7 @@ class MetricPack:
             "client_id": self.client_id,
             "num_examples": self.num_examples,
             "withheld": self.withheld,
+            "excluded": list(self.excluded),
             "metrics": metrics,
         }
         return arrays, json.dumps(header, sort_keys=True, allow_nan=False)
@@ -151,8 +154,8 @@ class _Reader:
             parsed = json.loads(header)
         except (ValueError, TypeError, RecursionError) as error:
             self.fail("a JSON text", shorten(error))
-        keys = ("format", "client_id", "num_examples", "withheld", "metrics")
-        version, client_id, num_examples, withheld, metrics = self.fields(parsed, keys)
+        keys = ("format", "client_id", "num_examples", "withheld", "excluded", "metrics")
+        version, client_id, num_examples, withheld, excluded, metrics = self.fields(parsed, keys)
         if version != _FORMAT:
             self.fail(f"format {_FORMAT}", f"{shorten(version)}; use one version of the package everywhere")
         if not (client_id is None or isinstance(client_id, str)):
@@ -165,12 +168,14 @@ class _Reader:
             self.count("num_examples", num_examples)
         if not isinstance(withheld, bool):
             self.fail("true or false as `withheld`", shorten(withheld))
+        if not (isinstance(excluded, list) and all(isinstance(name, str) for name in excluded)):
+            self.fail("a list of texts as `excluded`", shorten(excluded))
         if not isinstance(metrics, dict) or (withheld and metrics):
             self.fail("an object as `metrics`, empty if withheld", shorten(metrics))
         read = {name: self.metric(name, entry) for name, entry in metrics.items()}
         if self.arrays:
             self.fail("no further arrays", f"{shorten(sorted(map(str, self.arrays)))}")
-        return MetricPack(read, client_id, num_examples, withheld)
+        return MetricPack(read, client_id, num_examples, withheld, tuple(excluded))
 
     def metric(self, name: str, entry: Any) -> MetricStates:
         before, self.where = self.where, f"{self.where}, metric {shorten(name)}"
@@ -220,7 +225,7 @@ class _Reader:
         return tuple(entry[key] for key in keys)
 
     def count(self, key: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LARGEST_COUNT:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_COUNT:
             self.fail(f"a count as `{key}`", shorten(value))
 
     def fail(self, expected: str, got: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection
 from contextlib import nullcontext
 from typing import Any
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+from lightning_fl_ext.metrics.admission import check_metrics
 from lightning_fl_ext.metrics.configuration import class_path, configuration
-from lightning_fl_ext.metrics.discovery import check_metrics, label, named_metrics
+from lightning_fl_ext.metrics.discovery import label, named_metrics
 from lightning_fl_ext.metrics.errors import UnsupportedMetric
 from lightning_fl_ext.metrics.pack import Array, MetricPack, MetricStates, State
 from lightning_fl_ext.metrics.ranks import updates_of_all_ranks, updates_of_this_rank
@@ -28,6 +30,7 @@ def pack_metrics(
     num_examples: int | None = None,
     min_examples: int = 0,
     allow_example_states: Collection[str] = (),
+    exclude_metrics: Collection[str] = (),
     names: Collection[str] | None = None,
 ) -> MetricPack:
     """Pack the states of the metrics of `module`, as this process has them.
@@ -41,7 +44,10 @@ def pack_metrics(
         min_examples: With fewer examples the pack holds no states (`pack.withheld`).
         allow_example_states: Metrics whose states with one row per example may leave this client; see
             `check_metrics`.
+        exclude_metrics: Metrics that stay on this client; see `check_metrics`. The pack says which, and the
+            others are merged without this client.
         names: Pack only these metrics; the name of a collection or wrapper stands for all metrics inside it.
+            All clients must pack the same.
 
     Returns:
         One client's pack, for `merge_metrics`.
@@ -49,8 +55,10 @@ def pack_metrics(
     Raises:
         UnsupportedMetric: If a metric's states cannot be merged to the pooled value.
         ExampleStatesNotAllowed: If a metric keeps one row per example and is not in `allow_example_states`.
-        ValueError: If `min_examples` is given without `num_examples`, a count is negative, or a name belongs
-            to no metric.
+        ValueError: If `min_examples` is given without `num_examples`, a count is negative, a name belongs to
+            no metric, or an excluded metric is part of one that is sent.
+        TypeError: If `client_id` is no text, a count is no whole number, or a text is given where a tuple of
+            texts is meant.
 
     Example:
         >>> from torchmetrics import MeanMetric
@@ -62,8 +70,11 @@ def pack_metrics(
         >>> pack_metrics(client, client_id="a", num_examples=2, min_examples=10).withheld
         True
     """
-    check_metrics(module, allow_example_states=allow_example_states, names=names)
-    return _pack(named_metrics(module, names), client_id, num_examples, min_examples, synchronise=False)
+    check_metrics(
+        module, allow_example_states=allow_example_states, exclude_metrics=exclude_metrics, names=names
+    )
+    metrics = named_metrics(module, names, exclude_metrics)
+    return _pack(metrics, client_id, num_examples, min_examples, exclude_metrics, synchronise=False)
 
 
 def sync_and_pack(
@@ -73,6 +84,7 @@ def sync_and_pack(
     num_examples: int | None = None,
     min_examples: int = 0,
     allow_example_states: Collection[str] = (),
+    exclude_metrics: Collection[str] = (),
     names: Collection[str] | None = None,
 ) -> MetricPack | None:
     """Like `pack_metrics`, for a client that may run in several processes (DDP): every process calls it.
@@ -86,6 +98,7 @@ def sync_and_pack(
         num_examples: Examples of the whole client, over all processes.
         min_examples: As in `pack_metrics`.
         allow_example_states: As in `pack_metrics`.
+        exclude_metrics: As in `pack_metrics`.
         names: As in `pack_metrics`.
 
     Returns:
@@ -96,6 +109,7 @@ def sync_and_pack(
             cannot gather; see `ranks.updates_of_all_ranks`.
         ExampleStatesNotAllowed: As in `pack_metrics`.
         ValueError: As in `pack_metrics`.
+        TypeError: As in `pack_metrics`.
 
     Example:
         >>> from torchmetrics import SumMetric
@@ -104,10 +118,12 @@ def sync_and_pack(
         >>> sync_and_pack(client, client_id="a").metrics[""].states
         {'sum_value': array(2., dtype=float32)}
     """
-    check_metrics(module, allow_example_states=allow_example_states, names=names)
-    metrics = named_metrics(module, names)
+    check_metrics(
+        module, allow_example_states=allow_example_states, exclude_metrics=exclude_metrics, names=names
+    )
+    metrics = named_metrics(module, names, exclude_metrics)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    pack = _pack(metrics, client_id, num_examples, min_examples, synchronise=distributed)
+    pack = _pack(metrics, client_id, num_examples, min_examples, exclude_metrics, synchronise=distributed)
     return pack if not distributed or torch.distributed.get_rank() == 0 else None
 
 
@@ -116,9 +132,15 @@ def _pack(
     client_id: str | None,
     num_examples: int | None,
     min_examples: int,
+    exclude_metrics: Collection[str],
     *,
     synchronise: bool,
 ) -> MetricPack:
+    if client_id is not None and not isinstance(client_id, str):
+        raise TypeError(f"`client_id` must be a text. Got {client_id!r}; write {str(client_id)!r}.")
+    excluded = tuple(sorted(exclude_metrics))
+    min_examples = _whole("min_examples", min_examples)
+    num_examples = None if num_examples is None else _whole("num_examples", num_examples)
     if min_examples < 0 or (num_examples is not None and num_examples < 0):
         raise ValueError(
             f"Expected `num_examples` and `min_examples` not to be negative. Got {num_examples} and "
@@ -129,7 +151,7 @@ def _pack(
             f"`min_examples={min_examples}` needs `num_examples`, the examples behind the states."
         )
     if num_examples is not None and num_examples < min_examples:
-        return MetricPack({}, client_id, num_examples, withheld=True)
+        return MetricPack({}, client_id, num_examples, True, excluded)
     updates = updates_of_all_ranks(metrics) if synchronise else updates_of_this_rank(metrics)
     packed = {}
     for name, metric in metrics.items():
@@ -140,7 +162,14 @@ def _pack(
                 values, synced = metric.metric_state, metric._is_synced
             states = {state: _to_state(name, metric, state, value, synced) for state, value in values.items()}
         packed[name] = MetricStates(class_path(metric), configuration(metric), count, states)
-    return MetricPack(packed, client_id, num_examples)
+    return MetricPack(packed, client_id, num_examples, False, excluded)
+
+
+def _whole(argument: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{argument}` must be a whole number. Got {value!r}.") from None
 
 
 def _to_state(name: str, metric: Metric, state: str, value: Any, synced: bool) -> State:

@@ -5,21 +5,34 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from lightning_fl_ext.metrics.errors import DamagedMetricPack
-from lightning_fl_ext.metrics.pack import MetricPack, shorten
+from lightning_fl_ext.metrics.pack import LARGEST_COUNT, MetricPack, shorten
 
 STAGES = ("train", "validate", "test")
+REDUCTIONS = ("mean", "sum", "min", "max")
 
 ASK = "metric-states"
 """The server's configuration asks for metric states by this key, and replies hold them under it."""
 
 _HEADER = "header"
+
+
+class Scalar(NamedTuple):
+    """How a logged number came about.
+
+    Attributes:
+        reduction: How the module reduces it over batches, one of `REDUCTIONS`.
+        num_examples: How many examples it is over.
+    """
+
+    reduction: str
+    num_examples: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,18 +44,19 @@ class StageMetrics:
         names: For each name the module logs, the values it may stand for, by their addresses (see
             `values.computed_values`): one, if the metric object itself was logged; all that are equal to it,
             if only a value was.
-        scalars: Names of the plain scalars logged in this stage.
+        scalars: Every name under which a number was logged in this stage, those in `names` among them.
 
     Example:
-        >>> stage = StageMetrics(MetricPack({}, "a", 8), {"val_acc": ("acc",)}, ("val_loss",))
+        >>> logged = {"val_acc": Scalar("mean", 8), "val_loss": Scalar("mean", 8)}
+        >>> stage = StageMetrics(MetricPack({}, "a", 8), {"val_acc": ("acc",)}, logged)
         >>> again = StageMetrics.from_bytes(stage.to_bytes(), client_id="a")
-        >>> again.pack.num_examples, again.names, again.scalars
-        (8, {'val_acc': ('acc',)}, ('val_loss',))
+        >>> again.pack.num_examples, again.names, again.scalars["val_loss"]
+        (8, {'val_acc': ('acc',)}, Scalar(reduction='mean', num_examples=8))
     """
 
     pack: MetricPack
     names: Mapping[str, tuple[str, ...]]
-    scalars: tuple[str, ...]
+    scalars: Mapping[str, Scalar]
 
     def to_bytes(self) -> bytes:
         """Give a safetensors file: the arrays of the pack, and all the rest as JSON in one array more."""
@@ -65,10 +79,17 @@ class StageMetrics:
             arrays = load(data)
             about = json.loads(arrays.pop(_HEADER).tobytes())
             names = {str(name): tuple(map(str, found)) for name, found in about["names"].items()}
-            scalars, header = tuple(map(str, about["scalars"])), str(about["pack"])
+            scalars = {str(name): _scalar(*entry) for name, entry in about["scalars"].items()}
+            header = str(about["pack"])
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedMetricPack(
                 f"metrics of client {shorten(client_id)}: expected a safetensors file with a header in JSON,"
                 f" got {shorten(error)}. Leave this client's metrics out of the round."
             ) from None
         return cls(MetricPack.from_arrays(arrays, header, client_id=client_id), names, scalars)
+
+
+def _scalar(reduction: Any, num_examples: Any) -> Scalar:
+    if reduction not in REDUCTIONS or type(num_examples) is not int or not 0 <= num_examples <= LARGEST_COUNT:
+        raise ValueError(f"no such scalar: {shorten((reduction, num_examples))}")
+    return Scalar(reduction, num_examples)

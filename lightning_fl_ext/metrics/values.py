@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -37,11 +38,14 @@ def metrics_alone(module: nn.Module) -> nn.Module:
     return alone
 
 
-def computed_values(module: nn.Module) -> tuple[dict[str, float], dict[str, str]]:
+def computed_values(
+    module: nn.Module, names: Collection[str] | None = None
+) -> tuple[dict[str, float], dict[str, str]]:
     """Compute every metric of `module` that has been updated.
 
     Args:
         module: Such as `metrics_alone` gives; the metrics forget values they have computed before.
+        names: Compute only these metrics.
 
     Returns:
         Values by address: the metric's name (`"f1"`), with the index or key where it computes a vector or a
@@ -63,6 +67,8 @@ def computed_values(module: nn.Module) -> tuple[dict[str, float], dict[str, str]
         # Merged states come without calls of `update`, and a wrapper has only those.
         warnings.filterwarnings("ignore", message="The ``compute`` method of metric .* was called before")
         for name, metric in metrics.items():
+            if names is not None and name not in names:
+                continue
             if not any(part._update_count for part in metric.modules() if _keeps_states(part)):
                 continue
             try:

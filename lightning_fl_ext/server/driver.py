@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from lightning_fl_ext.aggregation.conform import conform
@@ -21,7 +23,7 @@ from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server import dialect
 from lightning_fl_ext.server.callbacks.base import call_hook
 from lightning_fl_ext.server.clients import Clients, declared_id
-from lightning_fl_ext.server.pooling import average_scalars, pool_metrics
+from lightning_fl_ext.server.pooling import pool_metrics, reduce_scalars
 from lightning_fl_ext.server.quorum import innermost, wait_for_clients
 from lightning_fl_ext.server.rejection import Reason, Rejection
 from lightning_fl_ext.server.result import RoundRecord
@@ -87,44 +89,41 @@ class StrategyDriver:
         configure = self.strategy.configure_train
         exchange = self._exchange("train", configure, server_round, arrays, screen_train_reply)
         if self.order_free and not exchange.anonymous:
-            metrics_of: dict[str, Any] = {}
-            new, metrics = self._aggregate(server_round, _noting(exchange.accepted(), metrics_of))
+            heads: dict[str, ClientUpdate] = {}
+            new, metrics = self._aggregate(server_round, _noting(exchange.accepted(), heads))
         else:
             replies = exchange.collect()
-            metrics_of = {client: update.metrics for client, _, update in replies}
+            heads = {client: replace(update, arrays={}) for client, _, update in replies}
             new = metrics = None
             if len(replies) >= self.trainer.min_accepted:
-                kept = common_metrics(metrics_of, server_round)[0] | {self.count_key}
+                kept = common_metrics(_metrics_of(heads), server_round)[0] | {self.count_key}
                 messages = [reply for _, reply, _ in replies]
                 like = self.trainer.exchange.like(arrays)
                 dialect.make_readable(messages, kept, like, widen=not self.reads_every_dtype)
                 new, metrics = self._aggregate(server_round, messages)
-        self._refuse_if_all_failed(exchange, metrics_of)
-        void = bool(exchange.messages) and (new is None or len(metrics_of) < self.trainer.min_accepted)
+        self._refuse_if_all_failed(exchange, heads)
+        void = bool(exchange.messages) and (new is None or len(heads) < self.trainer.min_accepted)
         if new is not None and not void:
             arrays = self._checked(server_round, new, arrays)
         if void:
             log.warning(
                 "round %d is void, the model stays as it was: %d of %d updates count, `min_accepted` is %d%s",
-                *(server_round, len(metrics_of), len(exchange.messages), self.trainer.min_accepted),
-                "" if len(metrics_of) < self.trainer.min_accepted else f", but {self._name} made no model",
+                *(server_round, len(heads), len(exchange.messages), self.trainer.min_accepted),
+                "" if len(heads) < self.trainer.min_accepted else f", but {self._name} made no model",
             )
-        averaged, pooled, left_out = self._pool(exchange, metrics_of, server_round)
+        measured, left_out = self._measure("train", metrics, exchange, heads)
         counts = {
-            "clients_accepted": len(metrics_of),
-            "clients_rejected": len({r.client_id for r in exchange.rejected} - {*metrics_of}),
+            "clients_accepted": len(heads),
+            "clients_rejected": len({r.client_id for r in exchange.rejected} - {*heads}),
             "bytes_down": exchange.bytes_down,
             "bytes_up": exchange.bytes_up,
         }
         return arrays, RoundRecord(
             server_round,
             sampled=tuple(exchange.sampled),
-            accepted=tuple(sorted(metrics_of)),
+            accepted=tuple(sorted(heads)),
             rejected=tuple(exchange.rejected + left_out),
-            metrics=_scalars(metrics)
-            | averaged
-            | pooled
-            | {name: float(count) for name, count in counts.items()},
+            metrics=measured | {name: float(count) for name, count in counts.items()},
             void=void,
         )
 
@@ -147,14 +146,15 @@ class StrategyDriver:
         if not exchange.messages:
             return {}, []
         replies = exchange.collect()
-        metrics_of = {client: update.metrics for client, _, update in replies}
+        heads = {client: update for client, _, update in replies}
         if server_round == 0:
-            self._refuse_if_all_failed(exchange, metrics_of)
+            self._refuse_if_all_failed(exchange, heads)
         messages = [reply for _, reply, _ in replies]
-        dialect.make_readable(messages, common_metrics(metrics_of, server_round)[0] | {self.count_key})
+        common, _ = common_metrics(_metrics_of(heads), server_round)
+        dialect.make_readable(messages, common | {self.count_key})
         metrics = self._call("aggregate_evaluate", server_round, messages)
-        averaged, pooled, left_out = self._pool(exchange, metrics_of, server_round)
-        return averaged | _scalars(metrics) | pooled, exchange.rejected + left_out
+        measured, left_out = self._measure("evaluate", metrics, exchange, heads)
+        return measured, exchange.rejected + left_out
 
     def seeded(self, server_round: int, purpose: str) -> AbstractContextManager[None]:
         """Seed all global random state for one purpose in a round, and put it back afterwards."""
@@ -217,29 +217,43 @@ class StrategyDriver:
     def _refuse_if_all_failed(self, exchange: RoundExchange, accepted: Collection[str]) -> None:
         """Raise if the clients' own code fails on all of them, and no round before shows that it can work."""
         failed = [r for r in exchange.rejected if r.reason is Reason.CLIENT_ERROR]
+        others = [r for r in exchange.rejected if r.reason not in (Reason.CLIENT_ERROR, Reason.IDLE)]
         worked = accepted or any(record.accepted for record in self.trainer.rounds)
-        if failed and len(failed) == len(exchange.rejected) and not worked:
+        if failed and not others and not worked:
+            asked = "asked" if len(failed) == len(exchange.messages) else "with examples"
             raise LightningFLError(
-                f"all {len(failed)} clients asked failed, before any round has worked. One of them:"
+                f"all {len(failed)} clients {asked} failed, before any round has worked. One of them:"
                 f" {min(failed, key=lambda r: r.client_id)}"
             )
 
-    def _pool(
-        self, exchange: RoundExchange, metrics_of: Mapping[str, Mapping[str, Any]], server_round: int
-    ) -> tuple[dict[str, float], dict[str, float], list[Rejection]]:
-        """Average scalars by their stage's examples, pool metrics, and say what takes part in neither."""
-        stages = {client: exchange.stages.get(client, {}) for client in metrics_of}
-        averaged = average_scalars(metrics_of, stages)
+    def _measure(
+        self,
+        purpose: str,
+        aggregated: MetricRecord | None,
+        exchange: RoundExchange,
+        heads: Mapping[str, ClientUpdate],
+    ) -> tuple[dict[str, float], list[Rejection]]:
+        """Pool metrics, reduce plain numbers, and say what takes part in neither.
+
+        What a function of the user's own makes of the clients' numbers stands; where the strategy would
+        average them like any others, they are reduced as the module says, over their own stage's examples.
+        """
+        server_round = exchange.server_round
+        stages = {client: exchange.stages.get(client, {}) for client in heads}
+        reduced = reduce_scalars(heads, stages)
         pooled, left_out = pool_metrics(self._metrics, stages, server_round)
-        _, odd = common_metrics(metrics_of, server_round)
-        left_out += [r for r in odd if r.key not in averaged and r.key not in pooled]
+        _, odd = common_metrics(_metrics_of(heads), server_round)
+        left_out += [r for r in odd if r.key not in reduced and r.key not in pooled]
         left_out += [
             Rejection(client, server_round, Reason.METRIC, name, "metric states", "a value alone")
-            for client in sorted(metrics_of)
-            for name in sorted(pooled.keys() & metrics_of[client].keys())
+            for client in sorted(heads)
+            for name in sorted(pooled.keys() & heads[client].metrics.keys())
             if not stages[client]
         ]
-        return averaged, pooled, left_out
+        function = getattr(innermost(self.strategy), f"{purpose}_metrics_aggr_fn", None)
+        by_strategy = _scalars(aggregated)
+        plain = by_strategy | reduced if function is aggregate_metricrecords else reduced | by_strategy
+        return plain | pooled, left_out
 
     def _aggregate(
         self, server_round: int, replies: Iterable[Message]
@@ -286,14 +300,18 @@ class StrategyDriver:
 
 
 def _noting(
-    accepted: Iterator[tuple[str, Message, ClientUpdate]], metrics_of: dict[str, Any]
+    accepted: Iterator[tuple[str, Message, ClientUpdate]], heads: dict[str, ClientUpdate]
 ) -> Iterator[Message]:
-    """Pass replies on, keeping of each the metrics alone."""
+    """Pass replies on, keeping of each all but the arrays."""
     for client, reply, update in accepted:
-        metrics_of[client] = update.metrics
+        heads[client] = replace(update, arrays={})
         del update
         yield reply
         del reply
+
+
+def _metrics_of(heads: Mapping[str, ClientUpdate]) -> dict[str, Mapping[str, Any]]:
+    return {client: head.metrics for client, head in heads.items()}
 
 
 def _scalars(metrics: MetricRecord | None) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +18,10 @@ from lightning_fl_ext.metrics import (
     merge_metrics,
     missing_clients,
 )
-from lightning_fl_ext.metrics.stage import STAGES, StageMetrics
+from lightning_fl_ext.metrics.discovery import covered
+from lightning_fl_ext.metrics.stage import STAGES, Scalar, StageMetrics
 from lightning_fl_ext.metrics.values import computed_values, metrics_alone
+from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.rejection import Reason, Rejected, Rejection
 
 log = logging.getLogger(__name__)
@@ -67,49 +69,94 @@ def pool_metrics(
         if not present:
             continue
         packs = {client: told.pack for client, told in present.items()}
-        left_out += [
-            Rejection(client, server_round, Reason.METRIC, stage, "metric states", "too few examples")
-            for client in missing_clients(packs.values())
-        ]
+        left_out += _missing(stage, clients, packs, server_round)
         metrics = metrics_alone(module)
         merged, refused = _merge(metrics, packs, stage, server_round)
         left_out += refused
         pooled = _compute(metrics, server_round) if merged else {}
+        sent = {name for pack in packs.values() for name in pack.metrics}
         told = {client: present[client] for client in merged or present}
         for name, addresses in _addresses(told).items():
+            if all(_is_excluded(address, sent, packs) for address in addresses):
+                continue
             values[name] = _agreed(name, {pooled[a] for a in addresses if a in pooled}, addresses)
     return values, left_out
 
 
-def average_scalars(
-    metrics: Mapping[str, Mapping[str, Any]], clients: Mapping[str, Stages]
-) -> dict[str, float]:
-    """Average the plain scalars of validations and tests, weighted by these stages' examples.
+_REDUCE: dict[str, Callable[[list[tuple[int, float]]], float]] = {
+    "mean": lambda terms: math.fsum(n * value for n, value in terms) / sum(n for n, _ in terms),
+    "sum": lambda terms: math.fsum(value for _, value in terms),
+    "min": lambda terms: min(value for _, value in terms),
+    "max": lambda terms: max(value for _, value in terms),
+}
+
+
+def reduce_scalars(updates: Mapping[str, ClientUpdate], clients: Mapping[str, Stages]) -> dict[str, float]:
+    """Reduce plain numbers as the module reduces them over batches: means are weighted by examples.
 
     Args:
-        metrics: All metrics of each client's reply.
-        clients: The stages of each client.
+        updates: Each client's reply.
+        clients: The stages of each client. A client that does not tell how its number came about counts by
+            the examples of its reply.
 
     Returns:
-        Means, each over the clients that log it. Names that `pool_metrics` has a value for are of metrics.
+        Numbers that any client tells the story of, each over the clients that reduce it as most do; NaN if
+        there is no majority. Names that `pool_metrics` has a value for are of metrics.
 
     Example:
         >>> def stages(client, examples):
-        ...     return {"validate": StageMetrics(MetricPack({}, client, examples), {}, ("loss",))}
-        >>> losses = {"a": {"loss": 1.0}, "b": {"loss": 5.0}}
-        >>> average_scalars(losses, {"a": stages("a", 1), "b": stages("b", 3)})
-        {'loss': 4.0}
+        ...     logged = {"loss": Scalar("mean", examples), "errors": Scalar("sum", examples)}
+        ...     return {"validate": StageMetrics(MetricPack({}, client, examples), {}, logged)}
+        >>> updates = {"a": ClientUpdate({}, 9, metrics={"loss": 1.0, "errors": 2.0}),
+        ...            "b": ClientUpdate({}, 9, metrics={"loss": 5.0, "errors": 1.0})}
+        >>> reduce_scalars(updates, {"a": stages("a", 1), "b": stages("b", 3)})
+        {'errors': 3.0, 'loss': 4.0}
     """
-    terms: dict[str, list[tuple[int, float]]] = {}
-    for client, stages in sorted(clients.items()):
-        for told in (stages[stage] for stage in ("validate", "test") if stage in stages):
-            for name in {*told.scalars, *told.names}:
-                value = metrics[client].get(name)
-                if isinstance(value, int | float) and told.pack.num_examples:
-                    terms.setdefault(name, []).append((told.pack.num_examples, value))
-    return {
-        name: math.fsum(n * value for n, value in of) / sum(n for n, _ in of) for name, of in terms.items()
-    }
+    told: dict[str, dict[str, Scalar]] = {}
+    for client, stages in clients.items():
+        for stage in (stages[stage] for stage in STAGES if stage in stages):
+            for name, scalar in stage.scalars.items():
+                told.setdefault(name, {}).setdefault(client, scalar)
+    reduced: dict[str, float] = {}
+    for name, by_client in sorted(told.items()):
+        votes = Counter(scalar.reduction for scalar in by_client.values()).most_common()
+        usual = votes[0][0]
+        odd = sorted(client for client, scalar in by_client.items() if scalar.reduction != usual)
+        if odd:
+            log.warning("`%s` is reduced by %s, but not by client(s) %s", name, usual, ", ".join(odd))
+        terms = [
+            (by_client[client].num_examples if client in by_client else update.num_examples, value)
+            for client, update in sorted(updates.items())
+            if client not in odd and isinstance(value := update.metrics.get(name), int | float)
+        ]
+        terms = [(examples, value) for examples, value in terms if examples]
+        if len(votes) > 1 and votes[1][1] == votes[0][1]:
+            reduced[name] = math.nan
+        elif terms:
+            reduced[name] = _REDUCE[usual](terms)
+    return reduced
+
+
+def _missing(
+    stage: str, clients: Mapping[str, Stages], packs: Mapping[str, MetricPack], server_round: int
+) -> list[Rejection]:
+    """Name the clients without metric states, or without those of some metrics that others sent."""
+    sent = {name for pack in packs.values() for name in pack.metrics}
+    too_few = missing_clients(packs.values())
+    idle = sorted(c for c, told in clients.items() if stage == "validate" and told and stage not in told)
+    return [
+        *(Rejection(client, server_round, Reason.IDLE, got="no validation examples") for client in idle),
+        *(
+            Rejection(client, server_round, Reason.METRIC, stage, "metric states", "too few examples")
+            for client in too_few
+        ),
+        *(
+            Rejection(client, server_round, Reason.METRIC, entry, "metric states", "left out by the client")
+            for client, pack in packs.items()
+            for entry in pack.excluded
+            if not pack.withheld and any(covered(name, (entry,)) for name in sent)
+        ),
+    ]
 
 
 def _merge(
@@ -127,9 +174,8 @@ def _merge(
             if client not in good:
                 log.warning("%s of round %d cannot be pooled: %s", stage, server_round, error)
                 return [], refused
-            del good[client]
-            got = " ".join(str(error).split())
-            why = Rejected(Reason.METRIC, error.metric or stage, "the server's metric", got)
+            got = " ".join(str(error).removeprefix(str(good.pop(client))).lstrip(",: ").split())
+            why = Rejected(Reason.METRIC, error.metric or stage, got=got)
             refused.append(Rejection(client, server_round, why.reason, why.key, why.expected, why.got))
         except Exception as error:  # a reduction of the user's own, say; the round's model is not at fault
             log.warning("%s of round %d cannot be pooled: %r", stage, server_round, error)
@@ -162,6 +208,12 @@ def _addresses(clients: Mapping[str, StageMetrics]) -> dict[str, list[str]]:
         if count[None] < most:
             found[name] = sorted(address for address in count if address and count[address] == most)
     return found
+
+
+def _is_excluded(address: str, sent: Collection[str], packs: Mapping[str, MetricPack]) -> bool:
+    """Whether the metric at this address is one that every client leaves out."""
+    metric = address.partition("[")[0]
+    return metric not in sent and any(covered(metric, pack.excluded) for pack in packs.values())
 
 
 def _agreed(name: str, values: set[float], addresses: list[str]) -> float:

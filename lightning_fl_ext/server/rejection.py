@@ -28,6 +28,7 @@ class Reason(StrEnum):
     NORM = "norm"
     MAGNITUDE = "magnitude"
     COUNT = "example-count"
+    IDLE = "idle"
     METRIC = "odd-metric"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,15 +48,39 @@ class RoundRecord:
         return cls(**{**data, **names, "rejected": rejected})
 
 
-def read_metric(record: RoundRecord, name: str) -> float:
-    """Read the metric that a callback monitors; NaN if the round is void and has none.
+def read_metric(rounds: Sequence[RoundRecord], name: str) -> float:
+    """Read the monitored metric in the last round; NaN if that has none.
 
     Raises:
-        LightningFLError: There is no such metric.
+        LightningFLError: No round so far has such a metric, though the last one is not void.
     """
-    if name not in record.metrics and not record.void:
-        raise LightningFLError(f"there is no metric `{name}` to monitor; there are {sorted(record.metrics)}")
-    return record.metrics.get(name, math.nan)
+    last = rounds[-1]
+    if not last.void and not any(name in record.metrics for record in rounds):
+        raise LightningFLError(f"there is no metric `{name}` to monitor; there are {sorted(last.metrics)}")
+    return last.metrics.get(name, math.nan)
+
+
+def find_best(rounds: Sequence[RoundRecord], name: str, mode: str) -> tuple[int, float] | None:
+    """Find the round with the best value of a metric; the first one, if several have it.
+
+    Args:
+        rounds: Records; that of the model before the first round does not take part.
+        name: The metric. Rounds without it, or where it is NaN, do not take part.
+        mode: Whether a ``"min"`` or ``"max"`` is best.
+
+    Returns:
+        The round and the value; None if no round has any.
+
+    Example:
+        >>> rounds = [RoundRecord(i, metrics={"f1": value}) for i, value in enumerate([0.9, 0.5, 0.7, 0.7])]
+        >>> find_best(rounds, "f1", "max")
+        (2, 0.7)
+    """
+    values = [(r.server_round, r.metrics.get(name, math.nan)) for r in rounds if r.server_round]
+    sign = 1 if mode == "min" else -1
+    return min(
+        (found for found in values if not math.isnan(found[1])), key=lambda f: sign * f[1], default=None
+    )
 
 
 @dataclass(frozen=True)
@@ -67,11 +91,27 @@ class FederatedResult:
         model: The module, holding the final global weights.
         rounds: A record of every round.
         digest: Digest of the final global weights.
+        monitor: The metric that the trainer went by, if any.
+        mode: Whether a ``"min"`` or ``"max"`` of it is best.
     """
 
     model: torch.nn.Module = field(repr=False)
     rounds: tuple[RoundRecord, ...] = field(repr=False)
     digest: str
+    monitor: str | None = None
+    mode: str = "min"
+
+    @property
+    def best_round(self) -> int | None:
+        """The round with the best value of ``monitor``, if there is any."""
+        best = find_best(self.rounds, self.monitor, self.mode) if self.monitor is not None else None
+        return None if best is None else best[0]
+
+    @property
+    def best_score(self) -> float | None:
+        """The best value of ``monitor``, if there is any."""
+        best = find_best(self.rounds, self.monitor, self.mode) if self.monitor is not None else None
+        return None if best is None else best[1]
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -84,10 +124,11 @@ class FederatedResult:
         return [rejection for record in self.rounds for rejection in record.rejected]
 
     def __str__(self) -> str:
-        """Summarise the run: rounds, who was left out and why, digest."""
+        """Summarise the run: rounds, who was left out and why, the best round, digest."""
         rounds = [record for record in self.rounds if record.server_round]
         void = sum(record.void for record in rounds)
         lines = [f"{len(rounds)} round(s), {void} void, {len(self.rejected)} left out"]
-        return "\n".join(
-            [*lines, *(f"  {rejection}" for rejection in self.rejected), f"digest: {self.digest}"]
-        )
+        lines += [f"  {rejection}" for rejection in self.rejected]
+        if self.best_round is not None:
+            lines.append(f"best round: {self.best_round}, {self.monitor} {self.best_score:.4g}")
+        return "\n".join([*lines, f"digest: {self.digest}"])

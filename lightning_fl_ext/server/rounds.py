@@ -75,7 +75,7 @@ class RoundExchange:
         """Yield each reply that counts, in the order of arrival.
 
         Raises:
-            BadUpdateError: One does not count, and ``raise_on_bad`` is set.
+            BadUpdateError: One is bad, and ``raise_on_bad`` is set; to be idle is not.
             NotEnoughClientsError: No client answered at all, not even with an error.
         """
         self.bytes_down = sum(map(_array_bytes, self.messages))
@@ -164,7 +164,7 @@ class RoundExchange:
     def _reject(self, client: str, why: Rejected) -> None:
         rejection = Rejection(client, self.server_round, why.reason, why.key, why.expected, why.got)
         self.rejected.append(rejection)
-        if self.raise_on_bad:
+        if self.raise_on_bad and why.reason is not Reason.IDLE:
             raise BadUpdateError(f"{rejection}. To go on without it, use `on_bad_update='exclude'`.")
         log.info("%s", rejection)
         self.on_reply(rejection)

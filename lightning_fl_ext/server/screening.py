@@ -69,7 +69,7 @@ def screen_train_reply(
     Raises:
         Rejected: A check failed.
     """
-    head = screen_evaluate_reply(reply, client_id, server_round, limits, like)
+    head = _screen_head(reply, client_id, server_round, limits, "training")
     records = records_of(reply.content, ArrayRecord)
     if len(records) != 1:
         raise Rejected(Reason.UNDECODABLE, "arrays", "one ArrayRecord", f"{len(records)}")
@@ -101,13 +101,20 @@ def screen_evaluate_reply(
     coded: Collection[str] = (),
     decode: Callable[[Arrays, str], Arrays] = lambda arrays, _: arrays,
 ) -> ClientUpdate:
-    """Check what evaluate and train replies have in common, and read it: round, count and metrics.
+    """Check an evaluate reply, and read it.
 
     Takes what :func:`screen_train_reply` takes; ``like`` does not matter here.
 
     Raises:
         Rejected: A check failed.
     """
+    return _screen_head(reply, client_id, server_round, limits, "validation")
+
+
+def _screen_head(
+    reply: Message, client_id: str, server_round: int, limits: Limits, purpose: str
+) -> ClientUpdate:
+    """Check what evaluate and train replies have in common: round, count and metrics."""
     client = client_record(reply.content)
     if (answered := client.get("server-round", server_round)) != server_round:
         raise Rejected(Reason.STALE, "server-round", str(server_round), str(answered))
@@ -116,6 +123,8 @@ def screen_evaluate_reply(
         raise Rejected(Reason.UNDECODABLE, "metrics", "one MetricRecord", f"{len(records)}")
     metrics: dict[str, Any] = dict(next(iter(records.values())))
     num_examples = _screen_count(limits.count_key, metrics.pop(limits.count_key, None))
+    if not num_examples:
+        raise Rejected(Reason.IDLE, got=f"no {purpose} examples")
     for key, value in metrics.items():
         if not all(map(_is_finite_number, value if isinstance(value, list) else [value])):
             raise Rejected(Reason.NOT_FINITE, key, "a finite metric", str(value))
@@ -133,9 +142,9 @@ def screen_evaluate_reply(
 
 def _screen_count(key: str, count: Any) -> int:
     number = isinstance(count, int | float) and not isinstance(count, bool)
-    if number and 1 <= count <= MAX_EXAMPLES and count == int(count):
+    if number and 0 <= count <= MAX_EXAMPLES and count == int(count):
         return int(count)
-    expected = f"a whole number from 1 to {MAX_EXAMPLES}"
+    expected = f"a whole number up to {MAX_EXAMPLES}"
     raise Rejected(Reason.COUNT, key, expected, "nothing" if count is None else repr(count))
 
 

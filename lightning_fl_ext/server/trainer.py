@@ -16,13 +16,14 @@ from flwr.serverapp.strategy import Strategy
 
 from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.seeds import derive_seed, seeded
-from lightning_fl_ext.server.callbacks.base import RoundCallback, call_hook
+from lightning_fl_ext.server.callbacks.base import RoundCallback, call_hook, check_mode
 from lightning_fl_ext.server.callbacks.checkpoint import RoundCheckpoint
 from lightning_fl_ext.server.callbacks.progress import RoundProgressBar
 from lightning_fl_ext.server.central import evaluate_centrally
 from lightning_fl_ext.server.checkpointing import fingerprint, load_checkpoint
 from lightning_fl_ext.server.driver import StrategyDriver
-from lightning_fl_ext.server.result import FederatedResult, RoundRecord
+from lightning_fl_ext.server.rejection import Reason, Rejection
+from lightning_fl_ext.server.result import FederatedResult, RoundRecord, read_metric
 from lightning_fl_ext.server.strategy import ExactFedAvg
 from lightning_fl_ext.wire import Exchange, WeightExchange
 
@@ -49,6 +50,9 @@ class FederatedTrainer:
         round_timeout: Seconds to wait for the replies of a round, and for enough clients; None for ever.
         enable_progress_bar: Whether to show a :class:`RoundProgressBar`.
         exchange: What of the model travels. Default: all of it. The clients must use the same.
+        monitor: Metric to go by: the result names the best round by it, and :class:`RoundCheckpoint` and
+            :class:`RoundEarlyStopping` use it unless they have one of their own.
+        mode: Whether a ``"min"`` or ``"max"`` of ``monitor`` is best.
 
     Raises:
         ValueError: An argument is not one of the above.
@@ -76,6 +80,8 @@ class FederatedTrainer:
         round_timeout: float | None = 3600.0,
         enable_progress_bar: bool = True,
         exchange: Exchange | None = None,
+        monitor: str | None = None,
+        mode: str = "min",
     ) -> None:
         if max_rounds < 0:
             raise ValueError(f"`max_rounds` must not be negative. Got {max_rounds}.")
@@ -85,6 +91,7 @@ class FederatedTrainer:
             raise ValueError(f"`seed` must not be negative. Got {seed}.")
         if on_bad_update not in ("exclude", "raise"):
             raise ValueError(f"`on_bad_update` must be 'exclude' or 'raise'. Got {on_bad_update!r}.")
+        check_mode(mode)
         if strategy is not None and not isinstance(strategy, Strategy):
             raise ValueError(
                 f"`strategy` must be a flwr.serverapp.strategy.Strategy. Got {type(strategy).__name__}."
@@ -100,6 +107,7 @@ class FederatedTrainer:
         self.max_update_norm = max_update_norm
         self.round_timeout = round_timeout
         self.exchange = exchange or WeightExchange()
+        self.monitor, self.mode = monitor, mode
         if enable_progress_bar and not any(isinstance(c, RoundProgressBar) for c in self.callbacks):
             self.callbacks.insert(0, RoundProgressBar())
         # As in Lightning, checkpoints are written last, when the other callbacks' state is what it will be.
@@ -138,7 +146,8 @@ class FederatedTrainer:
 
         Raises:
             LightningFLError: Too few clients, a checkpoint of another run, a bad update under
-                ``on_bad_update="raise"``, or an error in a callback. A checkpoint of the rounds before stays.
+                ``on_bad_update="raise"``, no such metric as ``monitor`` in the first round, or an error in a
+                callback. A checkpoint of the rounds before stays.
         """
         self._begin(model, grid, ckpt_path)
         with self._reporting():
@@ -152,7 +161,8 @@ class FederatedTrainer:
                 self.current_round += 1
                 self._run_round(evaluate)
             self._write_model()
-            self.result = FederatedResult(self.model, tuple(self.rounds), digest(self.arrays))
+            rounds, final = tuple(self.rounds), digest(self.arrays)
+            self.result = FederatedResult(self.model, rounds, final, self.monitor, self.mode)
             call_hook(self, "on_fit_end")
         for logger in self.loggers:
             logger.finalize("success")
@@ -182,8 +192,7 @@ class FederatedTrainer:
             metrics, rejected = self._driver.evaluate(0, self.arrays)
             if evaluate is not None:
                 metrics |= self._evaluate_centrally(evaluate)
-            for rejection in rejected:
-                log.warning("left out: %s", rejection)
+            _warn_of(rejected)
             self.note(RoundRecord(0, rejected=tuple(rejected), digest=digest(self.arrays), metrics=metrics))
         return metrics
 
@@ -208,11 +217,13 @@ class FederatedTrainer:
         metrics = fitted | evaluated
         if evaluate is not None:
             metrics |= self._evaluate_centrally(evaluate)
-        rejected = sorted([*trained.rejected, *rejected], key=lambda r: (r.client_id, r.reason, r.key))
+        rejected = list(dict.fromkeys([*trained.rejected, *rejected]))
+        rejected.sort(key=lambda r: (r.client_id, r.reason, r.key))
         if not any(isinstance(callback, RoundProgressBar) for callback in self.callbacks):
-            for rejection in rejected:
-                log.warning("left out: %s", rejection)
+            _warn_of(rejected)
         self.note(replace(trained, rejected=tuple(rejected), digest=digest(self.arrays), metrics=metrics))
+        if self.monitor is not None:
+            read_metric(self.rounds, self.monitor)
         call_hook(self, "on_round_end")
 
     # Around it
@@ -253,3 +264,9 @@ class FederatedTrainer:
             raise
         finally:
             narrator.setLevel(level)
+
+
+def _warn_of(rejected: list[Rejection]) -> None:
+    for rejection in rejected:
+        if rejection.reason is not Reason.IDLE:
+            log.warning("left out: %s", rejection)

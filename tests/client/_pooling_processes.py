@@ -15,7 +15,8 @@ from torchmetrics.regression import PearsonCorrCoef
 from lightning_fl_ext import client_app
 from lightning_fl_ext.engines.private import ensure_identity, set_message_id
 from lightning_fl_ext.metrics.stage import ASK, StageMetrics
-from lightning_fl_ext.server.pooling import average_scalars, pool_metrics
+from lightning_fl_ext.results import ClientUpdate
+from lightning_fl_ext.server.pooling import pool_metrics, reduce_scalars
 from lightning_fl_ext.wire import to_record
 
 
@@ -83,8 +84,9 @@ def main(strategy):
         stages = {s: StageMetrics.from_bytes(b, client_id="0") for s, b in content[ASK].items()}
         values, left_out = pool_metrics(Lit(), {"0": stages}, 1)
         assert not left_out, left_out
-        averages = average_scalars({"0": dict(content["metrics"])}, {"0": stages})
-        pooled[kind] = {**values, **averages, "examples": stages["validate"].pack.num_examples}
+        update = ClientUpdate({}, 40, metrics=dict(content["metrics"]))
+        scalars = reduce_scalars({"0": update}, {"0": stages})
+        pooled[kind] = {**scalars, **values, "examples": stages["validate"].pack.num_examples}
     return pooled
 
 

@@ -406,9 +406,18 @@ def test_a_client_that_packed_other_metrics_is_named():
     packs = [client(client_id=name) for name in ("a", "b")]
     packs.append(pack_metrics(nn.ModuleDict({"n": SumMetric()}), client_id="c"))
     server = nn.ModuleDict({"m": MulticlassAccuracy(3), "n": SumMetric()})
-    with pytest.raises(MetricMismatch, match=r"client 'c' packed other metrics.*\['m'\]") as caught:
+    with pytest.raises(MetricMismatch, match=r"client 'c' lacks the metric `m`, which 2 of 3") as caught:
         merge_metrics(server, packs)
-    assert caught.value.client_id == "c"
+    assert (caught.value.client_id, caught.value.metric) == ("c", "m")
+
+
+def test_a_client_that_packed_more_than_most_is_named():
+    packs = [pack_metrics(nn.ModuleDict({"n": SumMetric()}), client_id=name) for name in ("b", "c")]
+    packs.append(client())
+    server = nn.ModuleDict({"m": MulticlassAccuracy(3), "n": SumMetric()})
+    with pytest.raises(MetricMismatch, match=r"client 'a' sent the metric `m`, which 1 of 3") as caught:
+        merge_metrics(server, packs)
+    assert caught.value.client_id == "a"
 
 
 def test_float_sums_are_exact_where_their_order_would_show():

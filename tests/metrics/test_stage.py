@@ -9,20 +9,21 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from lightning_fl_ext.metrics import DamagedMetricPack, MetricPack, MetricStates
-from lightning_fl_ext.metrics.stage import StageMetrics
+from lightning_fl_ext.metrics.stage import Scalar, StageMetrics
 
 
 def stage():
     counts = MetricStates(
         "some.Metric", {"k": "1"}, 2, {"tp": np.arange(3), "rows": (np.ones(2, np.float32),)}
     )
-    return StageMetrics(MetricPack({"acc": counts}, "a", 8), {"val_acc": ("acc", "acc[0]")}, ("val_loss",))
+    logged = {"val_acc": Scalar("mean", 8), "val_loss": Scalar("sum", 0)}
+    return StageMetrics(MetricPack({"acc": counts}, "a", 8), {"val_acc": ("acc", "acc[0]")}, logged)
 
 
 def test_bytes_and_back():
     again = StageMetrics.from_bytes(stage().to_bytes(), client_id="a")
     assert again.names == {"val_acc": ("acc", "acc[0]")}
-    assert again.scalars == ("val_loss",)
+    assert again.scalars == {"val_acc": Scalar("mean", 8), "val_loss": Scalar("sum", 0)}
     assert (again.pack.client_id, again.pack.num_examples) == ("a", 8)
     assert again.pack.digest == stage().pack.digest
     np.testing.assert_array_equal(again.pack.metrics["acc"].states["tp"], np.arange(3))
@@ -44,10 +45,15 @@ def header(text):
         header("no json"),
         header("[]"),
         header("{}"),
-        header('{"pack": "{}", "names": [], "scalars": []}'),
-        header('{"pack": "{}", "names": {"a": 3}, "scalars": []}'),
+        header('{"pack": "{}", "names": [], "scalars": {}}'),
+        header('{"pack": "{}", "names": {"a": 3}, "scalars": {}}'),
         header('{"pack": "{}", "names": {}, "scalars": 3}'),
         header('{"pack": "{}", "names": {}, "scalars": []}'),
+        header('{"pack": "{}", "names": {}, "scalars": {}}'),
+        *(
+            header('{"pack": "{}", "names": {}, "scalars": {"loss": ' + scalar + "}}")
+            for scalar in ('"mean"', "[]", '["mean"]', '["median", 1]', '["mean", -1]', '["mean", true]', "3")
+        ),
         header("[" * 100_000),
     ],
     ids=lambda data: str(data)[:30],

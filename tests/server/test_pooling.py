@@ -46,8 +46,9 @@ from lightning_fl_ext import (
     verify_ledger,
 )
 from lightning_fl_ext.metrics import MetricPack
-from lightning_fl_ext.metrics.stage import ASK, StageMetrics
-from lightning_fl_ext.server.pooling import average_scalars
+from lightning_fl_ext.metrics.stage import ASK, Scalar, StageMetrics
+from lightning_fl_ext.results import ClientUpdate
+from lightning_fl_ext.server.pooling import reduce_scalars
 from lightning_fl_ext.server.rejection import Reason
 from lightning_fl_ext.wire import from_record
 
@@ -258,7 +259,9 @@ def test_a_fit_that_validates_reports_the_metrics_on_all_clients_predictions(tmp
     for name, value in expected(*pooled_seen()).items():
         assert metrics[name] == pytest.approx(float(value), abs=1e-6), name
     assert trainer.rounds[-1].accepted == ("0", "1", "2", "3"), "the client without validation data trains on"
-    assert trainer.rounds[-1].rejected == ()
+    assert [str(r) for r in trainer.rounds[-1].rejected] == [
+        "client `2`, round 1: idle: no validation examples"
+    ]
 
 
 @pytest.mark.parametrize("partition_id", [True, False], ids=["declares another", "declares none"])
@@ -295,9 +298,17 @@ def test_averaging_would_have_been_wrong(tmp_path):
     assert abs(float(mean) - trainer.callback_metrics["val/MulticlassF1Score"]) > 0.01
 
 
-def test_the_client_without_a_validation_batch_is_named_and_takes_no_part(tmp_path):
-    trainer = run(tmp_path, LogsObjects)
-    assert [(r.client_id, r.reason) for r in trainer.rounds[-1].rejected] == [("2", Reason.COUNT)]
+@pytest.mark.parametrize("bad", ["exclude", "raise"])
+def test_the_client_without_a_validation_batch_is_named_and_is_no_error(tmp_path, bad, caplog):
+    trainer = run(tmp_path, LogsObjects, on_bad_update=bad)
+    record = trainer.rounds[-1]
+    assert [str(r) for r in record.rejected] == ["client `2`, round 1: idle: no validation examples"]
+    assert record.accepted == ("0", "1", "2", "3"), "it trains on"
+    want = expected(*pooled_predictions(trainer.result.model))
+    assert {name: record.metrics[name] for name in want} == pytest.approx(
+        {name: float(value) for name, value in want.items()}, abs=1e-6
+    )
+    assert "left out" not in caplog.text
 
 
 def test_scalars_of_a_module_without_metrics_weigh_by_validation_examples(tmp_path):
@@ -308,15 +319,35 @@ def test_scalars_of_a_module_without_metrics_weigh_by_validation_examples(tmp_pa
     trainer = run(tmp_path, NoMetrics, evaluate=0.0)
     loss = F.cross_entropy(*pooled_seen())
     assert trainer.callback_metrics["val_loss"] == pytest.approx(float(loss), abs=1e-6)
-    assert trainer.rounds[-1].rejected == ()
 
 
-def test_a_scalar_averages_over_the_clients_that_log_it():
-    packs = {"a": MetricPack({}, "a", 1), "b": MetricPack({}, "b", 3), "c": MetricPack({}, "c", 5)}
-    scalars = {"a": ("loss",), "b": ("loss",), "c": ()}
-    stages = {c: {"validate": StageMetrics(packs[c], {}, scalars[c])} for c in packs}
-    metrics = {"a": {"loss": 1.0}, "b": {"loss": 5.0}, "c": {"loss": 100.0}}
-    assert average_scalars(metrics, stages) == {"loss": 4.0}
+def logs(**scalars):
+    """What a client that logs these numbers tells of its validation."""
+    return {"validate": StageMetrics(MetricPack({}, "x", 9), {}, scalars)}
+
+
+def replies(examples=9, **losses):
+    return {client: ClientUpdate({}, examples, metrics={"loss": loss}) for client, loss in losses.items()}
+
+
+@pytest.mark.parametrize(("reduction", "value"), [("mean", 4.0), ("sum", 6.0), ("min", 1.0), ("max", 5.0)])
+def test_a_scalar_is_reduced_as_logged_over_the_clients_that_log_it(reduction, value):
+    stages = {"a": logs(loss=Scalar(reduction, 1)), "b": logs(loss=Scalar(reduction, 3)), "c": logs()}
+    updates = {**replies(a=1.0, b=5.0), "c": ClientUpdate({}, 9)}
+    assert reduce_scalars(updates, stages) == {"loss": value}
+
+
+def test_a_client_that_tells_no_examples_of_a_scalar_counts_by_those_of_its_reply():
+    stages = {"a": logs(loss=Scalar("mean", 1)), "b": {}}
+    assert reduce_scalars(replies(3, a=1.0, b=5.0), stages) == {"loss": 4.0}
+
+
+def test_a_client_that_reduces_a_scalar_unlike_most_is_left_out_and_named(caplog):
+    stages = {client: logs(loss=Scalar("mean", 1)) for client in "abc"} | {"d": logs(loss=Scalar("sum", 3))}
+    assert reduce_scalars(replies(a=1.0, b=2.0, c=3.0, d=9.0), stages) == {"loss": 2.0}
+    assert "`loss` is reduced by mean, but not by client(s) d" in caplog.text
+    del stages["b"], stages["c"]
+    assert str(reduce_scalars(replies(a=1.0, d=9.0), stages)["loss"]) == "nan", "no majority, no number"
 
 
 def test_train_metrics_are_pooled(tmp_path):
@@ -651,7 +682,7 @@ def test_a_clients_own_story_of_the_names_does_not_change_the_others(tmp_path):
     def faults(_, reply):
         if is_evaluation(reply, "3"):
             stage = StageMetrics.from_bytes(reply.content[ASK]["validate"], client_id="3")
-            lie = StageMetrics(stage.pack, {"val_loss": ("acc",)}, ("val_acc",))
+            lie = StageMetrics(stage.pack, {"val_loss": ("acc",)}, {"val_acc": Scalar("mean", 20)})
             reply.content[ASK] = ConfigRecord({"validate": lie.to_bytes()})
         return reply
 

@@ -112,7 +112,7 @@ ROWS = {
     "inf in a list of metrics": (metric("train_loss", [1.0, math.inf]), Reason.NOT_FINITE, "train_loss"),
     "a metric that no float can hold": (metric("train_loss", 10**400), Reason.NOT_FINITE, "train_loss"),
     "norm over the limit": (put("weight", (0, 0), 60.0), Reason.NORM, ""),
-    "count zero": (metric("num-examples", 0), Reason.COUNT, "num-examples"),
+    "no examples": (metric("num-examples", 0), Reason.IDLE, ""),
     "count negative": (metric("num-examples", -3), Reason.COUNT, "num-examples"),
     "count fractional": (metric("num-examples", 2.5), Reason.COUNT, "num-examples"),
     "count NaN": (metric("num-examples", math.nan), Reason.COUNT, "num-examples"),

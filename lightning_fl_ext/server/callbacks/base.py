@@ -57,6 +57,29 @@ class RoundCallback:
         """Take what :meth:`state_dict` gave."""
 
 
+def monitored(trainer: FederatedTrainer, monitor: str | None, mode: str | None) -> tuple[str | None, str]:
+    """Give the metric a callback goes by, and its mode: its own, else the trainer's.
+
+    Args:
+        trainer: The trainer.
+        monitor: The callback's own metric, if it has one.
+        mode: The callback's own mode, if it has one.
+    """
+    if monitor in (None, trainer.monitor):
+        return trainer.monitor, mode or trainer.mode
+    return monitor, mode or "min"
+
+
+def check_mode(mode: str | None) -> None:
+    """Refuse what is no mode.
+
+    Raises:
+        ValueError: It is neither ``"min"`` nor ``"max"``, nor None.
+    """
+    if mode not in ("min", "max", None):
+        raise ValueError(f"`mode` must be 'min' or 'max'. Got {mode!r}.")
+
+
 class CallbackError(LightningFLError):
     """A callback raised; the message names it, the hook and the round."""
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lightning_fl_ext.server.callbacks.base import RoundCallback
+from lightning_fl_ext.server.callbacks.base import RoundCallback, check_mode, monitored
 from lightning_fl_ext.server.checkpointing import FOLDER, CheckpointError, list_checkpoints, save_checkpoint
-from lightning_fl_ext.server.result import read_metric
+from lightning_fl_ext.server.result import find_best, read_metric
 from lightning_fl_ext.server.strategy_state import encode_strategy
 
 if TYPE_CHECKING:
@@ -28,8 +27,10 @@ class RoundCheckpoint(RoundCallback):
 
     Args:
         keep_last: How many of the newest to keep; None for all.
-        monitor: Metric by whose value the best round is kept besides.
-        mode: Whether a ``"min"`` or ``"max"`` of ``monitor`` is best.
+        monitor: Metric by whose value the best round is kept besides. Default: that of the trainer, if it
+            has one.
+        mode: Whether a ``"min"`` or ``"max"`` of ``monitor`` is best. Default: that of the trainer for its
+            own metric, else ``"min"``.
 
     Raises:
         ValueError: An argument is not one of the above.
@@ -41,16 +42,16 @@ class RoundCheckpoint(RoundCallback):
         >>> RoundCheckpoint(keep_last=3, monitor="val_acc", mode="max").best_path
     """
 
-    def __init__(self, keep_last: int | None = 2, monitor: str | None = None, mode: str = "min") -> None:
+    def __init__(
+        self, keep_last: int | None = 2, monitor: str | None = None, mode: str | None = None
+    ) -> None:
         if keep_last is not None and keep_last < 1:
             raise ValueError(f"`keep_last` must be at least 1, or None for all. Got {keep_last}.")
-        if mode not in ("min", "max"):
-            raise ValueError(f"`mode` must be 'min' or 'max'. Got {mode!r}.")
+        check_mode(mode)
         self.keep_last = keep_last
         self.monitor = monitor
         self.mode = mode
         self.best_path: Path | None = None
-        self._best: tuple[int, float] | None = None
 
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
         """Called before the first round.
@@ -71,35 +72,29 @@ class RoundCheckpoint(RoundCallback):
             log.warning("going on after round %d: removing the later `%s`", trainer.current_round, path.name)
             shutil.rmtree(path)
         root.mkdir(parents=True, exist_ok=True)
-        if trainer.current_round == 0:
-            self._best = None
-        self.best_path = self._path(trainer, self._best[0]) if self._best else None
+        self.best_path = self._find_best(trainer)
 
     def on_round_end(self, trainer: FederatedTrainer) -> None:
         """Called when a round is complete: writes, then removes what is no longer kept.
 
         Raises:
-            LightningFLError: The round has no such metric as ``monitor``.
+            LightningFLError: There is no such metric as ``monitor``.
         """
-        if self.monitor is not None:
-            value = read_metric(trainer.rounds[-1], self.monitor)
-            sign = 1 if self.mode == "min" else -1
-            if self._best is None or math.isnan(self._best[1]) or sign * value < sign * self._best[1]:
-                self._best = (trainer.current_round, value)
-                self.best_path = self._path(trainer, trainer.current_round)
+        monitor, _ = monitored(trainer, self.monitor, self.mode)
+        if monitor is not None:
+            read_metric(trainer.rounds, monitor)
         save_checkpoint(trainer, self._path(trainer, trainer.current_round))
+        self.best_path = self._find_best(trainer)
         if self.keep_last is not None:
-            for number, path in list_checkpoints(trainer.default_root_dir / FOLDER)[: -self.keep_last]:
-                if self._best is None or number != self._best[0]:
+            for _, path in list_checkpoints(trainer.default_root_dir / FOLDER)[: -self.keep_last]:
+                if path != self.best_path:
                     shutil.rmtree(path)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Give the best round and its value."""
-        return {"best": self._best}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what :meth:`state_dict` gave."""
-        self._best = tuple(state["best"]) if state.get("best") else None
+    def _find_best(self, trainer: FederatedTrainer) -> Path | None:
+        monitor, mode = monitored(trainer, self.monitor, self.mode)
+        best = None if monitor is None else find_best(trainer.rounds, monitor, mode)
+        path = None if best is None else self._path(trainer, best[0])
+        return path if path is not None and path.exists() else None
 
     @staticmethod
     def _path(trainer: FederatedTrainer, number: int) -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from lightning_fl_ext.server.callbacks.base import RoundCallback
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.server.callbacks.base import RoundCallback, check_mode, monitored
 from lightning_fl_ext.server.result import read_metric
 
 if TYPE_CHECKING:
@@ -16,8 +17,9 @@ class RoundEarlyStopping(RoundCallback):
     """Stops the run when a metric has not improved for some rounds.
 
     Args:
-        monitor: The metric.
-        mode: Whether ``"min"`` or ``"max"`` is better.
+        monitor: The metric. Default: that of the trainer.
+        mode: Whether ``"min"`` or ``"max"`` is better. Default: that of the trainer for its own metric, else
+            ``"min"``.
         patience: Rounds without improvement after which to stop.
         min_delta: What counts as an improvement.
 
@@ -29,9 +31,14 @@ class RoundEarlyStopping(RoundCallback):
         5
     """
 
-    def __init__(self, monitor: str, mode: str = "min", patience: int = 3, min_delta: float = 0.0) -> None:
-        if mode not in ("min", "max"):
-            raise ValueError(f"`mode` must be 'min' or 'max'. Got {mode!r}.")
+    def __init__(
+        self,
+        monitor: str | None = None,
+        mode: str | None = None,
+        patience: int = 3,
+        min_delta: float = 0.0,
+    ) -> None:
+        check_mode(mode)
         if patience < 1:
             raise ValueError(f"`patience` must be at least 1. Got {patience}.")
         self.monitor = monitor
@@ -42,7 +49,16 @@ class RoundEarlyStopping(RoundCallback):
         self._waited = 0
 
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
-        """Called before the first round: begins anew, or stops at once where a resumed run had stopped."""
+        """Called before the first round: begins anew, or stops at once where a resumed run had stopped.
+
+        Raises:
+            LightningFLError: Neither this callback nor the trainer has a metric to monitor.
+        """
+        if monitored(trainer, self.monitor, self.mode)[0] is None:
+            raise LightningFLError(
+                "`RoundEarlyStopping` has no metric to go by: give it one, `RoundEarlyStopping('val_loss')`,"
+                " or give the trainer one, `FederatedTrainer(monitor='val_loss')`"
+            )
         if trainer.current_round == 0:
             self._best, self._waited = math.inf, 0
         trainer.should_stop = trainer.should_stop or self._waited >= self.patience
@@ -51,10 +67,11 @@ class RoundEarlyStopping(RoundCallback):
         """Called when a round is complete: compares, and asks the trainer to stop.
 
         Raises:
-            LightningFLError: The round has no such metric, though it is not void.
+            LightningFLError: There is no such metric.
         """
-        value = read_metric(trainer.rounds[-1], self.monitor)
-        value = value if self.mode == "min" else -value
+        monitor, mode = monitored(trainer, self.monitor, self.mode)
+        value = read_metric(trainer.rounds, str(monitor))
+        value = value if mode == "min" else -value
         if value < self._best - self.min_delta:
             self._best, self._waited = value, 0
         else:

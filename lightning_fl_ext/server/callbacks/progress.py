@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -25,7 +26,8 @@ class RoundProgressBar(RoundCallback):
 
     Args:
         console: Where to write. Default: the standard output.
-        metrics: Names of the metrics to show. Default: the first four of the round.
+        metrics: Names of the metrics to show. Default: four, of which the one that the trainer monitors comes
+            first, and those of the clients' own fits come last.
     """
 
     def __init__(self, console: Console | None = None, metrics: tuple[str, ...] = ()) -> None:
@@ -68,7 +70,7 @@ class RoundProgressBar(RoundCallback):
     def on_round_end(self, trainer: FederatedTrainer) -> None:
         """Called when a round is complete: writes its line, and one for each client left out."""
         record = trainer.rounds[-1]
-        names = self.metrics or tuple(n for n in record.metrics if n not in _BOOKKEEPING)[:4]
+        names = self.metrics or _first_four(record.metrics, trainer.monitor)
         shown = "  ".join(f"{n} {record.metrics[n]:.4g}" for n in names if n in record.metrics)
         void = "  [void: the model stays]" if record.void else ""
         self.console.print(
@@ -78,8 +80,10 @@ class RoundProgressBar(RoundCallback):
             soft_wrap=True,
         )
         for rejection in record.rejected:
-            what = "a metric of" if rejection.reason is Reason.METRIC else "left out"
-            self.console.print(f"  {what} {rejection}", style="yellow", markup=False, soft_wrap=True)
+            idle = rejection.reason is Reason.IDLE
+            what = "" if idle else "a metric of " if rejection.reason is Reason.METRIC else "left out "
+            style = None if idle else "yellow"
+            self.console.print(f"  {what}{rejection}", style=style, markup=False, soft_wrap=True)
         if self._progress is not None:
             self._progress.advance(self._rounds)
 
@@ -88,8 +92,12 @@ class RoundProgressBar(RoundCallback):
         self._stop()
 
     def on_fit_end(self, trainer: FederatedTrainer) -> None:
-        """Called when all rounds are done: writes the digest."""
+        """Called when all rounds are done: writes the best round and the digest."""
         self._stop()
+        result = trainer.result
+        if result is not None and result.best_round is not None:
+            best = f"best round: {result.best_round}, {result.monitor} {result.best_score:.4g}"
+            self.console.print(best, markup=False, soft_wrap=True)
         if trainer.result is not None:
             self.console.print(f"digest of the final model: {trainer.result.digest}", soft_wrap=True)
 
@@ -97,3 +105,8 @@ class RoundProgressBar(RoundCallback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def _first_four(metrics: Iterable[str], monitor: str | None) -> list[str]:
+    names = [name for name in metrics if name not in _BOOKKEEPING]
+    return sorted(names, key=lambda name: (name != monitor, name.startswith("fit_")))[:4]
