@@ -53,7 +53,7 @@ class Exchange:
     """
 
     coded: frozenset[str] = frozenset()
-    """Names of arrays that a client sends in another form than :meth:`like` gives."""
+    """Names of arrays on the wire that are codes: they travel without a header, and strategies see others."""
 
     tells_sampled: bool = False
     """Whether clients must be told who takes part."""

@@ -69,7 +69,7 @@ class MaskExchange(Exchange):
         {'masks': 'uint8'}
     """
 
-    coded = frozenset({MASKS})
+    coded = frozenset({MASKS, SIZE, MODEL})
 
     def __init__(
         self,
