@@ -35,7 +35,7 @@ from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import Exchange
 from lightning_fl_ext.wire.codes.rice import encode_bits
-from lightning_fl_ext.wire.mask_exchange import COUNTS, MASKS, TRIALS
+from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, TRIALS
 
 CLIENTS, EPOCHS, BATCH, SIZE, TRAIN = 10, 3, 32, 151_072, 1437
 PARTITIONS = ("IID", "two-shard")

@@ -22,16 +22,8 @@ from lightning_fl_ext.wire.codes import (
     to_fixed_point,
 )
 from lightning_fl_ext.wire.exchange import Exchange, State, StateMismatchError, Trip, WeightExchange, _place
+from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
 from lightning_fl_ext.wire.tensors import to_numpy
-
-MASKS = "masks"
-"""On a client: its probabilities, float32. On the wire: the coded bytes. For a strategy: the mask, bool."""
-
-COUNTS, TRIALS = "masks.counts", "masks.trials"
-"""The server's θ: how often each parameter was open, out of how many times."""
-
-SIZE, MODEL = "masks.size", "masks.model"
-"""On the way down: the number of masked parameters, and the digest of what is masked."""
 
 _DIGEST = "frozen_digest"
 _CODES = ("dithered", "packed", "random")
@@ -116,9 +108,12 @@ class MaskExchange(Exchange):
         """
         scores = _scores(state)
         if not np.array_equal(arrays[MODEL], _model_digest(state)):
+            own, got = sum(score.numel() for score in scores.values()), arrays[COUNTS].size
+            differ = f"expected {own} masked parameters, got {got}" if own != got else f"both have {own}"
             raise StateMismatchError(
-                "The masks are for other frozen weights or parameters than this model's. Build the"
-                " `MaskedModule` with the same `seed`, `init` and layers on server and clients."
+                f"The masks are for other frozen weights or parameters than this model's ({differ}). Build"
+                " the `MaskedModule` with the same `seed`, `init`, `include`, `exclude` and layers on server"
+                " and clients; with `init='keep'`, on the same weights."
             )
         probs = torch.from_numpy(_theta(arrays).probabilities())
         sizes = [score.numel() for score in scores.values()]
@@ -143,7 +138,14 @@ class MaskExchange(Exchange):
 
         Raises:
             MaskCodeError: The payload is damaged, or for another round, run or model.
+            StateMismatchError: There is none.
         """
+        if missing := [name for name in (MASKS, SIZE, MODEL) if name not in arrays]:
+            raise StateMismatchError(
+                f"expected masks, but the server sent no {missing}; it sent {list(arrays)[:3]}. Give its"
+                " `FederatedTrainer` `exchange=MaskExchange(...)` and `strategy=FedPM(...)`, or this client"
+                " the exchange that the server has."
+            )
         key = self._key(arrays, trip, down=True)
         theta = decode_theta(arrays[MASKS].tobytes(), int(arrays[SIZE]), key)
         rest = {name: array for name, array in arrays.items() if name not in (MASKS, SIZE)}

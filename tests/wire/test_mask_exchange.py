@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from lightning_fl_ext import LightningFLError, MaskedModule, MaskExchange
-from lightning_fl_ext.wire import StateMismatchError, Trip
+from lightning_fl_ext.wire import StateMismatchError, Trip, WeightExchange, from_record, to_record
 from lightning_fl_ext.wire.codes import MaskCodeError, MaskKey, sample_mask, to_fixed_point
-from lightning_fl_ext.wire.mask_exchange import COUNTS, MASKS, MODEL, SIZE, TRIALS
+from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
 
 DOWN = Trip(run_seed=7, server_round=3)
 UP = Trip(run_seed=7, server_round=3, client_id="b", sampled=("a", "b", "c"))
@@ -86,6 +86,17 @@ def test_a_frozen_weight_does_not_travel_by_the_other_name_it_is_tied_to():
     assert set(exchange.unpack(received, state)) == {"scores.0.weight"}
 
 
+def test_codes_travel_without_a_header(state):
+    exchange = MaskExchange("packed")
+    sent, received = down(exchange, state)
+    down_record = to_record(exchange.to_client(sent, DOWN), exchange.coded)
+    up_record = to_record(exchange.to_server(exchange.pack(state), received, UP), exchange.coded)
+    assert (len(down_record[SIZE].data), len(down_record[MODEL].data)) == (8, 32)
+    assert len(up_record[MASKS].data) == 28 + -(-sent[COUNTS].size // 8)
+    assert up_record["head.weight"].numpy().shape == (2, 4)
+    assert {**exchange.from_server(from_record(down_record), DOWN)}.keys() == sent.keys()
+
+
 def test_what_is_excluded_stays_at_home(state):
     exchange = MaskExchange(exclude=("head.*", "*.1.*"))
     assert list(exchange.pack(state)) == [MASKS]
@@ -112,6 +123,27 @@ def test_masks_for_other_frozen_weights_are_refused_on_the_client(state):
     _, received = down(MaskExchange(), state)
     with pytest.raises(StateMismatchError, match="same `seed`"):
         MaskExchange().unpack(received, Model(seed=2).state_dict())
+
+
+def test_the_refusal_tells_how_many_parameters_are_masked(state):
+    _, received = down(MaskExchange(), state)
+    other = nn.Module()
+    other.net = MaskedModule(nn.Linear(6, 5), seed=1)
+    with pytest.raises(StateMismatchError, match="expected 35 masked parameters, got 59"):
+        MaskExchange().unpack(received, other.state_dict())
+
+
+def test_weights_instead_of_masks_are_refused_with_what_the_server_lacks(state):
+    weights = WeightExchange().pack(state)
+    with pytest.raises(StateMismatchError, match=r"exchange=MaskExchange.*strategy=FedPM"):
+        MaskExchange().from_server(weights, DOWN)
+
+
+def test_masks_instead_of_weights_are_refused_with_what_the_client_lacks(state):
+    exchange = MaskExchange()
+    sent = exchange.to_client(exchange.start(state), DOWN)
+    with pytest.raises(StateMismatchError, match=r"exchange=MaskExchange"):
+        WeightExchange().unpack(sent, state)
 
 
 @pytest.mark.parametrize(
