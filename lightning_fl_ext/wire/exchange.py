@@ -186,7 +186,17 @@ class WeightExchange(Exchange):
         return {name: to_torch(array) for name, array in arrays.items()}
 
     def select(self, state: State) -> dict[str, torch.Tensor]:
-        """Give the entries of a state dict that travel; possibly none."""
+        """Give the entries of a state dict that travel; possibly none.
+
+        Raises:
+            LightningFLError: A pattern that excludes matches nothing.
+        """
+        for pattern in self.exclude:
+            if state and not any(fnmatchcase(name, pattern) for name in state):
+                raise LightningFLError(
+                    f"{self!r}: the pattern `{pattern}` excludes nothing, so what it is meant for would"
+                    f" travel. The {len(state)} entries it chooses from are: {_first(state)}"
+                )
         return {
             name: value
             for name, value in state.items()
@@ -197,12 +207,6 @@ class WeightExchange(Exchange):
 
     def _selected(self, state: State) -> dict[str, torch.Tensor]:
         selected = self.select(state)
-        for pattern in self.exclude:
-            if state and not any(fnmatchcase(name, pattern) for name in state):
-                raise LightningFLError(
-                    f"{self!r}: the pattern `{pattern}` excludes nothing, so what it is meant for would"
-                    f" travel. The model's {len(state)} entries are: {_first(state)}"
-                )
         if state and not selected:
             raise LightningFLError(
                 f"{self!r} selects none of the model's {len(state)} entries. They are: {_first(state)}"

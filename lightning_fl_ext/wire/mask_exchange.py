@@ -14,6 +14,7 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.wire.codes import (
     MaskCode,
+    MaskCodeError,
     MaskKey,
     decode_mask,
     decode_theta,
@@ -48,7 +49,7 @@ class MaskExchange(Exchange):
         exclude: Names outside the masks that stay.
 
     Raises:
-        ValueError: The code is unknown, or ``"random"`` is combined with ``stratified``.
+        ValueError: The code is unknown, ``stratified`` is not a bool, or combined with ``"random"``.
 
     Example:
         >>> from lightning_fl_ext.gates.masked import MaskedModule
@@ -72,11 +73,13 @@ class MaskExchange(Exchange):
     ) -> None:
         if code not in _CODES:
             raise ValueError(f"`code` must be one of {', '.join(_CODES)}. Got {code!r}.")
+        if not isinstance(stratified, bool):
+            raise ValueError(f"`stratified` must be True or False. Got {stratified!r}.")
         if stratified and code == "random":
             raise ValueError("`stratified=True` needs `code='dithered'` or 'packed'. Got 'random'.")
         self.code: MaskCode = code
         self.stratified = self.tells_sampled = stratified
-        self._rest = WeightExchange(include, exclude)
+        self._rest = _Rest(include, exclude)
 
     def __repr__(self) -> str:
         rest = self._rest
@@ -91,7 +94,7 @@ class MaskExchange(Exchange):
         probs = [torch.sigmoid(score.detach().float()).reshape(-1).cpu() for score in scores.values()]
         return {
             MASKS: torch.cat(probs).numpy(),
-            **self._rest.pack(self._rest.select(_outside(state, scores))),
+            **self._rest.pack(_outside(state, scores)),
         }
 
     def start(self, state: State) -> dict[str, NDArray[Any]]:
@@ -122,7 +125,7 @@ class MaskExchange(Exchange):
             for (name, score), part in zip(scores.items(), torch.split(probs, sizes), strict=True)
         }
         rest = {name: array for name, array in arrays.items() if name not in (COUNTS, TRIALS, MODEL)}
-        return {**new, **self._rest.unpack(rest, self._rest.select(_outside(state, scores)))}
+        return {**new, **self._rest.unpack(rest, _outside(state, scores))}
 
     def to_client(self, arrays: Arrays, trip: Trip) -> Arrays:
         """Write θ down in at most some bits per parameter, in a payload that needs no earlier one."""
@@ -175,7 +178,12 @@ class MaskExchange(Exchange):
                 f"`{MASKS}`: expected the bytes of a coded mask, uint8. Got {got}. Give the client the same"
                 " `MaskExchange` as the server."
             )
-        mask = decode_mask(payload.tobytes(), _theta(sent).fixed_point(), self._key(sent, trip))
+        try:
+            mask = decode_mask(payload.tobytes(), _theta(sent).fixed_point(), self._key(sent, trip))
+        except MaskCodeError as error:
+            if error.reason == "sender" and self.stratified:
+                raise MaskCodeError("sender", f"{error}. Is `stratified=True` on the client too?") from None
+            raise
         return {**arrays, MASKS: mask}
 
     def like(self, sent: Arrays) -> Arrays:
@@ -200,6 +208,16 @@ class MaskExchange(Exchange):
             stratum = (trip.sampled.index(trip.client_id), len(trip.sampled))
         model = np.asarray(arrays[MODEL]).tobytes().hex()
         return MaskKey(trip.run_seed, trip.server_round, model, "" if down else trip.client_id, stratum)
+
+
+class _Rest(WeightExchange):
+    """Weights beside the masks, of which there may be none."""
+
+    def __repr__(self) -> str:
+        return f"MaskExchange(include={self.include!r}, exclude={self.exclude!r})"
+
+    def _selected(self, state: State) -> dict[str, torch.Tensor]:
+        return self.select(state)
 
 
 def _theta(arrays: Arrays) -> ThetaCounts:

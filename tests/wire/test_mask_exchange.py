@@ -97,7 +97,30 @@ def test_codes_travel_without_a_header(state):
     assert {**exchange.from_server(from_record(down_record), DOWN)}.keys() == sent.keys()
 
 
-def test_what_is_excluded_stays_at_home(state):
+def test_what_is_excluded_stays_at_home_and_the_rest_travels(state):
+    exchange = MaskExchange(exclude="head.*")
+    statistics = [name for name in state if name.startswith("net.module.1.")]
+    assert list(exchange.pack(state)) == [MASKS, *statistics]
+    _, received = down(exchange, state)
+    assert set(exchange.unpack(received, state)) == {
+        *statistics,
+        *(name for name in state if name.startswith("net.scores.")),
+    }
+
+
+def test_a_pattern_that_excludes_nothing_is_refused_with_what_there_is_beside_the_masks(state):
+    with pytest.raises(LightningFLError, match=r"MaskExchange.*`heads\.\*` excludes nothing.*head\.weight"):
+        MaskExchange(exclude="heads.*").pack(state)
+
+
+def test_without_anything_left_beside_the_masks_other_names_are_refused(state):
+    exchange = MaskExchange(exclude=("head.*", "*.1.*"))
+    _, received = down(exchange, state)
+    with pytest.raises(StateMismatchError, match=r"head\.bias: expected nothing"):
+        exchange.unpack({**received, "head.bias": np.zeros(2, np.float32)}, state)
+
+
+def test_nothing_beside_the_masks_travels_if_all_is_excluded(state):
     exchange = MaskExchange(exclude=("head.*", "*.1.*"))
     assert list(exchange.pack(state)) == [MASKS]
     sent, received = down(exchange, state)
@@ -163,6 +186,14 @@ def test_a_mask_for_another_round_client_or_run_is_refused(state, change, reason
     assert error.value.reason == reason
 
 
+def test_a_client_that_is_not_stratified_as_the_server_is_told_so(state):
+    exchange = MaskExchange(stratified=True)
+    sent, received = down(exchange, state)
+    with pytest.raises(MaskCodeError, match="`stratified=True` on the client") as error:
+        exchange.from_client(MaskExchange().to_server(exchange.pack(state), received, UP), sent, UP)
+    assert error.value.reason == "sender"
+
+
 @pytest.mark.parametrize("arrays", [{"net.weight": np.zeros(3)}, {MASKS: np.zeros(30, dtype=np.float32)}])
 def test_a_reply_without_a_coded_mask_is_refused_with_what_came(state, arrays):
     exchange = MaskExchange()
@@ -186,6 +217,7 @@ def test_a_stratified_client_must_be_among_those_asked(state, sampled, message):
     [
         (lambda: MaskExchange("zip"), "`code` must be one of"),
         (lambda: MaskExchange("random", stratified=True), "`stratified=True` needs"),
+        (lambda: MaskExchange(stratified="yes"), "`stratified` must be True or False"),
         (lambda: MaskExchange().pack(nn.Linear(2, 2).state_dict()), "holds a `MaskedModule`"),
         (lambda: MaskExchange().pack(Model(flat=True).state_dict()), "flat=False"),
     ],

@@ -138,8 +138,7 @@ def unseal(payload: bytes, key: MaskKey) -> tuple[int, bytes]:
     if sender != _sender_tag(key):
         raise MaskCodeError(
             "sender",
-            f"the payload was not written for run {key.run}, client {key.client!r}, stratum {key.stratum}:"
-            " both ends must agree on these, and be stratified or not",
+            f"the payload was not written for run {key.run}, client {key.client!r}, stratum {key.stratum}",
         )
     return kind, body
 
