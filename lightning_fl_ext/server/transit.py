@@ -68,5 +68,5 @@ class Transit:
                 from_record(record), self.arrays, replace(self.trip, client_id=client_id)
             )
         except LightningFLError as error:
-            raise Rejected(Reason.UNDECODABLE, name, "a payload of this exchange", str(error)) from None
+            raise Rejected(Reason.UNDECODABLE, name, got=str(error)) from None
         reply.content[name] = to_record(arrays)

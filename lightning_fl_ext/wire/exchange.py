@@ -249,4 +249,6 @@ def _hint(missing: list[str], unexpected: list[str]) -> str:
             return (
                 f" The names sent lack the prefix `{prefix}`: both sides must use the same LightningModule."
             )
+    if missing or unexpected:
+        return " Both sides must use the same model and the same exchange, with the same patterns."
     return ""

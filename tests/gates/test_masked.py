@@ -477,9 +477,9 @@ def test_scores_stay_in_single_precision_when_weights_are_cast():
         assert MaskedModule(nn.Linear(3, 2), flat=flat).double().mask_probs()["bias"].dtype == torch.float64
 
 
-@pytest.mark.parametrize("flat", [False, True])
-def test_it_compiles_without_a_break_and_computes_the_same(flat):
-    masked, _, inputs = build("nested", flat=flat)
+@pytest.mark.parametrize(("name", "flat"), [("nested", False), ("nested", True), ("shared", False)])
+def test_it_compiles_without_a_break_and_computes_the_same(name, flat):
+    masked, _, inputs = build(name, flat=flat)
     compiled = torch.compile(masked, fullgraph=True, backend="aot_eager")
     torch.manual_seed(5)
     loss_of(compiled(*inputs)).backward()
