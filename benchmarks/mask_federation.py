@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.serde import recorddict_to_proto
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 from torch import nn
@@ -28,12 +29,13 @@ from lightning_fl_ext import (
     RoundCallback,
     WeightExchange,
 )
+from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
 from lightning_fl_ext.client.messages import outcome_reply, query_reply, read_instruction
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import Exchange
 from lightning_fl_ext.wire.codes.rice import encode_bits
-from lightning_fl_ext.wire.mask_exchange import COUNTS
+from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, TRIALS
 
 CLIENTS, EPOCHS, BATCH, SIZE, TRAIN = 10, 3, 32, 151_072, 1437
 PARTITIONS = ("IID", "two-shard")
@@ -139,16 +141,40 @@ def lean_app(net: nn.Module, data: Digits, exchange: Exchange, lr: float) -> Cli
         end = _trainable(net)
         if not end.isfinite().all():
             raise FloatingPointError("a score is infinite")
+        packed = exchange.pack(net.state_dict())
+        sent = exchange.to_server(packed, received, trip)
+        metrics = {
+            "still": float((end == start).double().mean()),
+            "progress": progress(packed, received, exchange.from_client(sent, received, trip)),
+            "besides_down": float(besides_arrays(message.content)),
+        }
         update = ClientUpdate(
-            exchange.to_server(exchange.pack(net.state_dict()), received, trip),
+            sent,
             len(data.shares[int(client)]),
             client_id=client,
             server_round=trip.server_round,
-            metrics={"still": float((end == start).double().mean())},
+            metrics=metrics,
         )
-        return outcome_reply(message, update, {})
+        besides = besides_arrays(outcome_reply(message, update, {}, exchange.coded).content)
+        metrics["besides_up"] = float(besides + len("besides_up") + 16)  # itself, and not less
+        return outcome_reply(message, update, {}, exchange.coded)
 
     return app
+
+
+def progress(packed: Arrays, received: Arrays, decoded: Arrays) -> float:
+    """How far masks go from the server's θ to the client's: 1 on average if their law is Bernoulli(θ)."""
+    if MASKS not in decoded:
+        return 1.0
+    theta = ThetaCounts(received[COUNTS], int(received[TRIALS])).probabilities()
+    moved = packed[MASKS].astype(np.float64) - theta
+    return float(np.dot(decoded[MASKS] - theta, moved) / np.dot(moved, moved))
+
+
+def besides_arrays(content: RecordDict) -> int:
+    """Bytes of a message beside the data of its arrays: names, shapes, metrics, config."""
+    data = sum(len(a.data) for r in content.values() if isinstance(r, ArrayRecord) for a in r.values())
+    return len(recorddict_to_proto(content).SerializeToString()) - data
 
 
 class RoundLog(RoundCallback):
@@ -172,7 +198,7 @@ class RoundLog(RoundCallback):
                 "down": metrics["bytes_down"] / CLIENTS,
                 "accuracy": metrics["server_accuracy"],
                 "sampled": metrics["server_sampled"],
-                "still": metrics["still"],
+                **{name: metrics[name] for name in ("still", "progress", "besides_up", "besides_down")},
                 "digest": record.digest,
             }
         )

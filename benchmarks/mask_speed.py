@@ -18,7 +18,7 @@ from mask_federation import make_net
 from torch import Tensor, nn
 
 from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
-from lightning_fl_ext.gates import MaskedModule, bernoulli_sample
+from lightning_fl_ext.gates import MaskedModule
 from lightning_fl_ext.wire.codes import (
     MaskKey,
     decode_mask,
@@ -29,16 +29,42 @@ from lightning_fl_ext.wire.codes import (
 )
 
 
-class MaskedLinear(nn.Linear):
-    """One class per layer, from the formula: what a wrapper is measured against."""
+class Mask(torch.autograd.Function):
+    """b ~ Bernoulli(p), and p times the gradient for p: one class per layer, written from the formula."""
 
-    def __init__(self, size: int) -> None:
-        super().__init__(size, size, bias=False)
-        self.weight.requires_grad_(False)
-        self.scores = nn.Parameter(torch.randn(size, size))
+    @staticmethod
+    def forward(ctx: Any, p: Tensor) -> Tensor:
+        ctx.save_for_backward(p)
+        return torch.bernoulli(p)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (p,) = ctx.saved_tensors
+        return p * gradient
+
+
+class MaskedLinear(nn.Linear):
+    """Its weights under a mask."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight * bernoulli_sample(torch.sigmoid(self.scores)))
+        return F.linear(x, self.weight * Mask.apply(torch.sigmoid(self.scores)))
+
+
+class MaskedConv2d(nn.Conv2d):
+    """Its weights under a mask."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight * Mask.apply(torch.sigmoid(self.scores)), None)
+
+
+def one_class_per_layer(net: nn.Module) -> nn.Module:
+    net = deepcopy(net)
+    for layer in net:
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.__class__ = MaskedLinear if isinstance(layer, nn.Linear) else MaskedConv2d
+            layer.weight.requires_grad_(False)
+            layer.scores = nn.Parameter(torch.randn(layer.weight.shape))
+    return net
 
 
 def best_of(function: Callable[[], Any], repeats: int = 5) -> float:
@@ -72,22 +98,18 @@ def print_speed(size: int) -> None:
     )
     print(f"{'θ':10}{size / write / 1e6:8.1f}{size / read / 1e6:8.1f}   {8 * len(payload) / size:.4f} bits")
 
-    layers, width = 50, 64
     print("\nforward and backward, milliseconds:")
-    for name, x, nets in [
-        ("conv net, batch 32", torch.randn(32, 1, 8, 8), {"plain": make_net()}),
-        (
-            f"{layers} × Linear({width}), batch 32",
-            torch.randn(32, width),
-            {
-                "plain": nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers))),
-                "class per layer": nn.Sequential(*(MaskedLinear(width) for _ in range(layers))),
-            },
-        ),
+    stack = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(50)))
+    for name, plain, x in [
+        ("conv net, batch 32", make_net(), torch.randn(32, 1, 8, 8)),
+        ("50 × Linear(64), batch 32", stack, torch.randn(32, 64)),
     ]:
-        plain = nets["plain"]
-        for flat in (False, True):
-            nets["MaskedModule, flat" if flat else "MaskedModule"] = MaskedModule(deepcopy(plain), flat=flat)
+        nets = {
+            "plain": plain,
+            "class per layer": one_class_per_layer(plain),
+            "MaskedModule": MaskedModule(deepcopy(plain)),
+            "MaskedModule, flat": MaskedModule(deepcopy(plain), flat=True),
+        }
         for label, net in nets.items():
             seconds = best_of(lambda net=net, x=x: net(x).sum().backward(), 20)
             print(f"{name:28} {label:20}{1e3 * seconds:8.2f}")

@@ -47,29 +47,38 @@ def bits(logs: list[Log], way: str, code: str | None = None) -> Any:
 
 
 def print_tables(runs: Runs) -> None:
-    """Print one line for each code, and one for every fourth round of the dithered one."""
-    print("\nMean over the seeds [range]: the last round's accuracy, bits per parameter of a message")
-    heads = f"{'mean mask':22}{'sampled':9}{'bits up':25}{'last':8}down   MB all"
+    """Print one line for each code, and one for every round of the dithered one."""
+    print(
+        "\nMean over the seeds [range]: the last round's accuracy, bits per parameter of a message's arrays,"
+    )
+    print("progress of the masks from the server's θ to the client's (1: unbiased), bytes beside the arrays")
+    heads = f"{'mean mask':22}{'sampled':9}{'bits up':25}{'last':8}down   MB all progress    up  down"
     print(f"{'partition':10}{'up':20} seeds  {heads}")
     for code, partition, logs in rows(runs):
-        accuracy = [log[-1]["accuracy"] for log in logs]
+        accuracy, sampled = ([log[-1][name] for log in logs] for name in ("accuracy", "sampled"))
         up, down = bits(logs, "up", code), bits(logs, "down")
         megabytes = CLIENTS * (up + down).sum(axis=1).mean() * SIZE / 8e6
+        progress, *besides = (mean_of(logs, name) for name in ("progress", "besides_up", "besides_down"))
         print(
-            f"{partition:10}{code:20} {len(logs):5}  {spread(accuracy, 3)}"
-            f"{np.mean([log[-1]['sampled'] for log in logs]):7.3f}  {spread(up.mean(axis=1), 4)}"
-            f"{up[:, -1].mean():7.4f}{down.mean():7.2f}{megabytes:8.1f}"
+            f"{partition:10}{code:20} {len(logs):5}  {spread(accuracy, 3)}{np.mean(sampled):7.3f}"
+            f"  {spread(up.mean(axis=1), 4)}{up[:, -1].mean():7.4f}{down.mean():7.2f}{megabytes:9.1f}"
+            f"{progress:9.3f}{besides[0]:6.0f}{besides[1]:6.0f}"
         )
     print("\nDithered masks by round: bits up, bits down, down given the last round's counts, share of a")
     print("client's scores that its training did not move, accuracy of the mean mask")
     for partition in PARTITIONS:
         logs = [log for (u, p, _), log in runs.items() if (u, p) == ("dithered", partition)]
-        for i in range(0, len(logs[0]) if logs else 0, 4):
+        for i in range(len(logs[0]) if logs else 0):
             given_last = np.mean([log[i].get("down given last", np.nan) for log in logs]) * 8 / SIZE
             up, down = bits(logs, "up", "dithered")[:, i].mean(), bits(logs, "down")[:, i].mean()
             still, accuracy = (np.mean([log[i][name] for log in logs]) for name in ("still", "accuracy"))
             figures = f"{up:8.4f}{down:8.3f}{given_last:8.3f}{still:8.3f}{accuracy:8.3f}"
             print(f"{partition:10}round {i + 1:2}  {figures}")
+
+
+def mean_of(logs: list[Log], name: str) -> float:
+    """The mean over seeds and rounds."""
+    return float(np.mean([r[name] for log in logs for r in log]))
 
 
 def spread(values: Any, digits: int) -> str:

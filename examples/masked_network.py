@@ -1,16 +1,16 @@
 """A network that learns which of its random weights to use, and never changes one of them.
 
-Run it with ``python examples/masked_network.py`` (about 15 seconds). The scores of the masks are trained by a
+Run it with ``python examples/masked_network.py`` (about 10 seconds). The scores of the masks are trained by a
 Lightning Trainer; then the masks are baked into a plain network, saved, and loaded without this package.
 
 Expected output (figures may differ on other hardware or torch builds):
 
     weights: 24896, each ±e/√fan_in from seed 0, frozen
     accuracy before training:        0.08
-    accuracy, mean mask:             0.97
-    accuracy, threshold mask, baked: 0.96
-    weights kept by the baked net:   47 %
-    reloaded as a plain network:     0.96
+    accuracy, mean mask:             0.95
+    accuracy, threshold mask, baked: 0.95
+    weights kept by the baked net:   48 %
+    reloaded as a plain network:     0.95
 """
 
 import logging
@@ -65,6 +65,7 @@ def accuracy(net):
 
 
 def main():
+    torch.set_num_threads(1)  # the net is tiny
     L.seed_everything(0, verbose=False)
     model = LitMasked()
     masks = model.net.mask_probs()

@@ -99,7 +99,8 @@ class MaskPosterior:
         rounds: Number of rounds counted.
         prior: α and β before any mask, at least 1. 1 is FedPM's flat prior; more pulls θ towards 1/2.
         reset_every: Rounds after which the counts start again from the prior. 1 forgets at every round;
-            the paper resets every 1 / participation rounds, so that each client counts once on average.
+            the paper resets every 1 / participation rounds, so that each client counts once on average. They
+            also start again before a round with which they would exceed 65535 masks, prior included.
 
     Example:
         >>> posterior = MaskPosterior.start(3)
@@ -118,8 +119,8 @@ class MaskPosterior:
     reset_every: int = 1
 
     def __post_init__(self) -> None:
-        if self.prior < 1:
-            raise ValueError(f"`prior` must be an integer of at least 1. Got {self.prior}.")
+        if not 1 <= self.prior <= _MAX_TRIALS // 2:
+            raise ValueError(f"`prior` must be an integer from 1 to {_MAX_TRIALS // 2}. Got {self.prior}.")
         if self.reset_every < 1:
             raise ValueError(f"`reset_every` must be at least 1 round. Got {self.reset_every}.")
 
@@ -142,9 +143,7 @@ class MaskPosterior:
             TypeError: A mask is not bool.
             ValueError: A mask has another shape, or there is none.
         """
-        reset = self.rounds == self.reset_every
-        opened = np.zeros_like(self.opened) if reset else self.opened.copy()
-        new = 0
+        opened, new = np.zeros_like(self.opened), 0
         for mask in masks:
             if mask.dtype != np.bool_:
                 raise TypeError(f"a mask must be bool. Got {mask.dtype}.")
@@ -154,21 +153,25 @@ class MaskPosterior:
             new += 1
         if not new:
             raise ValueError("`masks` is empty: a round without masks leaves the posterior as it is.")
-        old_masks, old_rounds = (0, 0) if reset else (self.masks, self.rounds)
-        return replace(self, opened=opened, masks=old_masks + new, rounds=old_rounds + 1)
+        if self.rounds == self.reset_every or self._trials + new > _MAX_TRIALS:
+            return replace(self, opened=opened, masks=new, rounds=1)
+        opened += self.opened
+        return replace(self, opened=opened, masks=self.masks + new, rounds=self.rounds + 1)
 
     def theta(self) -> ThetaCounts:
         """The mode of the posterior, (α − 1) / (α + β − 2), as counts in which the prior is included.
 
         Raises:
-            ValueError: Nothing is counted yet under a flat prior, where the Beta has no mode; or more than
-                65535 masks were counted: lower `reset_every`.
+            ValueError: Nothing is counted yet under a flat prior, where the Beta has no mode; or one round
+                had more than 65535 masks, prior included.
         """
-        counts = self.opened + (self.prior - 1)
-        trials = self.masks + 2 * (self.prior - 1)
-        if not 1 <= trials <= _MAX_TRIALS:
+        if not 1 <= self._trials <= _MAX_TRIALS:
             raise ValueError(
-                f"θ needs from 1 to {_MAX_TRIALS} counted masks, prior included. Got {trials}:"
-                f" {'count a round first' if trials < 1 else 'lower `reset_every`'}."
+                f"θ needs from 1 to {_MAX_TRIALS} counted masks, prior included. Got {self._trials}:"
+                f" {'count a round first' if self._trials < 1 else 'ask fewer clients in a round'}."
             )
-        return ThetaCounts(counts.astype(np.uint16), trials)
+        return ThetaCounts((self.opened + (self.prior - 1)).astype(np.uint16), self._trials)
+
+    @property
+    def _trials(self) -> int:
+        return self.masks + 2 * (self.prior - 1)

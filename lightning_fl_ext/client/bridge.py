@@ -208,7 +208,7 @@ class FlowerBridge(Callback):
                 outcome, arrays=self.exchange.to_server(outcome.arrays, self._global, self._trip)
             )
         stages = {s: self._store.get(s).arrays[ASK].tobytes() for s in STAGES if self._store.has(s)}
-        return outcome_reply(self._message, outcome, stages)
+        return outcome_reply(self._message, outcome, stages, self.exchange.coded)
 
     # The hooks
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -61,7 +61,9 @@ def outcome_kind(message: Message) -> str:
     return EVALUATION if message.metadata.message_type.split(".")[0] == MessageType.EVALUATE else UPDATE
 
 
-def outcome_reply(message: Message, outcome: ClientUpdate, stages: Mapping[str, bytes]) -> Message:
+def outcome_reply(
+    message: Message, outcome: ClientUpdate, stages: Mapping[str, bytes], coded: Collection[str] = ()
+) -> Message:
     """Put an outcome into a reply: its arrays if it is an update, its metrics, and the client's record.
 
     Args:
@@ -69,8 +71,9 @@ def outcome_reply(message: Message, outcome: ClientUpdate, stages: Mapping[str, 
         outcome: Of the fit or the evaluation.
         stages: Metric states by stage, if the server asked for them. They travel in a ConfigRecord, since
             Flower's strategies and mods take the one ArrayRecord for the weights.
+        coded: Names of its arrays that are codes.
     """
-    arrays = {"arrays": to_record(outcome.arrays)} if outcome_kind(message) == UPDATE else {}
+    arrays = {"arrays": to_record(outcome.arrays, coded)} if outcome_kind(message) == UPDATE else {}
     content = RecordDict(
         {
             **arrays,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_fl_ext.gates.bernoulli import at_least_float32
 from lightning_fl_ext.results.digest import digest
@@ -25,13 +26,28 @@ def select_parameters(
     A parameter with several names is chosen if one of them is included and none excluded.
 
     Raises:
-        ValueError: They choose none.
+        TypeError: `module` is not a module.
+        ValueError: They choose none; a pattern matches no parameter; or a parameter has no values yet.
     """
+    _check_module(module)
     included = (include,) if isinstance(include, str) else tuple(include)
     excluded = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     aliases: dict[nn.Parameter, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         aliases.setdefault(parameter, []).append(name)
+    if empty := [names[0] for p, names in aliases.items() if p.is_meta or is_lazy(p)]:
+        raise ValueError(
+            f"`module` has parameters without values yet: {', '.join(empty)}. Build it on a real device, and"
+            " call lazy modules once on a batch, before masking it."
+        )
+    everything = [name for names in aliases.values() for name in names]
+    for argument, patterns in (("include", included), ("exclude", excluded)):
+        for pattern in patterns:
+            if everything and not _matches(everything, (pattern,)):
+                raise ValueError(
+                    f"`{argument}`: the pattern {pattern!r} matches none of the module's parameters:"
+                    f" {', '.join(everything)}."
+                )
     selected = {
         names[0]: parameter
         for parameter, names in aliases.items()
@@ -43,6 +59,26 @@ def select_parameters(
             f"The module's are: {', '.join(names[0] for names in aliases.values()) or 'none'}."
         )
     return selected
+
+
+def _check_module(module: object) -> None:
+    if not isinstance(module, nn.Module):
+        what = f"the class {module.__name__}" if isinstance(module, type) else repr(module)
+        raise TypeError(f"`module` must be a module, such as `nn.Linear(4, 2)`. Got {what}.")
+
+
+def holders(module: nn.Module, parameters: Parameters) -> dict[str, tuple[str, ...]]:
+    """For each parameter one name in every module that holds it: several if it is tied.
+
+    A module that is used twice counts once. To `functional_call` its second name would be another place to
+    put a tensor into, and to put the parameter back into afterwards (``tie_weights`` does that wrong).
+    """
+    names: dict[nn.Parameter, list[str]] = {}
+    for prefix, submodule in module.named_modules():
+        for leaf, parameter in submodule._parameters.items():
+            if parameter is not None:
+                names.setdefault(parameter, []).append(f"{prefix}.{leaf}" if prefix else leaf)
+    return {name: tuple(names[parameter]) for name, parameter in parameters.items()}
 
 
 def _matches(names: Iterable[str], patterns: Iterable[str]) -> bool:
@@ -67,10 +103,12 @@ def signed_constant_(parameters: Parameters, generator: torch.Generator) -> None
 def freeze(module: nn.Module, parameters: Parameters) -> None:
     """Stop the parameters' gradients, and make their layers raise when called with them unmasked."""
     leaves: dict[str, str] = {}
-    for name, parameter in parameters.items():
+    for parameter in parameters.values():
         parameter.requires_grad_(False)
-        owner, _, leaf = name.rpartition(".")
-        leaves.setdefault(owner, leaf)
+    for names in holders(module, parameters).values():
+        for name in names:
+            owner, _, leaf = name.rpartition(".")
+            leaves.setdefault(owner, leaf)
     for owner, leaf in leaves.items():
         module.get_submodule(owner).register_forward_pre_hook(partial(_refuse_dense, name=leaf))
 

@@ -62,7 +62,9 @@ class MaskedModule(nn.Module):
             shape (32,). Equal on both ends exactly if their frozen weights are.
 
     Raises:
-        ValueError: If the patterns select no floating parameter, or an argument is out of its range.
+        TypeError: If `module` is not a module.
+        ValueError: If the patterns select no floating parameter, or one of them matches none; if `module`
+            holds a `MaskedModule`, or parameters without values yet; or an argument is out of its range.
 
     Example:
         >>> masked = MaskedModule(nn.Linear(4, 3), seed=0)
@@ -96,12 +98,12 @@ class MaskedModule(nn.Module):
         check_estimator(estimator, None, False)
         if init not in get_args(Init):
             raise ValueError(f"`init` must be one of {', '.join(get_args(Init))}. Got {init!r}.")
-        if evaluation not in ("mean", "threshold") and not (isinstance(evaluation, int) and evaluation >= 1):
-            raise ValueError(
-                '`evaluation` must be "mean", "threshold" or a positive number of samples. '
-                f"Got {evaluation!r}."
-            )
+        if not isinstance(seed, int):
+            raise ValueError(f"`seed` must be an integer. Got {seed!r}.")
+        _check_evaluation(evaluation)
         masked = frozen.select_parameters(module, include, exclude)
+        if any(isinstance(submodule, MaskedModule) for submodule in module.modules()):
+            raise ValueError("`module` holds a `MaskedModule` already: a weight can have one mask only.")
         generator = torch.Generator().manual_seed(seed)
         if init == "signed_constant":
             frozen.signed_constant_(masked, generator)
@@ -111,6 +113,7 @@ class MaskedModule(nn.Module):
         self.evaluation: Literal["mean", "threshold"] | int = evaluation
         self.flat = flat
         self._shapes = {name: weight.shape for name, weight in masked.items()}
+        self._holders = frozen.holders(module, masked)
         scores = {
             name: torch.randn(weight.shape, generator=generator, dtype=torch.float32).to(weight.device)
             for name, weight in masked.items()
@@ -127,6 +130,7 @@ class MaskedModule(nn.Module):
             TypeError: With several samples in evaluation mode, if the module returns something other than
                 tensors, or tuples, lists and dictionaries of them.
         """
+        _check_evaluation(self.evaluation)
         if self.training or self.evaluation not in ("mean", "threshold"):
             samples = 1 if self.training else int(self.evaluation)
             outputs = [self._run(self._masks("sample"), args, kwargs) for _ in range(samples)]
@@ -146,7 +150,7 @@ class MaskedModule(nn.Module):
             probs: For each masked parameter, as :meth:`mask_probs` names them, probabilities of its shape.
 
         Raises:
-            ValueError: If a name is missing or unexpected, a shape differs, or a probability is NaN.
+            ValueError: If a name is missing or unexpected, a shape differs, or a value is no probability.
         """
         expected = {name: tuple(shape) for name, shape in self._shapes.items()}
         got = {name: tuple(p.shape) for name, p in probs.items()}
@@ -156,8 +160,8 @@ class MaskedModule(nn.Module):
                 f"expected: {dict(expected.items() - got.items())}\n"
                 f"got: {dict(got.items() - expected.items())}"
             )
-        if nan := [name for name, p in probs.items() if p.isnan().any()]:
-            raise ValueError(f"`probs` has NaN in {nan}.")
+        if wrong := [name for name, p in probs.items() if not ((p >= 0) & (p <= 1)).all()]:
+            raise ValueError(f"`probs` must lie in [0, 1], without NaN. They do not in {wrong}.")
         for name, score in self._by_name(lambda s: s).items():
             wide = probs[name].to(score.device, score.dtype)
             score.copy_(torch.logit(wide.clamp(_LOWEST, 1 - _LOWEST)))
@@ -197,9 +201,11 @@ class MaskedModule(nn.Module):
     def _run(self, masks: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         weights = {}
         for name, mask in masks.items():
-            weight = self.module.get_parameter(name)
-            weights[name] = weight * mask.to(weight.dtype)
-        return functional_call(self.module, weights, args, kwargs)
+            weight = self.module.get_parameter(name).detach()  # frozen, whatever `requires_grad` says
+            masked = weight * mask.to(weight.dtype)
+            for place in self._holders[name]:
+                weights[place] = masked
+        return functional_call(self.module, weights, args, kwargs, tie_weights=False)
 
     def _masks(self, rule: Rule) -> dict[str, Tensor]:
         if rule == "sample":
@@ -230,6 +236,14 @@ class MaskedModule(nn.Module):
                 self.scores._apply(wide)  # type: ignore[no-untyped-call]
         super()._apply(wide, recurse=False)  # type: ignore[no-untyped-call]
         return self
+
+
+def _check_evaluation(evaluation: object) -> None:
+    samples = isinstance(evaluation, int) and not isinstance(evaluation, bool) and evaluation >= 1
+    if evaluation not in ("mean", "threshold") and not samples:
+        raise ValueError(
+            f'`evaluation` must be "mean", "threshold" or a positive number of samples. Got {evaluation!r}.'
+        )
 
 
 def _tree(tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -16,10 +16,10 @@ from lightning_fl_ext.aggregation import ExactMean
 from lightning_fl_ext.aggregation.mask_posterior import MaskPosterior
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, digest
-from lightning_fl_ext.server.strategy import aggregate_heads
+from lightning_fl_ext.server.strategy import ExactFedAvg, aggregate_heads
 from lightning_fl_ext.wire import from_record, to_record
 from lightning_fl_ext.wire.contents import records_of
-from lightning_fl_ext.wire.mask_exchange import COUNTS, MASKS, MODEL, TRIALS
+from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, TRIALS
 
 
 class FedPM(FedAvg):
@@ -35,11 +35,11 @@ class FedPM(FedAvg):
     Args:
         prior: α and β before any mask. 1 is flat; more pulls θ towards 1/2.
         reset_every: Rounds after which counting starts again from the prior. The paper resets every
-            1 / participation rounds.
+            1 / participation rounds. It also starts again before it would exceed 65535 masks.
         **options: Arguments of Flower's ``FedAvg``, such as ``fraction_train``.
 
     Raises:
-        ValueError: ``prior`` or ``reset_every`` is not an integer of at least 1.
+        ValueError: ``prior`` is not an integer from 1 to 32767, or ``reset_every`` not one of at least 1.
 
     Example:
         >>> FedPM(reset_every=2, fraction_train=0.5).reset_every
@@ -50,6 +50,9 @@ class FedPM(FedAvg):
     reads_every_dtype = True
     reads_coded = True
     """Its arrays are what a mask exchange has decoded."""
+
+    max_term = staticmethod(ExactFedAvg.max_term)
+    """Counts of masks cannot overflow; the exact mean of what travels beside them can."""
 
     def __init__(self, prior: int = 1, reset_every: int = 1, **options: Any) -> None:
         for name, value in (("prior", prior), ("reset_every", reset_every)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lightning_fl_ext.aggregation.structure import MAX_WEIGHT
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, ClientUpdate
-from lightning_fl_ext.server.clients import client_record, declared_id
+from lightning_fl_ext.server.clients import client_record
 from lightning_fl_ext.server.rejection import Reason, Rejected, Rejection
 from lightning_fl_ext.wire import from_record
 from lightning_fl_ext.wire.contents import records_of
@@ -49,8 +49,6 @@ def screen_train_reply(
     server_round: int,
     limits: Limits,
     like: Arrays,
-    coded: Collection[str] = (),
-    decode: Callable[[Arrays, str], Arrays] = lambda arrays, _: arrays,
 ) -> ClientUpdate:
     """Check a train reply, and read it.
 
@@ -63,8 +61,6 @@ def screen_train_reply(
         server_round: The current round.
         limits: For counts and values.
         like: The global weights the round started from, or what is like a client's part of them.
-        coded: Names of arrays that travel in a form of their own.
-        decode: Reads what travelled, given the id by which the client knows itself.
 
     Raises:
         Rejected: A check failed.
@@ -76,9 +72,9 @@ def screen_train_reply(
     record = next(iter(records.values()))
     _screen_keys(list(like), list(record))
     for name, packed in record.items():
-        _screen_announced(name, packed, like[name], name in coded)
+        _screen_announced(name, packed, like[name])
     try:
-        arrived = decode(from_record(record), declared_id(reply.content) or client_id)
+        arrived = from_record(record)
     except LightningFLError as error:
         raise Rejected(Reason.UNDECODABLE, "arrays", got=str(error)) from None
     arrays = {name: arrived[name] for name in like}
@@ -98,8 +94,6 @@ def screen_evaluate_reply(
     server_round: int,
     limits: Limits,
     like: Arrays,
-    coded: Collection[str] = (),
-    decode: Callable[[Arrays, str], Arrays] = lambda arrays, _: arrays,
 ) -> ClientUpdate:
     """Check an evaluate reply, and read it.
 
@@ -148,11 +142,11 @@ def _screen_count(key: str, count: Any) -> int:
     raise Rejected(Reason.COUNT, key, expected, "nothing" if count is None else repr(count))
 
 
-def _screen_announced(name: str, packed: Array, like: NDArray[Any], coded: bool) -> None:
+def _screen_announced(name: str, packed: Array, like: NDArray[Any]) -> None:
     """Compare what a packed array says about itself; that it is true is checked when it is decoded."""
-    if not coded and tuple(packed.shape) != like.shape:
+    if tuple(packed.shape) != like.shape:
         raise Rejected(Reason.SHAPE, name, str(list(like.shape)), str(list(packed.shape)))
-    if not coded and packed.dtype not in (like.dtype.name, str(like.dtype)):
+    if packed.dtype not in (like.dtype.name, str(like.dtype)):
         raise Rejected(Reason.DTYPE, name, like.dtype.name, packed.dtype)
     if len(packed.data) > like.nbytes + _HEADER:
         limit = f"at most {like.nbytes + _HEADER} bytes"

@@ -43,7 +43,7 @@ class Transit:
         if self.exchange.tells_sampled:
             config["sampled"] = list(self.trip.sampled)
         outgoing = self.exchange.to_client(self.arrays, self.trip)
-        wire = record if outgoing is self.arrays else to_record(outgoing)
+        wire = record if outgoing is self.arrays else to_record(outgoing, self.exchange.coded)
         for message in messages:
             for key, value in list(message.content.items()):
                 if value is given:
@@ -68,5 +68,5 @@ class Transit:
                 from_record(record), self.arrays, replace(self.trip, client_id=client_id)
             )
         except LightningFLError as error:
-            raise Rejected(Reason.UNDECODABLE, name, "a payload of this exchange", str(error)) from None
+            raise Rejected(Reason.UNDECODABLE, name, got=str(error)) from None
         reply.content[name] = to_record(arrays)

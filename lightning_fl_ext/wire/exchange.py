@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
+from lightning_fl_ext.wire.mask_names import MODEL
 from lightning_fl_ext.wire.tensors import to_numpy, to_torch
 
 State = Mapping[str, Any]
@@ -53,7 +54,7 @@ class Exchange:
     """
 
     coded: frozenset[str] = frozenset()
-    """Names of arrays that a client sends in another form than :meth:`like` gives."""
+    """Names of arrays on the wire that are codes: they travel without a header, and strategies see others."""
 
     tells_sampled: bool = False
     """Whether clients must be told who takes part."""
@@ -179,14 +180,23 @@ class WeightExchange(Exchange):
             wrong += [f"  {name}: expected {_describe(selected[name])}, got nothing" for name in missing]
             wrong += [f"  {name}: expected nothing, got {_describe(arrays[name])}" for name in unexpected]
             raise StateMismatchError(
-                f"The arrays do not fit the model ({len(wrong)} differences):\n"
+                f"The arrays do not fit the model.{_hint(missing, unexpected)} {len(wrong)} differences:\n"
                 + "\n".join(wrong)
-                + _prefix_hint(missing, unexpected)
             )
         return {name: to_torch(array) for name, array in arrays.items()}
 
     def select(self, state: State) -> dict[str, torch.Tensor]:
-        """Give the entries of a state dict that travel; possibly none."""
+        """Give the entries of a state dict that travel; possibly none.
+
+        Raises:
+            LightningFLError: A pattern that excludes matches nothing.
+        """
+        for pattern in self.exclude:
+            if state and not any(fnmatchcase(name, pattern) for name in state):
+                raise LightningFLError(
+                    f"{self!r}: the pattern `{pattern}` excludes nothing, so what it is meant for would"
+                    f" travel. The {len(state)} entries it chooses from are: {_first(state)}"
+                )
         return {
             name: value
             for name, value in state.items()
@@ -197,12 +207,6 @@ class WeightExchange(Exchange):
 
     def _selected(self, state: State) -> dict[str, torch.Tensor]:
         selected = self.select(state)
-        for pattern in self.exclude:
-            if state and not any(fnmatchcase(name, pattern) for name in state):
-                raise LightningFLError(
-                    f"{self!r}: the pattern `{pattern}` excludes nothing, so what it is meant for would"
-                    f" travel. The model's {len(state)} entries are: {_first(state)}"
-                )
         if state and not selected:
             raise LightningFLError(
                 f"{self!r} selects none of the model's {len(state)} entries. They are: {_first(state)}"
@@ -229,14 +233,22 @@ def _describe(array: torch.Tensor | NDArray[Any]) -> str:
     return f"{dtype.removeprefix('torch.')}{list(array.shape)}"
 
 
-def _prefix_hint(missing: list[str], unexpected: list[str]) -> str:
+def _hint(missing: list[str], unexpected: list[str]) -> str:
+    """What to do, if the names tell. It comes before the list, since a long message may be cut on its way."""
+    if MODEL in unexpected:
+        return (
+            " The server sent masks: give the client the same `exchange=MaskExchange(...)` as its"
+            " `FederatedTrainer`."
+        )
     for prefix in _WRAPPERS:
         if unexpected and {name.replace(prefix, "", 1) for name in unexpected} == set(missing):
             return (
-                f"\nThe names sent carry the prefix `{prefix}`: send the state dict of the unwrapped module."
+                f" The names sent carry the prefix `{prefix}`: send the state dict of the unwrapped module."
             )
         if missing and {name.replace(prefix, "", 1) for name in missing} == set(unexpected):
             return (
-                f"\nThe names sent lack the prefix `{prefix}`: both sides must use the same LightningModule."
+                f" The names sent lack the prefix `{prefix}`: both sides must use the same LightningModule."
             )
+    if missing or unexpected:
+        return " Both sides must use the same model and the same exchange, with the same patterns."
     return ""

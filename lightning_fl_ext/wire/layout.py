@@ -1,4 +1,6 @@
-"""How an array lies in a message: as the bytes that ``np.save`` writes, or bare if numpy lacks its dtype.
+"""How an array lies in a message: as the bytes that ``np.save`` writes, or bare: its elements alone.
+
+Bare are the dtypes that numpy lacks, and codes, which are so short that a header of 128 bytes counts.
 
 A tensor is copied once, straight into that layout. What the package works with is a view of those bytes, so
 that putting it into a message copies nothing.
@@ -35,13 +37,14 @@ def copy_in_layout(array: NDArray[Any]) -> NDArray[Any]:
     return np.ndarray(array.shape, array.dtype.newbyteorder("="), buffer=data, offset=len(header))
 
 
-def message_bytes(array: NDArray[Any]) -> bytes:
+def message_bytes(array: NDArray[Any], bare: bool = False) -> bytes:
     """Give an array's bytes as they lie in a message; without a copy if it is a view of just those.
 
     Args:
         array: As for :func:`copy_in_layout`.
+        bare: Write no header.
     """
-    header = _header(array)
+    header = b"" if bare else _header(array)
     owner: Any = array.base
     while isinstance(owner, np.ndarray):
         owner = owner.base

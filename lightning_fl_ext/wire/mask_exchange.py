@@ -14,6 +14,7 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.wire.codes import (
     MaskCode,
+    MaskCodeError,
     MaskKey,
     decode_mask,
     decode_theta,
@@ -22,16 +23,8 @@ from lightning_fl_ext.wire.codes import (
     to_fixed_point,
 )
 from lightning_fl_ext.wire.exchange import Exchange, State, StateMismatchError, Trip, WeightExchange, _place
+from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
 from lightning_fl_ext.wire.tensors import to_numpy
-
-MASKS = "masks"
-"""On a client: its probabilities, float32. On the wire: the coded bytes. For a strategy: the mask, bool."""
-
-COUNTS, TRIALS = "masks.counts", "masks.trials"
-"""The server's θ: how often each parameter was open, out of how many times."""
-
-SIZE, MODEL = "masks.size", "masks.model"
-"""On the way down: the number of masked parameters, and the digest of what is masked."""
 
 _DIGEST = "frozen_digest"
 _CODES = ("dithered", "packed", "random")
@@ -56,7 +49,7 @@ class MaskExchange(Exchange):
         exclude: Names outside the masks that stay.
 
     Raises:
-        ValueError: The code is unknown, or ``"random"`` is combined with ``stratified``.
+        ValueError: The code is unknown, ``stratified`` is not a bool, or combined with ``"random"``.
 
     Example:
         >>> from lightning_fl_ext.gates.masked import MaskedModule
@@ -69,7 +62,7 @@ class MaskExchange(Exchange):
         {'masks': 'uint8'}
     """
 
-    coded = frozenset({MASKS})
+    coded = frozenset({MASKS, SIZE, MODEL})
 
     def __init__(
         self,
@@ -80,11 +73,13 @@ class MaskExchange(Exchange):
     ) -> None:
         if code not in _CODES:
             raise ValueError(f"`code` must be one of {', '.join(_CODES)}. Got {code!r}.")
+        if not isinstance(stratified, bool):
+            raise ValueError(f"`stratified` must be True or False. Got {stratified!r}.")
         if stratified and code == "random":
             raise ValueError("`stratified=True` needs `code='dithered'` or 'packed'. Got 'random'.")
         self.code: MaskCode = code
         self.stratified = self.tells_sampled = stratified
-        self._rest = WeightExchange(include, exclude)
+        self._rest = _Rest(include, exclude)
 
     def __repr__(self) -> str:
         rest = self._rest
@@ -99,7 +94,7 @@ class MaskExchange(Exchange):
         probs = [torch.sigmoid(score.detach().float()).reshape(-1).cpu() for score in scores.values()]
         return {
             MASKS: torch.cat(probs).numpy(),
-            **self._rest.pack(self._rest.select(_outside(state, scores))),
+            **self._rest.pack(_outside(state, scores)),
         }
 
     def start(self, state: State) -> dict[str, NDArray[Any]]:
@@ -116,9 +111,12 @@ class MaskExchange(Exchange):
         """
         scores = _scores(state)
         if not np.array_equal(arrays[MODEL], _model_digest(state)):
+            own, got = sum(score.numel() for score in scores.values()), arrays[COUNTS].size
+            differ = f"expected {own} masked parameters, got {got}" if own != got else f"both have {own}"
             raise StateMismatchError(
-                "The masks are for other frozen weights or parameters than this model's. Build the"
-                " `MaskedModule` with the same `seed`, `init` and layers on server and clients."
+                f"The masks are for other frozen weights or parameters than this model's ({differ}). Build"
+                " the `MaskedModule` with the same `seed`, `init`, `include`, `exclude` and layers on server"
+                " and clients; with `init='keep'`, on the same weights."
             )
         probs = torch.from_numpy(_theta(arrays).probabilities())
         sizes = [score.numel() for score in scores.values()]
@@ -127,7 +125,7 @@ class MaskExchange(Exchange):
             for (name, score), part in zip(scores.items(), torch.split(probs, sizes), strict=True)
         }
         rest = {name: array for name, array in arrays.items() if name not in (COUNTS, TRIALS, MODEL)}
-        return {**new, **self._rest.unpack(rest, self._rest.select(_outside(state, scores)))}
+        return {**new, **self._rest.unpack(rest, _outside(state, scores))}
 
     def to_client(self, arrays: Arrays, trip: Trip) -> Arrays:
         """Write θ down in at most some bits per parameter, in a payload that needs no earlier one."""
@@ -143,7 +141,14 @@ class MaskExchange(Exchange):
 
         Raises:
             MaskCodeError: The payload is damaged, or for another round, run or model.
+            StateMismatchError: There is none.
         """
+        if missing := [name for name in (MASKS, SIZE, MODEL) if name not in arrays]:
+            raise StateMismatchError(
+                f"expected masks, but the server sent no {missing}; it sent {list(arrays)[:3]}. Give its"
+                " `FederatedTrainer` `exchange=MaskExchange(...)` and `strategy=FedPM(...)`, or this client"
+                " the exchange that the server has."
+            )
         key = self._key(arrays, trip, down=True)
         theta = decode_theta(arrays[MASKS].tobytes(), int(arrays[SIZE]), key)
         rest = {name: array for name, array in arrays.items() if name not in (MASKS, SIZE)}
@@ -173,7 +178,12 @@ class MaskExchange(Exchange):
                 f"`{MASKS}`: expected the bytes of a coded mask, uint8. Got {got}. Give the client the same"
                 " `MaskExchange` as the server."
             )
-        mask = decode_mask(payload.tobytes(), _theta(sent).fixed_point(), self._key(sent, trip))
+        try:
+            mask = decode_mask(payload.tobytes(), _theta(sent).fixed_point(), self._key(sent, trip))
+        except MaskCodeError as error:
+            if error.reason == "sender" and self.stratified:
+                raise MaskCodeError("sender", f"{error}. Is `stratified=True` on the client too?") from None
+            raise
         return {**arrays, MASKS: mask}
 
     def like(self, sent: Arrays) -> Arrays:
@@ -198,6 +208,16 @@ class MaskExchange(Exchange):
             stratum = (trip.sampled.index(trip.client_id), len(trip.sampled))
         model = np.asarray(arrays[MODEL]).tobytes().hex()
         return MaskKey(trip.run_seed, trip.server_round, model, "" if down else trip.client_id, stratum)
+
+
+class _Rest(WeightExchange):
+    """Weights beside the masks, of which there may be none."""
+
+    def __repr__(self) -> str:
+        return f"MaskExchange(include={self.include!r}, exclude={self.exclude!r})"
+
+    def _selected(self, state: State) -> dict[str, torch.Tensor]:
+        return self.select(state)
 
 
 def _theta(arrays: Arrays) -> ThetaCounts:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from itertools import starmap
 from typing import Any, Literal
 
 import numpy as np
@@ -20,12 +22,14 @@ NUMPY_STYPE = "numpy.ndarray"
 """Flower's own serialisation: the bytes of ``np.save``. Any strategy reads it."""
 
 RAW_STYPE = "lightning_fl_ext.raw"
-"""Little-endian C-ordered bytes, for dtypes that ``np.save`` would lose."""
+"""Little-endian C-ordered bytes without a header: for dtypes that ``np.save`` would lose, and for codes."""
 
 THREADED_FROM = 2**24
 """Bytes to serialise from which starting threads pays."""
 
 _KINDS = "biufc"  # bool, integers, floats, complex
+
+_BARE_DTYPES = EXTENDED_FLOATS | {np.dtype(c).name: np.dtype(c).newbyteorder("<") for c in "?bhiqBHIQefdFD"}
 
 _HEADER_READERS: dict[tuple[int, int], Any] = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -37,7 +41,7 @@ class PayloadError(LightningFLError):
     """An array in a message cannot be decoded: cut, altered, or of an unknown kind."""
 
 
-def to_record(arrays: Arrays) -> ArrayRecord:
+def to_record(arrays: Arrays, bare: Collection[str] = ()) -> ArrayRecord:
     """Serialise named arrays into an ``ArrayRecord``, without a copy of those an exchange packed.
 
     Dtypes of numpy travel as Flower's own strategies expect them (``np.save`` bytes); bfloat16 and float8
@@ -45,6 +49,8 @@ def to_record(arrays: Arrays) -> ArrayRecord:
 
     Args:
         arrays: Named arrays; numbers or booleans.
+        bare: Names of those to send without the 128 bytes of ``np.save``'s header, as raw bytes of that same
+            ``stype``: codes, which no plain strategy could read anyway.
 
     Returns:
         A record with the same names in the same order.
@@ -57,11 +63,12 @@ def to_record(arrays: Arrays) -> ArrayRecord:
         >>> record["w"].dtype, record["w"].stype, record["w"].numpy().sum()
         ('float32', 'numpy.ndarray', np.float32(6.0))
     """
+    jobs = [(name, array, name in bare) for name, array in arrays.items()]
     if sum(array.nbytes for array in arrays.values()) < THREADED_FROM:
-        packed = map(_pack, arrays, arrays.values())
-        return ArrayRecord(dict(zip(arrays, packed, strict=True)))
+        return ArrayRecord(dict(zip(arrays, starmap(_pack, jobs), strict=True)))
     with ThreadPoolExecutor() as pool:  # joining bytes lets go of the interpreter
-        return ArrayRecord(dict(zip(arrays, pool.map(_pack, arrays, arrays.values()), strict=True)))
+        packed = pool.map(_pack, *zip(*jobs, strict=True))
+        return ArrayRecord(dict(zip(arrays, packed, strict=True)))
 
 
 def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:
@@ -83,12 +90,13 @@ def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:
     return {name: _unpack(name, array) for name, array in record.items()}
 
 
-def _pack(name: str, array: NDArray[Any]) -> Array:
+def _pack(name: str, array: NDArray[Any], bare: bool) -> Array:
     dtype, shape = array.dtype, tuple(array.shape)
     extended = dtype.name in EXTENDED_FLOATS
     if not extended and dtype.kind not in _KINDS:
         raise TypeError(f"array `{name}`: dtype {dtype} cannot be sent. Expected numbers or booleans.")
-    return Array(dtype.name, shape, RAW_STYPE if extended else NUMPY_STYPE, message_bytes(array))
+    stype = RAW_STYPE if bare or extended else NUMPY_STYPE
+    return Array(dtype.name, shape, stype, message_bytes(array, bare))
 
 
 def _unpack(name: str, packed: Array) -> NDArray[Any]:
@@ -102,11 +110,11 @@ def _unpack(name: str, packed: Array) -> NDArray[Any]:
 
 
 def _view_raw(name: str, packed: Array) -> NDArray[Any]:
-    if packed.dtype not in EXTENDED_FLOATS:
+    if packed.dtype not in _BARE_DTYPES:
         raise PayloadError(
-            f"array `{name}`: expected a raw dtype among {', '.join(EXTENDED_FLOATS)}, got {packed.dtype!r}"
+            f"array `{name}`: expected a dtype among {', '.join(_BARE_DTYPES)}, got {packed.dtype!r}"
         )
-    return _view(name, packed, 0, EXTENDED_FLOATS[packed.dtype], "C")
+    return _view(name, packed, 0, _BARE_DTYPES[packed.dtype], "C")
 
 
 def _view_npy(name: str, packed: Array) -> NDArray[Any]:

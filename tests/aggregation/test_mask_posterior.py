@@ -105,15 +105,23 @@ def test_a_flat_posterior_without_masks_has_no_theta():
     assert MaskPosterior.start(4, prior=2).theta().probabilities().tolist() == [0.5] * 4
 
 
-def test_more_masks_than_sixteen_bits_hold_are_refused():
+def test_counting_starts_again_before_a_round_that_sixteen_bits_would_not_hold():
     mask = np.ones(1, dtype=bool)
-    posterior = MaskPosterior(np.array([65_535]), masks=65_535, rounds=1, reset_every=9)
-    assert posterior.theta().counts.tolist() == [65_535]
-    with pytest.raises(ValueError, match="lower `reset_every`"):
-        posterior.update([mask]).theta()
+    for prior in (1, 6):
+        full = 65_535 - 2 * (prior - 1)
+        posterior = MaskPosterior(np.array([full - 2]), full - 2, rounds=1, prior=prior, reset_every=9)
+        filled = posterior.update([mask, mask])
+        assert (filled.theta().counts.tolist(), filled.rounds) == ([full + prior - 1], 2)
+        again = filled.update([mask, ~mask, mask])
+        assert (again.opened.tolist(), again.masks, again.rounds) == ([2], 3, 1)
 
 
-@pytest.mark.parametrize("arguments", [{"prior": 0}, {"reset_every": 0}])
+def test_one_round_of_more_masks_than_sixteen_bits_hold_is_refused():
+    with pytest.raises(ValueError, match="ask fewer clients"):
+        MaskPosterior(np.array([65_536]), masks=65_536, rounds=1).theta()
+
+
+@pytest.mark.parametrize("arguments", [{"prior": 0}, {"prior": 32_768}, {"reset_every": 0}])
 def test_bad_settings_are_refused(arguments):
     with pytest.raises(ValueError, match=f"`{next(iter(arguments))}`"):
         MaskPosterior.start(4, **arguments)

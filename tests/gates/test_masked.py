@@ -30,6 +30,18 @@ class Tied(nn.Module):
         return self.head(self.embed(tokens))
 
 
+class Shared(nn.Module):
+    """One layer used twice, under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = self.first
+
+    def forward(self, x):
+        return self.second(self.first(x).relu())
+
+
 SEQUENCE = (3, 6, 8)
 LAYERS = {
     "linear": (lambda: nn.Linear(8, 4), SEQUENCE),
@@ -48,6 +60,7 @@ LAYERS = {
     "attention": (lambda: nn.MultiheadAttention(8, 2, batch_first=True), "query key value"),
     "transformer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), SEQUENCE),
     "tied": (Tied, "tokens"),
+    "shared": (Shared, SEQUENCE),
     "nested": (
         lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(27, 2)),
         (4, 1, 5, 5),
@@ -212,6 +225,17 @@ def test_tied_weights_share_one_score_in_both_places():
     assert baked.head.weight is baked.embed.weight
 
 
+@pytest.mark.parametrize("name", ["tied", "shared"])
+def test_a_forward_leaves_the_frozen_weights_where_they_were(name):
+    masked, _, inputs = build(name)
+    before = dict(masked.module.named_parameters())
+    values = {n: p.detach().clone() for n, p in before.items()}
+    for _ in range(2):
+        output_of(masked, inputs)
+    assert all(p is before[n] for n, p in masked.module.named_parameters())
+    torch.testing.assert_close(dict(masked.module.named_parameters()), values, rtol=0, atol=0)
+
+
 def test_samples_have_the_probabilities_of_the_masks():
     masked = MaskedModule(nn.Linear(1, 6, bias=False), init="keep")
     with torch.no_grad():
@@ -245,9 +269,31 @@ def test_a_tied_parameter_is_excluded_under_any_of_its_names():
         MaskedModule(Tied(), exclude="head.*")
 
 
-def test_a_pattern_that_selects_nothing_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match="weight, bias"):
-        MaskedModule(nn.Linear(2, 2), include="fc.*")
+@pytest.mark.parametrize("options", [{"include": "fc.*"}, {"exclude": ("bias", "fc.*")}])
+def test_a_pattern_that_matches_nothing_is_refused_with_the_names_there_are(options):
+    with pytest.raises(ValueError, match=rf"`{next(iter(options))}`.*'fc\.\*'.*weight, bias"):
+        MaskedModule(nn.Linear(2, 2), **options)
+
+
+def test_patterns_that_leave_nothing_to_mask_are_refused():
+    with pytest.raises(ValueError, match="select no floating parameter"):
+        MaskedModule(nn.Linear(2, 2), exclude="*")
+
+
+@pytest.mark.parametrize(
+    ("build", "kind", "message"),
+    [
+        (lambda: nn.Linear, TypeError, "Got the class Linear"),
+        (lambda: "net", TypeError, "Got 'net'"),
+        (lambda: nn.Sequential(MaskedModule(nn.Linear(2, 2))), ValueError, "holds a `MaskedModule` already"),
+        (lambda: nn.Linear(2, 2, device="meta"), ValueError, "without values yet: weight, bias"),
+        (lambda: nn.LazyLinear(2), ValueError, "without values yet: weight, bias"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_what_cannot_be_masked_is_refused(build, kind, message):
+    with pytest.raises(kind, match=message):
+        MaskedModule(build())
 
 
 def test_signed_constants_follow_from_the_seed_alone():
@@ -298,7 +344,14 @@ def test_probabilities_are_loaded_within_a_hundredth_of_certainty():
 
 @pytest.mark.parametrize(
     "probs",
-    [{}, {"weight": torch.ones(2, 1)}, {"bias": torch.ones(1, 2)}, {"weight": torch.full((1, 2), torch.nan)}],
+    [
+        {},
+        {"weight": torch.ones(2, 1)},
+        {"bias": torch.ones(1, 2)},
+        {"weight": torch.full((1, 2), torch.nan)},
+        {"weight": torch.tensor([[0.5, 1.5]])},
+        {"weight": torch.tensor([[0.5, -1.0]])},
+    ],
 )
 def test_probabilities_that_do_not_fit_are_refused(probs):
     with pytest.raises(ValueError, match="`probs`"):
@@ -325,11 +378,33 @@ def test_the_estimator_decides_the_gradient():
 
 
 @pytest.mark.parametrize(
-    "options", [{"init": "zeros"}, {"evaluation": "median"}, {"evaluation": 0}, {"estimator": "none"}]
+    "options",
+    [
+        {"init": "zeros"},
+        {"evaluation": "median"},
+        {"evaluation": 0},
+        {"evaluation": True},
+        {"estimator": "none"},
+        {"seed": 0.5},
+    ],
 )
 def test_bad_arguments_are_named(options):
     with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):
         MaskedModule(nn.Linear(2, 2), **options)
+
+
+def test_a_bad_evaluation_that_is_set_later_is_named():
+    masked = MaskedModule(nn.Linear(2, 2)).eval()
+    masked.evaluation = "median"
+    with pytest.raises(ValueError, match="`evaluation`"):
+        masked(torch.ones(1, 2))
+
+
+def test_frozen_weights_stay_frozen_when_everything_is_unfrozen():
+    masked = MaskedModule(nn.Linear(2, 2)).requires_grad_(True)
+    masked(torch.ones(1, 2)).sum().backward()
+    assert masked.module.weight.grad is None
+    assert masked.scores.weight.grad is not None
 
 
 def test_an_unknown_rule_of_baking_is_named():
@@ -351,10 +426,18 @@ def test_calls_past_the_masks_are_refused():
     net[1](x)
 
 
+@pytest.mark.parametrize("place", ["embed", "head"])
+def test_a_tied_weight_cannot_be_called_past_its_mask_at_either_place(place):
+    masked, _, _ = build("tied")
+    layer = masked.module.get_submodule(place)
+    with pytest.raises(RuntimeError, match="called past it"):
+        layer(torch.arange(5) if place == "embed" else torch.ones(1, 5))
+
+
 # --- copies, files, precisions, compilation -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["nested", "lstm", "tied", "transformer"])
+@pytest.mark.parametrize("name", ["nested", "lstm", "tied", "shared", "transformer"])
 @pytest.mark.parametrize("flat", [False, True])
 def test_copies_and_pickles_compute_the_same_and_share_nothing(name, flat):
     masked, _, inputs = build(name, flat=flat)
@@ -394,9 +477,9 @@ def test_scores_stay_in_single_precision_when_weights_are_cast():
         assert MaskedModule(nn.Linear(3, 2), flat=flat).double().mask_probs()["bias"].dtype == torch.float64
 
 
-@pytest.mark.parametrize("flat", [False, True])
-def test_it_compiles_without_a_break_and_computes_the_same(flat):
-    masked, _, inputs = build("nested", flat=flat)
+@pytest.mark.parametrize(("name", "flat"), [("nested", False), ("nested", True), ("shared", False)])
+def test_it_compiles_without_a_break_and_computes_the_same(name, flat):
+    masked, _, inputs = build(name, flat=flat)
     compiled = torch.compile(masked, fullgraph=True, backend="aot_eager")
     torch.manual_seed(5)
     loss_of(compiled(*inputs)).backward()

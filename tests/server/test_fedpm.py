@@ -24,9 +24,9 @@ from lightning_fl_ext import (
     client_app,
 )
 from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
-from lightning_fl_ext.wire import Trip, from_record, to_record
+from lightning_fl_ext.wire import Trip, WeightExchange, from_record, to_record
 from lightning_fl_ext.wire.codes import MaskKey, sample_mask, to_fixed_point
-from lightning_fl_ext.wire.mask_exchange import COUNTS, MASKS, MODEL, TRIALS
+from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, TRIALS
 
 CLIENTS, SEED = 5, 7
 
@@ -172,6 +172,20 @@ def test_dithered_and_packed_masks_are_the_same_and_dithered_is_smaller(federate
     assert dithered.result.metrics["bytes_up"] < packed.result.metrics["bytes_up"]
 
 
+@pytest.mark.parametrize("forgot", ["client", "server"])
+def test_a_side_that_forgot_its_exchange_is_told_so(federate, forgot):
+    exchange = MaskExchange()
+    app = client_app(
+        Lit, share, trainer={"accelerator": "cpu"}, exchange=None if forgot == "client" else exchange
+    )
+    sides = {
+        "client": {"exchange": exchange},
+        "server": {"exchange": WeightExchange(), "strategy": ExactFedAvg()},
+    }
+    with pytest.raises(LightningFLError, match=r"exchange=MaskExchange"):
+        federate(app=app, model=Lit, **sides[forgot])
+
+
 def test_bytes_are_those_of_the_arrays_in_the_messages(federate):
     seen = []
 
@@ -193,6 +207,24 @@ def test_every_order_of_arrival_gives_one_digest(federate):
         for order in orders
     }
     assert len(digests) == 1
+
+
+def test_a_client_whose_weights_beside_the_masks_would_overflow_their_mean_is_left_out(federate):
+    def explode(_, reply):
+        if reply.has_content() and "arrays" in reply.content and reply.content["client"]["client-id"] == "1":
+            arrays = dict(from_record(reply.content["arrays"]))
+            arrays["net.module.3.bias"] = np.array([1e30, 0.0], dtype=np.float32)
+            reply.content["arrays"] = to_record(arrays)
+        return reply
+
+    exchange = MaskExchange()
+    app = client_app(Lit, share, trainer={"accelerator": "cpu"}, exchange=exchange)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = federate(exchange=exchange, app=app, model=Lit, clients=3, rounds=1, faults=explode)
+    (rejection,) = trainer.result.rejected
+    assert (rejection.client_id, rejection.reason, rejection.key) == ("1", "magnitude", "net.module.3.bias")
+    assert trainer.rounds[-1].accepted == ("0", "2")
 
 
 @pytest.mark.parametrize("exchange", [MaskExchange("random"), MaskExchange(stratified=True)], ids=repr)

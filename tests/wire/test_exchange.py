@@ -171,7 +171,8 @@ def test_the_refusal_lists_each_difference_and_nothing_else():
     with pytest.raises(StateMismatchError) as error:
         WeightExchange().unpack(arrays, STATE)
     assert str(error.value).splitlines() == [
-        "The arrays do not fit the model (4 differences):",
+        "The arrays do not fit the model. Both sides must use the same model and the same exchange, with the"
+        " same patterns. 4 differences:",
         "  w: expected float32[2, 3], got float32[3, 2]",
         "  steps: expected int64[], got float64[]",
         "  b: expected float32[3], got nothing",

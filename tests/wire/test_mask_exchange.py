@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from lightning_fl_ext import LightningFLError, MaskedModule, MaskExchange
-from lightning_fl_ext.wire import StateMismatchError, Trip
+from lightning_fl_ext.wire import StateMismatchError, Trip, WeightExchange, from_record, to_record
 from lightning_fl_ext.wire.codes import MaskCodeError, MaskKey, sample_mask, to_fixed_point
-from lightning_fl_ext.wire.mask_exchange import COUNTS, MASKS, MODEL, SIZE, TRIALS
+from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
 
 DOWN = Trip(run_seed=7, server_round=3)
 UP = Trip(run_seed=7, server_round=3, client_id="b", sampled=("a", "b", "c"))
@@ -86,7 +86,41 @@ def test_a_frozen_weight_does_not_travel_by_the_other_name_it_is_tied_to():
     assert set(exchange.unpack(received, state)) == {"scores.0.weight"}
 
 
-def test_what_is_excluded_stays_at_home(state):
+def test_codes_travel_without_a_header(state):
+    exchange = MaskExchange("packed")
+    sent, received = down(exchange, state)
+    down_record = to_record(exchange.to_client(sent, DOWN), exchange.coded)
+    up_record = to_record(exchange.to_server(exchange.pack(state), received, UP), exchange.coded)
+    assert (len(down_record[SIZE].data), len(down_record[MODEL].data)) == (8, 32)
+    assert len(up_record[MASKS].data) == 28 + -(-sent[COUNTS].size // 8)
+    assert up_record["head.weight"].numpy().shape == (2, 4)
+    assert {**exchange.from_server(from_record(down_record), DOWN)}.keys() == sent.keys()
+
+
+def test_what_is_excluded_stays_at_home_and_the_rest_travels(state):
+    exchange = MaskExchange(exclude="head.*")
+    statistics = [name for name in state if name.startswith("net.module.1.")]
+    assert list(exchange.pack(state)) == [MASKS, *statistics]
+    _, received = down(exchange, state)
+    assert set(exchange.unpack(received, state)) == {
+        *statistics,
+        *(name for name in state if name.startswith("net.scores.")),
+    }
+
+
+def test_a_pattern_that_excludes_nothing_is_refused_with_what_there_is_beside_the_masks(state):
+    with pytest.raises(LightningFLError, match=r"MaskExchange.*`heads\.\*` excludes nothing.*head\.weight"):
+        MaskExchange(exclude="heads.*").pack(state)
+
+
+def test_without_anything_left_beside_the_masks_other_names_are_refused(state):
+    exchange = MaskExchange(exclude=("head.*", "*.1.*"))
+    _, received = down(exchange, state)
+    with pytest.raises(StateMismatchError, match=r"head\.bias: expected nothing"):
+        exchange.unpack({**received, "head.bias": np.zeros(2, np.float32)}, state)
+
+
+def test_nothing_beside_the_masks_travels_if_all_is_excluded(state):
     exchange = MaskExchange(exclude=("head.*", "*.1.*"))
     assert list(exchange.pack(state)) == [MASKS]
     sent, received = down(exchange, state)
@@ -114,6 +148,27 @@ def test_masks_for_other_frozen_weights_are_refused_on_the_client(state):
         MaskExchange().unpack(received, Model(seed=2).state_dict())
 
 
+def test_the_refusal_tells_how_many_parameters_are_masked(state):
+    _, received = down(MaskExchange(), state)
+    other = nn.Module()
+    other.net = MaskedModule(nn.Linear(6, 5), seed=1)
+    with pytest.raises(StateMismatchError, match="expected 35 masked parameters, got 59"):
+        MaskExchange().unpack(received, other.state_dict())
+
+
+def test_weights_instead_of_masks_are_refused_with_what_the_server_lacks(state):
+    weights = WeightExchange().pack(state)
+    with pytest.raises(StateMismatchError, match=r"exchange=MaskExchange.*strategy=FedPM"):
+        MaskExchange().from_server(weights, DOWN)
+
+
+def test_masks_instead_of_weights_are_refused_with_what_the_client_lacks(state):
+    exchange = MaskExchange()
+    sent = exchange.to_client(exchange.start(state), DOWN)
+    with pytest.raises(StateMismatchError, match=r"exchange=MaskExchange"):
+        WeightExchange().unpack(sent, state)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -129,6 +184,14 @@ def test_a_mask_for_another_round_client_or_run_is_refused(state, change, reason
     with pytest.raises(MaskCodeError) as error:
         exchange.from_client(exchange.to_server(exchange.pack(state), received, trip), sent, UP)
     assert error.value.reason == reason
+
+
+def test_a_client_that_is_not_stratified_as_the_server_is_told_so(state):
+    exchange = MaskExchange(stratified=True)
+    sent, received = down(exchange, state)
+    with pytest.raises(MaskCodeError, match="`stratified=True` on the client") as error:
+        exchange.from_client(MaskExchange().to_server(exchange.pack(state), received, UP), sent, UP)
+    assert error.value.reason == "sender"
 
 
 @pytest.mark.parametrize("arrays", [{"net.weight": np.zeros(3)}, {MASKS: np.zeros(30, dtype=np.float32)}])
@@ -154,6 +217,7 @@ def test_a_stratified_client_must_be_among_those_asked(state, sampled, message):
     [
         (lambda: MaskExchange("zip"), "`code` must be one of"),
         (lambda: MaskExchange("random", stratified=True), "`stratified=True` needs"),
+        (lambda: MaskExchange(stratified="yes"), "`stratified` must be True or False"),
         (lambda: MaskExchange().pack(nn.Linear(2, 2).state_dict()), "holds a `MaskedModule`"),
         (lambda: MaskExchange().pack(Model(flat=True).state_dict()), "flat=False"),
     ],

@@ -50,6 +50,17 @@ def test_what_plain_flower_writes_is_read(dtype, shape):
         assert digest(from_record(ArrayRecord({"w": Array(written)}))) == digest({"w": array})
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", NUMPY + EXTENDED)
+def test_a_bare_array_is_its_little_endian_elements_alone_and_comes_back(dtype, shape):
+    array = random_bits(dtype, shape)
+    record = to_record({"code": array.astype(array.dtype.newbyteorder(">")), "w": array}, bare={"code"})
+    assert record["code"].data == array.tobytes()
+    assert (record["w"].stype == "numpy.ndarray") == (dtype in NUMPY)
+    back = from_record(record)["code"]
+    assert (back.dtype, back.shape, back.tobytes()) == (array.dtype, array.shape, array.tobytes())
+
+
 def test_names_and_their_order_are_kept():
     names = ["b", "a", "layer.0.weight", "ü"]
     assert list(from_record(to_record({name: np.ones(1) for name in names}))) == names
@@ -70,8 +81,9 @@ def test_decoded_arrays_are_read_only_views_of_the_record():
 
 @pytest.mark.parametrize("array", [np.array(["Cat"]), np.array([{}]), np.zeros(1, [("a", "<i4")])])
 def test_anything_but_numbers_and_booleans_is_refused_on_sending(array):
-    with pytest.raises(TypeError, match=r"`w`.*cannot be sent"):
-        to_record({"w": array})
+    for bare in ((), {"w"}):
+        with pytest.raises(TypeError, match=r"`w`.*cannot be sent"):
+            to_record({"w": array}, bare)
 
 
 def npy(array, **options):
@@ -141,7 +153,10 @@ def test_damaged_bytes_are_refused_by_name(data):
         ("void32", (1,), "numpy.ndarray", npy(np.zeros(1, "V4"))),
         ("bool", (2,), "numpy.ndarray", npy(np.ones(2, bool))[:-2] + b"\1\2"),
         ("float32", (1,), "torch", bytes(4)),
-        ("float32", (1,), "lightning_fl_ext.raw", bytes(4)),
+        ("float32", (1,), "lightning_fl_ext.raw", bytes(5)),
+        ("object", (1,), "lightning_fl_ext.raw", bytes(8)),
+        ("str32", (1,), "lightning_fl_ext.raw", bytes(4)),
+        ("bool", (2,), "lightning_fl_ext.raw", bytes([1, 2])),
         ("float8_e3m4", (1,), "lightning_fl_ext.raw", bytes(1)),
         ("bfloat16", (2,), "lightning_fl_ext.raw", bytes(3)),
         ("bfloat16", (-2,), "lightning_fl_ext.raw", bytes(4)),
@@ -174,7 +189,7 @@ ORIGINALS = [
         np.array(3),
         np.arange(4, dtype=ml_dtypes.bfloat16),
     )
-]
+] + [to_record({"w": np.arange(5, dtype=np.uint8)}, bare={"w"})["w"]]
 
 
 TOKENS = [b"(", b"'", b"O", b"f8", b"\n", b"-", b"\0", b"{", b"L"]

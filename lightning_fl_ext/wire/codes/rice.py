@@ -13,7 +13,7 @@ last two is padded with zeros to whole bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -32,21 +32,7 @@ def encode_bits(bits: NDArray[np.bool_], contexts: NDArray[np.unsignedinteger[An
     """
     order, bounds = _group(contexts)
     grouped = bits[order]
-    header, low, high = bytearray(), [], []
-    for start, stop in bounds:
-        group = grouped[start:stop]
-        ones = int(np.count_nonzero(group))
-        header += write_varint(ones)
-        rarer, inverted, k = _rule(ones, stop - start)
-        gaps = np.diff(np.flatnonzero(group ^ inverted), prepend=-1)[:rarer] - 1
-        low.append(((gaps[:, None] >> np.arange(k)) & 1).astype(np.bool_).reshape(-1))
-        high.append(gaps >> k)
-    unary = np.concatenate(high) if high else np.zeros(0, dtype=np.int64)
-    ends = np.cumsum(unary + 1) - 1
-    high_bits = np.zeros(ends[-1] + 1 if ends.size else 0, dtype=np.bool_)
-    high_bits[ends] = True
-    low_bits = np.concatenate(low) if low else np.zeros(0, dtype=np.bool_)
-    return bytes(header) + np.packbits(low_bits).tobytes() + np.packbits(high_bits).tobytes()
+    return encode_groups([grouped[start:stop] for start, stop in bounds])
 
 
 def decode_bits(data: bytes, contexts: NDArray[np.unsignedinteger[Any]]) -> tuple[NDArray[np.bool_], bytes]:
@@ -56,35 +42,79 @@ def decode_bits(data: bytes, contexts: NDArray[np.unsignedinteger[Any]]) -> tupl
         MaskCodeError: The data cannot be what :func:`encode_bits` wrote, with reason ``"altered"``.
     """
     order, bounds = _group(contexts)
-    rules = []
-    for start, stop in bounds:
-        ones, data = read_varint(data)
-        if ones > stop - start:
-            raise altered("a context holds more ones than bits")
-        rules.append(_rule(ones, stop - start))
+    groups, data = decode_groups(data, [stop - start for start, stop in bounds])
+    bits = np.empty(contexts.size, dtype=np.bool_)
+    bits[order] = np.concatenate(groups) if groups else bits
+    return bits, data
 
-    low_bits, data = _take_bits(data, sum(rarer * k for rarer, _, k in rules))
+
+def encode_groups(groups: Sequence[NDArray[np.bool_]]) -> bytes:
+    """Encode bits that are already grouped by context.
+
+    Args:
+        groups: The bits of each context, none empty.
+    """
+    header, low, high = bytearray(), [], []
+    for group in groups:
+        ones = int(np.count_nonzero(group))
+        header += write_varint(ones)
+        rarer, inverted, k = _rule(ones, group.size)
+        marks = ~group if inverted else group
+        if not k:  # All gaps in unary are then the bits themselves, up to the last mark.
+            high.append(marks[: marks.size - int(np.argmax(marks[::-1]))] if rarer else marks[:0])
+            continue
+        gaps = np.diff(np.flatnonzero(marks), prepend=-1) - 1
+        low.append(_low_bits(gaps, k))
+        ends = np.cumsum((gaps >> k) + 1) - 1
+        unary = np.zeros(int(ends[-1]) + 1, dtype=np.bool_)
+        unary[ends] = True
+        high.append(unary)
+    return bytes(header) + _pack(low) + _pack(high)
+
+
+def decode_groups(data: bytes, sizes: Sequence[int]) -> tuple[list[NDArray[np.bool_]], bytes]:
+    """Invert :func:`encode_groups`; return the bits of each context and the data after them.
+
+    Raises:
+        MaskCodeError: The data cannot be what :func:`encode_groups` wrote, with reason ``"altered"``.
+    """
+    rules = []
+    for size in sizes:
+        ones, data = read_varint(data)
+        if ones > size:
+            raise altered("a context holds more ones than bits")
+        rules.append(_rule(ones, size))
+
+    low, data = _take_bits(data, sum(rarer * k for rarer, _, k in rules))
     total = sum(rarer for rarer, _, _ in rules)
-    longest = total + sum((stop - start) >> k for (start, stop), (_, _, k) in zip(bounds, rules, strict=True))
-    ends = np.flatnonzero(np.unpackbits(np.frombuffer(data[: -(-longest // 8)], dtype=np.uint8)))[:total]
+    longest = total + sum(size >> k for size, (_, _, k) in zip(sizes, rules, strict=True))
+    high = np.unpackbits(np.frombuffer(data[: -(-longest // 8)], dtype=np.uint8)).view(np.bool_)
+    ends = np.flatnonzero(high)[:total]
     if ends.size < total:
         raise altered("the body ends early")
     _, data = _take_bits(data, int(ends[-1]) + 1 if total else 0)
-    high = np.diff(ends, prepend=-1) - 1
 
-    grouped = np.zeros(contexts.size, dtype=np.bool_)
-    for (start, stop), (rarer, inverted, k) in zip(bounds, rules, strict=True):
-        low, low_bits = low_bits[: rarer * k].reshape(rarer, k), low_bits[rarer * k :]
-        gaps = (high[:rarer] << k) + low @ (1 << np.arange(k))
-        high = high[rarer:]
-        positions = np.cumsum(gaps + 1) - 1
-        if rarer and positions[-1] >= stop - start:
-            raise altered("a run of bits leaves its context")
-        grouped[start:stop] = inverted
-        grouped[start + positions] = not inverted
-    bits = np.empty_like(grouped)
-    bits[order] = grouped
-    return bits, data
+    groups, start = [], 0
+    for size, (rarer, inverted, k) in zip(sizes, rules, strict=True):
+        group = np.zeros(size, dtype=np.bool_)
+        groups.append(group)
+        own, ends = ends[:rarer], ends[rarer:]
+        stop = int(own[-1]) + 1 if rarer else start
+        if k:
+            gaps = (np.diff(own, prepend=start - 1) - 1 << k) + _from_low_bits(low[: rarer * k], k)
+            low = low[rarer * k :]
+            positions = np.cumsum(gaps + 1) - 1
+            if positions[-1] >= size:
+                raise altered("a run of bits leaves its context")
+            group[positions] = True
+        else:
+            if stop - start > size:
+                raise altered("a run of bits leaves its context")
+            group[: stop - start] = high[start:stop]
+        if inverted:
+            np.logical_not(group, out=group)
+        start = stop
+    return groups, data
 
 
 def _group(contexts: NDArray[Any]) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:
@@ -106,6 +136,25 @@ def _rule(ones: int, size: int) -> tuple[int, bool, int]:
     rarer = size - ones if inverted else ones
     k = max(0, (123 * (2 * size - rarer) // (256 * rarer)).bit_length() - 1) if rarer else 0
     return rarer, inverted, k
+
+
+def _low_bits(gaps: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+    """The low k bits of each gap, the lowest first."""
+    octets = gaps.astype("<u8").view(np.uint8).reshape(-1, 8)
+    return (
+        np.unpackbits(octets[:, : -(-k // 8)], axis=1, count=k, bitorder="little").reshape(-1).view(np.bool_)
+    )
+
+
+def _from_low_bits(bits: NDArray[np.uint8], k: int) -> NDArray[np.int64]:
+    """Invert :func:`_low_bits`."""
+    octets = np.zeros((bits.size // k, 8), dtype=np.uint8)
+    octets[:, : -(-k // 8)] = np.packbits(bits.reshape(-1, k), axis=1, bitorder="little")
+    return octets.view("<u8").reshape(-1).astype(np.int64)
+
+
+def _pack(parts: Sequence[NDArray[np.bool_]]) -> bytes:
+    return np.packbits(np.concatenate(parts)).tobytes() if parts else b""
 
 
 def _take_bits(data: bytes, count: int) -> tuple[NDArray[np.uint8], bytes]:

@@ -8,10 +8,11 @@ clients cost their entropy, at most log2(K + 1) bits, and a few bytes.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
 from lightning_fl_ext.wire.codes.frame import MaskCodeError, MaskKey, altered, seal, unseal, verify
-from lightning_fl_ext.wire.codes.rice import decode_bits, encode_bits, read_varint, write_varint
+from lightning_fl_ext.wire.codes.rice import decode_groups, encode_groups, read_varint, write_varint
 
 __all__ = ["decode_theta", "encode_theta"]
 
@@ -38,9 +39,12 @@ def encode_theta(theta: ThetaCounts, key: MaskKey) -> bytes:
         True
     """
     body = write_varint(theta.trials)
+    nodes = [theta.counts] if theta.counts.size else []
     for level in reversed(range(theta.trials.bit_length())):
-        bits = (theta.counts >> np.uint16(level) & np.uint16(1)).astype(np.bool_)
-        body += encode_bits(bits, theta.counts >> np.uint16(level) >> np.uint16(1))
+        digits = [(counts & np.uint16(1 << level)).astype(np.bool_) for counts in nodes]
+        body += encode_groups(digits)
+        halves = [c[places] for c, d in zip(nodes, digits, strict=True) for places in _split(d)]
+        nodes = [half for half in halves if half.size]
     return seal(_KIND, key, body, _content(theta))
 
 
@@ -60,19 +64,48 @@ def decode_theta(payload: bytes, size: int, key: MaskKey) -> ThetaCounts:
     if kind != _KIND:
         raise MaskCodeError("kind", f"expected θ (kind {_KIND}), got kind {kind}")
     trials, body = read_varint(body)
-    counts = np.zeros(size, dtype=np.uint16)
     if not 1 <= trials < 2**16:
         raise altered(f"θ out of {trials} trials")
+    sizes, levels = [size] if size else [], []
     for _ in range(trials.bit_length()):
-        bits, body = decode_bits(body, counts)
-        counts = counts << np.uint16(1) | bits
+        digits, body = decode_groups(body, sizes)
+        levels.append(digits)
+        ones = [int(np.count_nonzero(d)) for d in digits]
+        halves = [half for n, o in zip(sizes, ones, strict=True) for half in (n - o, o)]
+        sizes = [half for half in halves if half]
     if body:
         raise altered("the body goes on after its end")
+    counts = _assemble(levels, size)
     if size and counts.max() > trials:
         raise altered(f"a count exceeds {trials} trials")
     theta = ThetaCounts(counts, trials)
     verify(payload, key, _content(theta))
     return theta
+
+
+def _assemble(levels: list[list[NDArray[np.bool_]]], size: int) -> NDArray[np.uint16]:
+    """Put the counts together, from the leaves of the tree upwards: each node's halves by its digits.
+
+    A tree of bits in which each level is split by the one before is a wavelet tree (Grossi, Gupta, Vitter,
+    "High-order entropy-compressed text indexes", SODA 2003).
+    """
+    below: list[NDArray[np.uint16]] = []
+    for weight, digits in enumerate(reversed(levels)):
+        halves, nodes = iter(below), []
+        for d in digits:
+            counts = d.astype(np.uint16) << np.uint16(weight)
+            if weight:
+                for places in _split(d):
+                    if places.size:
+                        counts[places] += next(halves)
+            nodes.append(counts)
+        below = nodes
+    return below[0] if size else np.zeros(0, dtype=np.uint16)
+
+
+def _split(digits: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the zeros and where the ones are: far quicker to index by than the digits themselves."""
+    return np.flatnonzero(~digits), np.flatnonzero(digits)
 
 
 def _content(theta: ThetaCounts) -> bytes:

@@ -38,7 +38,10 @@ import hashlib, importlib.util, pathlib, numpy as np
 spec = importlib.util.spec_from_file_location("inputs", {str(Path(__file__).parent / "conftest.py")!r})
 inputs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(inputs)
-from lightning_fl_ext.wire.codes import decode_mask
+from lightning_fl_ext.wire.codes import decode_mask, decode_theta
+e = inputs.make_exchange(3000)
+theta = decode_theta(pathlib.Path({str(GOLDEN)!r}, "counts.theta").read_bytes(), 3000, e.key)
+assert np.array_equal(theta.counts, e.counts.counts)
 for name, stratum in {[(name, STRATA.get(name)) for name in NAMES]!r}:
     e = inputs.make_exchange(3000, stratum)
     payload = pathlib.Path({str(GOLDEN)!r}, name + ".mask").read_bytes()
