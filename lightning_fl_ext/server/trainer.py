@@ -16,6 +16,14 @@ from flwr.serverapp.strategy import Strategy
 
 from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.seeds import derive_seed, seeded
+from lightning_fl_ext.server.arguments import (
+    callback_list,
+    check_grid,
+    exchange_object,
+    logger_list,
+    make_module,
+    strategy_object,
+)
 from lightning_fl_ext.server.callbacks.base import RoundCallback, call_hook
 from lightning_fl_ext.server.callbacks.checkpoint import RoundCheckpoint
 from lightning_fl_ext.server.callbacks.progress import RoundProgressBar
@@ -24,6 +32,7 @@ from lightning_fl_ext.server.checkpointing import fingerprint, load_checkpoint
 from lightning_fl_ext.server.driver import StrategyDriver
 from lightning_fl_ext.server.result import FederatedResult, RoundRecord
 from lightning_fl_ext.server.strategy import ExactFedAvg
+from lightning_fl_ext.server.values import choice, folder, limit, whole_number
 from lightning_fl_ext.wire import Exchange, WeightExchange
 
 log = logging.getLogger(__name__)
@@ -51,6 +60,7 @@ class FederatedTrainer:
         exchange: What of the model travels. Default: all of it. The clients must use the same.
 
     Raises:
+        TypeError: An argument is of another kind.
         ValueError: An argument is not one of the above.
 
     Attributes:
@@ -77,29 +87,17 @@ class FederatedTrainer:
         enable_progress_bar: bool = True,
         exchange: Exchange | None = None,
     ) -> None:
-        if max_rounds < 0:
-            raise ValueError(f"`max_rounds` must not be negative. Got {max_rounds}.")
-        if min_accepted < 1:
-            raise ValueError(f"`min_accepted` must be at least 1. Got {min_accepted}.")
-        if seed < 0:
-            raise ValueError(f"`seed` must not be negative. Got {seed}.")
-        if on_bad_update not in ("exclude", "raise"):
-            raise ValueError(f"`on_bad_update` must be 'exclude' or 'raise'. Got {on_bad_update!r}.")
-        if strategy is not None and not isinstance(strategy, Strategy):
-            raise ValueError(
-                f"`strategy` must be a flwr.serverapp.strategy.Strategy. Got {type(strategy).__name__}."
-            )
-        self.max_rounds = max_rounds
-        self.strategy = self._strategy = ExactFedAvg() if strategy is None else strategy
-        self.seed = seed
-        self.callbacks = [callbacks] if isinstance(callbacks, RoundCallback) else list(callbacks or [])
-        self.loggers = list(logger) if isinstance(logger, list | tuple) else [logger] if logger else []
-        self.default_root_dir = Path(default_root_dir)
-        self.min_accepted = min_accepted
-        self.on_bad_update = on_bad_update
-        self.max_update_norm = max_update_norm
-        self.round_timeout = round_timeout
-        self.exchange = exchange or WeightExchange()
+        self.max_rounds = whole_number("max_rounds", max_rounds, 0)
+        self.strategy = self._strategy = strategy_object(ExactFedAvg() if strategy is None else strategy)
+        self.seed = whole_number("seed", seed, 0)
+        self.callbacks = callback_list(callbacks, enable_progress_bar)
+        self.loggers = logger_list(logger)
+        self.default_root_dir = folder("default_root_dir", default_root_dir)
+        self.min_accepted = whole_number("min_accepted", min_accepted, 1)
+        self.on_bad_update = choice("on_bad_update", on_bad_update, ("exclude", "raise"))
+        self.max_update_norm = limit("max_update_norm", max_update_norm)
+        self.round_timeout = limit("round_timeout", round_timeout, zero=True)
+        self.exchange = exchange_object(WeightExchange() if exchange is None else exchange)
         if enable_progress_bar and not any(isinstance(c, RoundProgressBar) for c in self.callbacks):
             self.callbacks.insert(0, RoundProgressBar())
         # As in Lightning, checkpoints are written last, when the other callbacks' state is what it will be.
@@ -188,8 +186,9 @@ class FederatedTrainer:
         return metrics
 
     def _begin(self, model: Any, grid: Grid, ckpt_path: str | Path | None = None) -> None:
+        check_grid(grid)
         with seeded(derive_seed(self.seed, 0, "", "init")):
-            self.model = model if isinstance(model, torch.nn.Module) else model()
+            self.model = make_module(model)
         self.arrays = self.exchange.start(self.model.state_dict())
         self.strategy = copy.deepcopy(self._strategy)
         self.current_round, self.rounds, self.callback_metrics = 0, [], {}

@@ -120,21 +120,6 @@ def test_the_trainer_tells_how_far_it_is(toy):
     assert digest(state) == result.digest == result.rounds[-1].digest
 
 
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        ({"max_rounds": -1}, "`max_rounds`"),
-        ({"min_accepted": 0}, "`min_accepted`"),
-        ({"seed": -1}, "`seed`"),
-        ({"on_bad_update": "ignore"}, "`on_bad_update`"),
-        ({"strategy": FedAvg}, "`strategy`"),
-    ],
-)
-def test_wrong_arguments_are_named(wrong, says):
-    with pytest.raises(ValueError, match=says):
-        FederatedTrainer(**wrong)
-
-
 def test_a_model_given_as_a_class_starts_the_same_under_one_seed():
     def start(seed):
         trainer = FederatedTrainer(max_rounds=0, seed=seed, enable_progress_bar=False)

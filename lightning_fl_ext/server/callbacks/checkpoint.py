@@ -12,6 +12,7 @@ from lightning_fl_ext.server.callbacks.base import RoundCallback
 from lightning_fl_ext.server.checkpointing import FOLDER, CheckpointError, list_checkpoints, save_checkpoint
 from lightning_fl_ext.server.result import read_metric
 from lightning_fl_ext.server.strategy_state import encode_strategy
+from lightning_fl_ext.server.values import choice, metric_name, whole_number
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.trainer import FederatedTrainer
@@ -32,6 +33,7 @@ class RoundCheckpoint(RoundCallback):
         mode: Whether a ``"min"`` or ``"max"`` of ``monitor`` is best.
 
     Raises:
+        TypeError: An argument is of another kind.
         ValueError: An argument is not one of the above.
 
     Attributes:
@@ -42,13 +44,9 @@ class RoundCheckpoint(RoundCallback):
     """
 
     def __init__(self, keep_last: int | None = 2, monitor: str | None = None, mode: str = "min") -> None:
-        if keep_last is not None and keep_last < 1:
-            raise ValueError(f"`keep_last` must be at least 1, or None for all. Got {keep_last}.")
-        if mode not in ("min", "max"):
-            raise ValueError(f"`mode` must be 'min' or 'max'. Got {mode!r}.")
-        self.keep_last = keep_last
-        self.monitor = monitor
-        self.mode = mode
+        self.keep_last = None if keep_last is None else whole_number("keep_last", keep_last, 1)
+        self.monitor = None if monitor is None else metric_name(monitor)
+        self.mode = choice("mode", mode, ("min", "max"))
         self.best_path: Path | None = None
         self._best: tuple[int, float] | None = None
 

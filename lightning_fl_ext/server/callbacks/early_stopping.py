@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.server.callbacks.base import RoundCallback
 from lightning_fl_ext.server.result import read_metric
+from lightning_fl_ext.server.values import choice, limit, metric_name, whole_number
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.trainer import FederatedTrainer
@@ -22,6 +23,7 @@ class RoundEarlyStopping(RoundCallback):
         min_delta: What counts as an improvement.
 
     Raises:
+        TypeError: An argument is of another kind.
         ValueError: An argument is not one of the above.
 
     Example:
@@ -30,14 +32,10 @@ class RoundEarlyStopping(RoundCallback):
     """
 
     def __init__(self, monitor: str, mode: str = "min", patience: int = 3, min_delta: float = 0.0) -> None:
-        if mode not in ("min", "max"):
-            raise ValueError(f"`mode` must be 'min' or 'max'. Got {mode!r}.")
-        if patience < 1:
-            raise ValueError(f"`patience` must be at least 1. Got {patience}.")
-        self.monitor = monitor
-        self.mode = mode
-        self.patience = patience
-        self.min_delta = min_delta
+        self.monitor = metric_name(monitor)
+        self.mode = choice("mode", mode, ("min", "max"))
+        self.patience = whole_number("patience", patience, 1)
+        self.min_delta = limit("min_delta", min_delta, zero=True) or 0.0
         self._best = math.inf
         self._waited = 0
 
