@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,13 +48,21 @@ class RoundRecord:
         return cls(**{**data, **names, "rejected": rejected})
 
 
-def read_metric(record: RoundRecord, name: str) -> float:
-    """Read the metric that a callback monitors; NaN if the round is void and has none.
+def read_metric(record: RoundRecord, name: str, known: Collection[str] = ()) -> float:
+    """Read the metric that a callback monitors.
+
+    Args:
+        record: A round's.
+        name: The metric's.
+        known: Names of the metrics of the rounds so far.
+
+    Returns:
+        Its value; NaN if the round has none, being void, or because the replies that tell it are missing.
 
     Raises:
-        LightningFLError: There is no such metric.
+        LightningFLError: No round so far had such a metric.
     """
-    if name not in record.metrics and not record.void:
+    if name not in record.metrics and name not in known and not record.void:
         raise LightningFLError(f"there is no metric `{name}` to monitor; there are {sorted(record.metrics)}")
     return record.metrics.get(name, math.nan)
 

@@ -203,8 +203,9 @@ class FederatedTrainer:
         self.arrays, trained = self._driver.train(self.current_round, self.arrays)
         call_hook(self, "on_replies")
         evaluated, rejected = self._driver.evaluate(self.current_round, self.arrays)
-        fitted = {f"fit_{k}" if k in evaluated else k: v for k, v in trained.metrics.items()}
-        metrics = fitted | evaluated
+        # A name that is an evaluation's stays so, also in a round whose evaluations are missing.
+        shared = evaluated.keys() | {k for k in trained.metrics if f"fit_{k}" in self.callback_metrics}
+        metrics = {f"fit_{k}" if k in shared else k: v for k, v in trained.metrics.items()} | evaluated
         if evaluate is not None:
             metrics |= self._evaluate_centrally(evaluate)
         rejected = sorted([*trained.rejected, *rejected], key=lambda r: (r.client_id, r.reason, r.key))

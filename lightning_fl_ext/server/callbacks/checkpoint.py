@@ -77,10 +77,10 @@ class RoundCheckpoint(RoundCallback):
         """Called when a round is complete: writes, then removes what is no longer kept.
 
         Raises:
-            LightningFLError: The round has no such metric as ``monitor``.
+            LightningFLError: No round so far had such a metric as ``monitor``.
         """
         if self.monitor is not None:
-            value = read_metric(trainer.rounds[-1], self.monitor)
+            value = read_metric(trainer.rounds[-1], self.monitor, trainer.callback_metrics)
             sign = 1 if self.mode == "min" else -1
             if self._best is None or math.isnan(self._best[1]) or sign * value < sign * self._best[1]:
                 self._best = (trainer.current_round, value)

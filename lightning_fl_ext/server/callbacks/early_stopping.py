@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class RoundEarlyStopping(RoundCallback):
     """Stops the run when a metric has not improved for some rounds.
 
+    A round without the metric, because it is void or its evaluations are missing, is one without improvement.
+
     Args:
         monitor: The metric.
         mode: Whether ``"min"`` or ``"max"`` is better.
@@ -49,9 +51,9 @@ class RoundEarlyStopping(RoundCallback):
         """Called when a round is complete: compares, and asks the trainer to stop.
 
         Raises:
-            LightningFLError: The round has no such metric, though it is not void.
+            LightningFLError: No round so far had such a metric.
         """
-        value = read_metric(trainer.rounds[-1], self.monitor)
+        value = read_metric(trainer.rounds[-1], self.monitor, trainer.callback_metrics)
         value = value if self.mode == "min" else -value
         if value < self._best - self.min_delta:
             self._best, self._waited = value, 0
