@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from lightning_fl_ext.server.trainer import FederatedTrainer
+from lightning_fl_ext.server.values import got
 from lightning_fl_ext.wire import to_record
 
 
@@ -33,9 +34,12 @@ def server_app(
     Returns:
         For ``flwr run``, or for :func:`~lightning_fl_ext.run_local`. The final weights and the digest are
         left in the context's state as ``arrays`` and ``result``.
+
+    Raises:
+        TypeError: ``trainer`` is something else.
     """
+    runner = _trainer_object(FederatedTrainer() if trainer is None else trainer)
     app = ServerApp()
-    runner = trainer or FederatedTrainer()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
@@ -46,3 +50,9 @@ def server_app(
         context.state["result"] = ConfigRecord({"digest": result.digest, "rounds": runner.current_round})
 
     return app
+
+
+def _trainer_object(value: Any) -> FederatedTrainer:
+    if not isinstance(value, FederatedTrainer):
+        raise TypeError(f"`trainer` must be a FederatedTrainer.{got(value)}")
+    return value

@@ -16,7 +16,15 @@ from flwr.serverapp.strategy import Strategy
 
 from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.seeds import derive_seed, seeded
-from lightning_fl_ext.server.callbacks.base import RoundCallback, call_hook, check_mode
+from lightning_fl_ext.server.arguments import (
+    callback_list,
+    check_grid,
+    exchange_object,
+    logger_list,
+    make_module,
+    strategy_object,
+)
+from lightning_fl_ext.server.callbacks.base import RoundCallback, call_hook
 from lightning_fl_ext.server.callbacks.checkpoint import RoundCheckpoint
 from lightning_fl_ext.server.callbacks.progress import RoundProgressBar
 from lightning_fl_ext.server.central import evaluate_centrally
@@ -25,6 +33,7 @@ from lightning_fl_ext.server.driver import StrategyDriver
 from lightning_fl_ext.server.rejection import Reason, Rejection
 from lightning_fl_ext.server.result import FederatedResult, RoundRecord, read_metric
 from lightning_fl_ext.server.strategy import ExactFedAvg
+from lightning_fl_ext.server.values import choice, folder, limit, metric_name, whole_number
 from lightning_fl_ext.wire import Exchange, WeightExchange
 
 log = logging.getLogger(__name__)
@@ -55,6 +64,7 @@ class FederatedTrainer:
         mode: Whether a ``"min"`` or ``"max"`` of ``monitor`` is best.
 
     Raises:
+        TypeError: An argument is of another kind.
         ValueError: An argument is not one of the above.
 
     Attributes:
@@ -83,31 +93,19 @@ class FederatedTrainer:
         monitor: str | None = None,
         mode: str = "min",
     ) -> None:
-        if max_rounds < 0:
-            raise ValueError(f"`max_rounds` must not be negative. Got {max_rounds}.")
-        if min_accepted < 1:
-            raise ValueError(f"`min_accepted` must be at least 1. Got {min_accepted}.")
-        if seed < 0:
-            raise ValueError(f"`seed` must not be negative. Got {seed}.")
-        if on_bad_update not in ("exclude", "raise"):
-            raise ValueError(f"`on_bad_update` must be 'exclude' or 'raise'. Got {on_bad_update!r}.")
-        check_mode(mode)
-        if strategy is not None and not isinstance(strategy, Strategy):
-            raise ValueError(
-                f"`strategy` must be a flwr.serverapp.strategy.Strategy. Got {type(strategy).__name__}."
-            )
-        self.max_rounds = max_rounds
-        self.strategy = self._strategy = ExactFedAvg() if strategy is None else strategy
-        self.seed = seed
-        self.callbacks = [callbacks] if isinstance(callbacks, RoundCallback) else list(callbacks or [])
-        self.loggers = list(logger) if isinstance(logger, list | tuple) else [logger] if logger else []
-        self.default_root_dir = Path(default_root_dir)
-        self.min_accepted = min_accepted
-        self.on_bad_update = on_bad_update
-        self.max_update_norm = max_update_norm
-        self.round_timeout = round_timeout
-        self.exchange = exchange or WeightExchange()
-        self.monitor, self.mode = monitor, mode
+        self.max_rounds = whole_number("max_rounds", max_rounds, 0)
+        self.strategy = self._strategy = strategy_object(ExactFedAvg() if strategy is None else strategy)
+        self.seed = whole_number("seed", seed, 0)
+        self.callbacks = callback_list(callbacks, enable_progress_bar)
+        self.loggers = logger_list(logger)
+        self.default_root_dir = folder("default_root_dir", default_root_dir)
+        self.min_accepted = whole_number("min_accepted", min_accepted, 1)
+        self.on_bad_update = choice("on_bad_update", on_bad_update, ("exclude", "raise"))
+        self.max_update_norm = limit("max_update_norm", max_update_norm)
+        self.round_timeout = limit("round_timeout", round_timeout, zero=True)
+        self.exchange = exchange_object(WeightExchange() if exchange is None else exchange)
+        self.monitor = None if monitor is None else metric_name(monitor)
+        self.mode = choice("mode", mode, ("min", "max"))
         if enable_progress_bar and not any(isinstance(c, RoundProgressBar) for c in self.callbacks):
             self.callbacks.insert(0, RoundProgressBar())
         # As in Lightning, checkpoints are written last, when the other callbacks' state is what it will be.
@@ -197,8 +195,9 @@ class FederatedTrainer:
         return metrics
 
     def _begin(self, model: Any, grid: Grid, ckpt_path: str | Path | None = None) -> None:
+        check_grid(grid)
         with seeded(derive_seed(self.seed, 0, "", "init")):
-            self.model = model if isinstance(model, torch.nn.Module) else model()
+            self.model = make_module(model)
         self.arrays = self.exchange.start(self.model.state_dict())
         self.strategy = copy.deepcopy(self._strategy)
         self.current_round, self.rounds, self.callback_metrics = 0, [], {}
@@ -213,8 +212,9 @@ class FederatedTrainer:
         self.arrays, trained = self._driver.train(self.current_round, self.arrays)
         call_hook(self, "on_replies")
         evaluated, rejected = self._driver.evaluate(self.current_round, self.arrays)
-        fitted = {f"fit_{k}" if k in evaluated else k: v for k, v in trained.metrics.items()}
-        metrics = fitted | evaluated
+        # A name that is an evaluation's stays so, also in a round whose evaluations are missing.
+        shared = evaluated.keys() | {k for k in trained.metrics if f"fit_{k}" in self.callback_metrics}
+        metrics = {f"fit_{k}" if k in shared else k: v for k, v in trained.metrics.items()} | evaluated
         if evaluate is not None:
             metrics |= self._evaluate_centrally(evaluate)
         rejected = list(dict.fromkeys([*trained.rejected, *rejected]))

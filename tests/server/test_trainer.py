@@ -11,6 +11,8 @@ from lightning_fl_ext import (
     FederatedTrainer,
     LocalGrid,
     RoundCallback,
+    RoundCheckpoint,
+    RoundEarlyStopping,
     digest,
     run_local,
     server_app,
@@ -120,21 +122,6 @@ def test_the_trainer_tells_how_far_it_is(toy):
     assert digest(state) == result.digest == result.rounds[-1].digest
 
 
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        ({"max_rounds": -1}, "`max_rounds`"),
-        ({"min_accepted": 0}, "`min_accepted`"),
-        ({"seed": -1}, "`seed`"),
-        ({"on_bad_update": "ignore"}, "`on_bad_update`"),
-        ({"strategy": FedAvg}, "`strategy`"),
-    ],
-)
-def test_wrong_arguments_are_named(wrong, says):
-    with pytest.raises(ValueError, match=says):
-        FederatedTrainer(**wrong)
-
-
 def test_a_model_given_as_a_class_starts_the_same_under_one_seed():
     def start(seed):
         trainer = FederatedTrainer(max_rounds=0, seed=seed, enable_progress_bar=False)
@@ -213,6 +200,39 @@ def test_train_and_evaluate_metrics_of_one_name_are_both_kept(toy):
     result = toy.make_trainer(max_rounds=1).fit(toy.Net(), toy.make_grid(2, app))
     assert result.metrics["fit_val_loss"] == pytest.approx(5.0)
     assert result.metrics["val_loss"] != pytest.approx(5.0)
+
+
+def no_evaluations_in(toy, *rounds):
+    def faults(instruction, reply):
+        asked = instruction.metadata.message_type == "evaluate"
+        return None if asked and instruction.content["config"]["server-round"] in rounds else reply
+
+    return faults
+
+
+def test_a_metric_keeps_its_name_in_a_round_whose_evaluations_are_missing(toy, tmp_path):
+    def fit(rounds, **options):
+        app = toy.make_app(metrics=lambda partition, _: {"val_loss": 5.0})
+        grid = toy.make_grid(3, app, faults=no_evaluations_in(toy, 2))
+        options = {"callbacks": RoundCheckpoint(), "default_root_dir": tmp_path, **options}
+        return toy.make_trainer(max_rounds=rounds, **options).fit(toy.Net(), grid, ckpt_path="last")
+
+    fit(1)
+    for result in (fit(2), fit(3)):
+        assert all(record.metrics["fit_val_loss"] == pytest.approx(5.0) for record in result.rounds)
+        assert ["val_loss" in record.metrics for record in result.rounds] == [True, False, True][
+            : len(result.rounds)
+        ]
+
+
+def test_a_monitored_metric_may_be_missing_in_a_round_though_not_in_all(toy, tmp_path):
+    checkpoint = RoundCheckpoint(monitor="val_loss", keep_last=None)
+    callbacks = [RoundEarlyStopping("val_loss", patience=3), checkpoint]
+    trainer = toy.make_trainer(callbacks=callbacks, max_rounds=4, default_root_dir=tmp_path)
+    result = trainer.fit(toy.Net(), toy.make_grid(3, faults=no_evaluations_in(toy, 2)))
+    losses = {r.server_round: r.metrics["val_loss"] for r in result.rounds if "val_loss" in r.metrics}
+    assert sorted(losses) == [1, 3, 4]
+    assert checkpoint.best_path.name == f"round-{min(losses, key=losses.get):05d}"
 
 
 # Waiting
@@ -358,8 +378,6 @@ def test_the_server_app_runs_and_leaves_the_weights_and_the_digest(toy):
 
 
 def test_the_run_config_can_tell_the_server_app_to_go_on(toy, tmp_path):
-    from lightning_fl_ext import RoundCheckpoint
-
     def run(rounds, **config):
         trainer = toy.make_trainer(callbacks=RoundCheckpoint(), default_root_dir=tmp_path, max_rounds=rounds)
         run_local(server_app(toy.Net, trainer), toy.make_app(), num_clients=3, run_config=config)

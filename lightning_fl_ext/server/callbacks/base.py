@@ -70,16 +70,6 @@ def monitored(trainer: FederatedTrainer, monitor: str | None, mode: str | None) 
     return monitor, mode or "min"
 
 
-def check_mode(mode: str | None) -> None:
-    """Refuse what is no mode.
-
-    Raises:
-        ValueError: It is neither ``"min"`` nor ``"max"``, nor None.
-    """
-    if mode not in ("min", "max", None):
-        raise ValueError(f"`mode` must be 'min' or 'max'. Got {mode!r}.")
-
-
 class CallbackError(LightningFLError):
     """A callback raised; the message names it, the hook and the round."""
 

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_fl_ext.server.callbacks.base import RoundCallback, check_mode, monitored
+from lightning_fl_ext.server.callbacks.base import RoundCallback, monitored
 from lightning_fl_ext.server.checkpointing import FOLDER, CheckpointError, list_checkpoints, save_checkpoint
 from lightning_fl_ext.server.result import find_best, read_metric
 from lightning_fl_ext.server.strategy_state import encode_strategy
+from lightning_fl_ext.server.values import choice, metric_name, whole_number
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.trainer import FederatedTrainer
@@ -33,6 +34,7 @@ class RoundCheckpoint(RoundCallback):
             own metric, else ``"min"``.
 
     Raises:
+        TypeError: An argument is of another kind.
         ValueError: An argument is not one of the above.
 
     Attributes:
@@ -45,12 +47,9 @@ class RoundCheckpoint(RoundCallback):
     def __init__(
         self, keep_last: int | None = 2, monitor: str | None = None, mode: str | None = None
     ) -> None:
-        if keep_last is not None and keep_last < 1:
-            raise ValueError(f"`keep_last` must be at least 1, or None for all. Got {keep_last}.")
-        check_mode(mode)
-        self.keep_last = keep_last
-        self.monitor = monitor
-        self.mode = mode
+        self.keep_last = None if keep_last is None else whole_number("keep_last", keep_last, 1)
+        self.monitor = None if monitor is None else metric_name(monitor)
+        self.mode = None if mode is None else choice("mode", mode, ("min", "max"))
         self.best_path: Path | None = None
 
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
@@ -78,7 +77,7 @@ class RoundCheckpoint(RoundCallback):
         """Called when a round is complete: writes, then removes what is no longer kept.
 
         Raises:
-            LightningFLError: There is no such metric as ``monitor``.
+            LightningFLError: No round so far had such a metric as ``monitor``.
         """
         monitor, _ = monitored(trainer, self.monitor, self.mode)
         if monitor is not None:

@@ -6,8 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.server.callbacks.base import RoundCallback, check_mode, monitored
+from lightning_fl_ext.server.callbacks.base import RoundCallback, monitored
 from lightning_fl_ext.server.result import read_metric
+from lightning_fl_ext.server.values import choice, limit, metric_name, whole_number
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.trainer import FederatedTrainer
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 class RoundEarlyStopping(RoundCallback):
     """Stops the run when a metric has not improved for some rounds.
+
+    A round without the metric, because it is void or its evaluations are missing, is one without improvement.
 
     Args:
         monitor: The metric. Default: that of the trainer.
@@ -24,6 +27,7 @@ class RoundEarlyStopping(RoundCallback):
         min_delta: What counts as an improvement.
 
     Raises:
+        TypeError: An argument is of another kind.
         ValueError: An argument is not one of the above.
 
     Example:
@@ -38,13 +42,10 @@ class RoundEarlyStopping(RoundCallback):
         patience: int = 3,
         min_delta: float = 0.0,
     ) -> None:
-        check_mode(mode)
-        if patience < 1:
-            raise ValueError(f"`patience` must be at least 1. Got {patience}.")
-        self.monitor = monitor
-        self.mode = mode
-        self.patience = patience
-        self.min_delta = min_delta
+        self.monitor = None if monitor is None else metric_name(monitor)
+        self.mode = None if mode is None else choice("mode", mode, ("min", "max"))
+        self.patience = whole_number("patience", patience, 1)
+        self.min_delta = limit("min_delta", min_delta, zero=True) or 0.0
         self._best = math.inf
         self._waited = 0
 
@@ -67,7 +68,7 @@ class RoundEarlyStopping(RoundCallback):
         """Called when a round is complete: compares, and asks the trainer to stop.
 
         Raises:
-            LightningFLError: There is no such metric.
+            LightningFLError: No round so far had such a metric.
         """
         monitor, mode = monitored(trainer, self.monitor, self.mode)
         value = read_metric(trainer.rounds, str(monitor))

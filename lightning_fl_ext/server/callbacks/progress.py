@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -28,11 +28,16 @@ class RoundProgressBar(RoundCallback):
         console: Where to write. Default: the standard output.
         metrics: Names of the metrics to show. Default: four, of which the one that the trainer monitors comes
             first, and those of the clients' own fits come last.
+
+    Raises:
+        TypeError: ``metrics`` is one name instead of several.
     """
 
-    def __init__(self, console: Console | None = None, metrics: tuple[str, ...] = ()) -> None:
+    def __init__(self, console: Console | None = None, metrics: Sequence[str] = ()) -> None:
+        if isinstance(metrics, str):
+            raise TypeError(f"`metrics` must be several names. Got {metrics!r}: write `({metrics!r},)`.")
         self.console = console or Console(highlight=False)
-        self.metrics = metrics
+        self.metrics = tuple(metrics)
         self._progress: Progress | None = None
         self._rounds = self._replies = TaskID(0)
 
