@@ -14,6 +14,11 @@ SERVER_NODE_ID = 1
 
 CLIENT_APP_RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
+NOT_REACHED = frozenset(
+    {ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE}
+)
+"""Codes of the errors by which Flower tells that there is no reply; all others come from the client."""
+
 
 def ensure_identity() -> None:
     """Give this process an identity, without which Flower refuses to construct a `Message`.

@@ -33,7 +33,8 @@ def stream_replies(grid: Grid, messages: Sequence[Message], timeout: float | Non
     if not messages:
         return
     in_process = bool(getattr(grid, "in_process", False))
-    outstanding = set(grid.push_messages(list(messages)))
+    # A node that has gone since it was chosen gets no message; its place among the ids is empty.
+    outstanding = {message_id for message_id in grid.push_messages(list(messages)) if message_id}
     start = reminded = time.monotonic()
     while outstanding:
         arrived = list(grid.pull_messages(outstanding))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from lightning_fl_ext.engines import stream_replies
+from lightning_fl_ext.engines.private import NOT_REACHED
 from lightning_fl_ext.wire.contents import records_of
 
 log = logging.getLogger(__name__)
@@ -52,10 +53,18 @@ class Clients:
         return self._ids.setdefault(node_id, declared) == declared
 
     def ordered(self, node_ids: Iterable[int]) -> list[int]:
-        """Sort nodes by client id, having asked those not yet known."""
+        """Sort nodes by client id, having asked those not yet known.
+
+        A client whose SuperNode was killed and started again is a new node, while the old one is still
+        listed: the old one is asked once more, and left out if the engine finds it gone.
+        """
         nodes = list(node_ids)
-        self._identify([node for node in nodes if node not in self._ids and node not in self._asked])
-        return sorted(nodes, key=lambda node: (self[node], node))
+        new = {node for node in nodes if node not in self._ids and node not in self._asked}
+        self._identify([node for node in nodes if node in new])
+        back = {self._ids[node] for node in new if node in self._ids}
+        doubtful = [node for node in nodes if node not in new and self[node] in back]
+        gone = {node for node, reply in self._ask(doubtful) if _is_gone(reply)}
+        return sorted((node for node in nodes if node not in gone), key=lambda node: (self[node], node))
 
     def shared(self, node_ids: Iterable[int]) -> set[str]:
         """Give the client ids that more than one of these nodes declares."""
@@ -70,12 +79,8 @@ class Clients:
         registered = {node: names[node] for node in nodes if names.get(node)}
         self._registered.update(registered)
         self._ids.update(registered)
-        questions = [Message(RecordDict(), node, "query") for node in nodes if node not in self._ids]
-        asked: dict[str, int] = {}
-        for reply in stream_replies(self._grid, questions, self._timeout):
-            asked = asked or {q.metadata.message_id: q.metadata.dst_node_id for q in questions}
-            node = asked.get(reply.metadata.reply_to_message_id)
-            if node is not None and reply.has_content() and (declared := declared_id(reply.content)):
+        for node, reply in self._ask([node for node in nodes if node not in self._ids]):
+            if reply.has_content() and (declared := declared_id(reply.content)):
                 self._ids[node] = declared
         anonymous = sum(node not in self._ids for node in nodes)
         if anonymous:
@@ -85,6 +90,20 @@ class Clients:
                 " queries by hand.",
                 anonymous,
             )
+
+    def _ask(self, nodes: list[int]) -> Iterator[tuple[int, Message]]:
+        """Send nodes a query, and give each one's answer."""
+        questions = [Message(RecordDict(), node, "query") for node in nodes]
+        asked: dict[str, int] = {}
+        for reply in stream_replies(self._grid, questions, self._timeout):
+            asked = asked or {q.metadata.message_id: q.metadata.dst_node_id for q in questions}
+            node = asked.get(reply.metadata.reply_to_message_id)
+            if node is not None:
+                yield node, reply
+
+
+def _is_gone(reply: Message) -> bool:
+    return reply.has_error() and reply.error.code in NOT_REACHED
 
 
 def client_record(content: RecordDict) -> Mapping[str, Any]:

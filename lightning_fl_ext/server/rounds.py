@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from lightning_fl_ext.engines import NotEnoughClientsError, stream_replies
-from lightning_fl_ext.engines.private import CLIENT_APP_RAISED
+from lightning_fl_ext.engines.private import NOT_REACHED
 from lightning_fl_ext.metrics.stage import ASK, StageMetrics
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.clients import Clients, declared_id
@@ -192,19 +192,23 @@ def _by_content(reply: Reply) -> tuple[bool, float, str, int, str]:
 
 def _failed(reply: Message) -> Rejected:
     reason = str(reply.error.reason or f"code {reply.error.code}").strip()
-    code = Reason.CLIENT_ERROR if reply.error.code == CLIENT_APP_RAISED else Reason.NO_REPLY
+    code = Reason.NO_REPLY if reply.error.code in NOT_REACHED else Reason.CLIENT_ERROR
     return Rejected(code, got=_last_exception(reason))
 
 
 def _last_exception(reason: str) -> str:
     """Give the message of a traceback's last exception, all its lines in one, and where it was raised.
 
+    Flower's SuperNodes and simulation write an exception as its type and message instead.
+
     Example:
         >>> trace = ['Traceback:', '  File "fit.py", line 7, in f', '    x()', 'ValueError: one', '  two']
         >>> _last_exception(chr(10).join(trace))
         'ValueError: one; two (fit.py:7)'
+        >>> _last_exception("<class 'ValueError'>:<'one'>")
+        'ValueError: one'
     """
-    lines = reason.splitlines()
+    lines = re.sub(r"\A<class '([\w.]+)'>:<'(.*)'>\Z", r"\1: \2", reason, flags=re.DOTALL).splitlines()
     frames = [i for i, line in enumerate(lines) if line.startswith('  File "')]
     if not frames:
         return "; ".join(line.strip() for line in lines if line.strip())

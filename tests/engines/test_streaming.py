@@ -3,6 +3,7 @@
 import gc
 import weakref
 
+import pytest
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -44,6 +45,21 @@ def test_no_more_than_one_reply_is_held():
             assert earlier() is None
         earlier = weakref.ref(reply)
         del reply
+
+
+@pytest.mark.parametrize("no_id", ["", None])
+def test_a_message_that_could_not_be_sent_is_not_waited_for(no_id):
+    class Losing(LocalGrid):
+        def push_messages(self, messages):
+            _, *others = super().push_messages(messages)
+            return [no_id, *others]
+
+        def pull_messages(self, message_ids):
+            assert no_id not in message_ids
+            return super().pull_messages(message_ids)
+
+    grid = Losing(app(), 3)
+    assert len(list(stream_replies(grid, questions(grid), None))) == 2
 
 
 class Remote(LocalGrid):

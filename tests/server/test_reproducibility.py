@@ -241,6 +241,36 @@ def test_two_nodes_of_one_name_are_both_left_out(toy, make_strategy, name, query
     assert {(r.client_id, r.reason) for r in result.rejected} == {("twin", "duplicate-client")}
 
 
+@pytest.mark.parametrize("name", ["ExactFedAvg", "FedAvg"])
+@pytest.mark.parametrize("old_is_gone", [True, False])
+def test_a_client_that_comes_back_as_another_node_replaces_one_that_is_gone(
+    toy, make_strategy, name, old_is_gone
+):
+    """A SuperNode that was killed stays listed until Flower has missed it; started again it is another."""
+    missed = set()
+
+    class Restarted(LocalGrid):
+        def get_node_ids(self):
+            ids = list(super().get_node_ids())[: 4 if trainer.rounds else 3]
+            return [node for node in ids if node not in missed]
+
+    def lose_the_old(instruction, reply):
+        if not (old_is_gone and trainer.rounds and instruction.metadata.dst_node_id == 11):
+            return reply
+        missed.add(11)
+        return None
+
+    app = toy.make_app(name=lambda partition: ("00", "01", "02", "01")[partition])
+    trainer = toy.make_trainer(make_strategy(name))
+    grid = Restarted(app, 4, node_ids=[10, 11, 12, 13], faults=lose_the_old)
+    result = trainer.fit(toy.Net(), grid)
+    assert result.rounds[0].accepted == ("00", "01", "02")
+    assert result.rounds[1].accepted == (("00", "01", "02") if old_is_gone else ("00", "02"))
+    assert {(r.client_id, r.reason) for r in result.rejected} == (
+        set() if old_is_gone else {("01", "duplicate-client")}
+    )
+
+
 def test_error_replies_are_mapped_to_the_client_they_were_sent_to(toy):
     def vanish(instruction, reply):
         return None if toy.is_train(instruction) and toy.client_of(reply) == "02" else reply

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -209,6 +209,25 @@ def test_an_exception_on_a_client_is_its_error(toy, make_strategy, without, name
         re.fullmatch(r"ValueError: disk on fire \(test_screening.py:\d+\)", r.got) for r in result.rejected
     )
     assert result.digest == without(name, make_strategy(name))[0]
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "reason", "got"),
+    [
+        (2, "<class 'ValueError'>:<'disk\non fire'>", Reason.CLIENT_ERROR, "ValueError: disk; on fire"),
+        (1, "cannot load `ClientApp`", Reason.CLIENT_ERROR, "cannot load `ClientApp`"),
+        (8, "ClientApp stopped responding.", Reason.CLIENT_ERROR, "ClientApp stopped responding."),
+        (5, "Node Unavailable", Reason.NO_REPLY, "Node Unavailable"),
+        (3, "Message Unavailable", Reason.NO_REPLY, "Message Unavailable"),
+    ],
+)
+def test_errors_of_a_client_are_told_from_clients_that_are_not_reached(toy, code, text, reason, got):
+    def fail(instruction, reply):
+        failed = toy.is_train(instruction) and toy.client_of(reply) == BAD
+        return Message(Error(code, text), reply_to=instruction) if failed else reply
+
+    result = toy.make_trainer(max_rounds=1).fit(toy.Net(), toy.make_grid(faults=fail))
+    assert [(r.client_id, r.reason, r.got) for r in result.rejected] == [(BAD, reason, got)]
 
 
 @pytest.mark.parametrize("extra", [{"f1": 0.5}, {"train_loss": [1.0, 2.0]}, {"train_loss": []}])
