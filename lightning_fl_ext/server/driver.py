@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+from flwr.serverapp.strategy import FedAvg
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from lightning_fl_ext.aggregation.conform import conform
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server.trainer import FederatedTrainer
 
 log = logging.getLogger(__name__)
+
+_WEIGHTED_MEAN = FedAvg().evaluate_metrics_aggr_fn
+"""What Flower's strategies do with metrics unless they are told otherwise."""
 
 
 class StrategyDriver:
@@ -252,7 +255,7 @@ class StrategyDriver:
         ]
         function = getattr(innermost(self.strategy), f"{purpose}_metrics_aggr_fn", None)
         by_strategy = _scalars(aggregated)
-        plain = by_strategy | reduced if function is aggregate_metricrecords else reduced | by_strategy
+        plain = by_strategy | reduced if function is _WEIGHTED_MEAN else reduced | by_strategy
         return plain | pooled, left_out
 
     def _aggregate(
