@@ -285,7 +285,7 @@ def test_clients_known_by_the_registered_name_of_their_node_are_pooled(tmp_path,
     trainer = FederatedTrainer(1, strategy, enable_progress_bar=False, default_root_dir=tmp_path)
     trainer.fit(LogsObjects, Registered(app, 4))
     assert trainer.rounds[-1].accepted == ("site-0", "site-1", "site-2", "site-3")
-    assert trainer.rounds[-1].rejected == ()
+    assert [(r.client_id, r.reason) for r in trainer.rounds[-1].rejected] == [("site-2", Reason.IDLE)]
     accuracy = expected(*pooled_seen())["val_acc"]
     assert trainer.callback_metrics["val_acc"] == pytest.approx(float(accuracy), abs=1e-6)
 
