@@ -126,7 +126,7 @@ def thaw(module: nn.Module, parameters: Parameters) -> None:
 def _refuse_dense(module: nn.Module, args: tuple[Any, ...], *, name: str) -> None:
     if isinstance(module._parameters[name], nn.Parameter):  # Masked, it is a tensor put in its place.
         raise RuntimeError(
-            f"A `{type(module).__name__}` inside a `MaskedModule` was called past it, with the dense weights "
+            f"`{type(module).__name__}` inside a `MaskedModule` was called past it, with the dense weights "
             "that are never trained. Call the `MaskedModule` itself, or take a plain module by `bake()`."
         )
 

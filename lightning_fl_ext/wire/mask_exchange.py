@@ -116,7 +116,7 @@ class MaskExchange(Exchange):
             raise StateMismatchError(
                 f"The masks are for other frozen weights or parameters than this model's ({differ}). Build"
                 " the `MaskedModule` with the same `seed`, `init`, `include`, `exclude` and layers on server"
-                " and clients; with `init='keep'`, on the same weights."
+                " and clients; with `init='keep'`, on the same weights; and compile it on both or neither."
             )
         probs = torch.from_numpy(_theta(arrays).probabilities())
         sizes = [score.numel() for score in scores.values()]
