@@ -266,7 +266,7 @@ class FlowerBridge(Callback):
         """Called when a validation ends, before its metrics are reset: takes their states."""
         self._evaluated.close_epoch(trainer, "validate")
         if not trainer.sanity_checking:
-            self._take("validate", trainer, pl_module, self._evaluated)
+            self._metrics.take("validate", trainer, pl_module, self._evaluated.by_dataloader)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when a validation has ended: notes by which names its metrics were logged."""
@@ -288,7 +288,7 @@ class FlowerBridge(Callback):
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when a test ends, before its metrics are reset: takes their states."""
         self._evaluated.close_epoch(trainer)
-        self._take("test", trainer, pl_module, self._evaluated)
+        self._metrics.take("test", trainer, pl_module, self._evaluated.by_dataloader)
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when a test has ended: notes by which names its metrics were logged."""
@@ -297,7 +297,7 @@ class FlowerBridge(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when an epoch ends, before any weight averaging: snapshots the weights."""
         num_examples = self._counter.close_epoch(trainer)
-        self._take("train", trainer, pl_module, self._counter)
+        self._metrics.take("train", trainer, pl_module, self._counter.by_dataloader)
         arrays = pack_state(trainer, pl_module, self.exchange, like=self._global)
         metrics = _scalars(trainer)
         if trainer.is_global_zero:
@@ -344,9 +344,6 @@ class FlowerBridge(Callback):
         if self.submit != "last" and (results := self.results):
             arrays = mean(results) if self.submit == "mean" else self._retention.best(results).arrays
         self._hold(trainer, UPDATE, arrays, self._counter.largest_epoch)
-
-    def _take(self, stage: str, trainer: Any, module: Any, counter: ExampleCounter) -> None:
-        self._metrics.take(stage, trainer, module, self.client_id, counter.by_dataloader)
 
     def _keep_stage(self, stage: str, trainer: Any, module: Any) -> None:
         if self._metrics.active and (told := self._metrics.close(stage, trainer, module)) is not None:

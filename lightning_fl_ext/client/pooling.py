@@ -7,6 +7,7 @@ and reset by hand do so in the module's own hook. A callback's ``on_validation_e
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
@@ -26,6 +27,7 @@ from lightning_fl_ext.metrics.stage import StageMetrics
 from lightning_fl_ext.metrics.values import computed_values, metrics_alone
 
 log = logging.getLogger(__name__)
+warn_once = functools.cache(log.warning)  # not in every round
 
 
 @dataclass
@@ -85,7 +87,7 @@ class MetricCollector:
             module, allow_example_states=self.allow_example_states, exclude_metrics=self.exclude_metrics
         )
         for name in hidden_metrics(module):
-            log.warning(
+            warn_once(
                 "`%s` of %s holds metrics in a plain list or dict, where no module finds them. What is logged"
                 " of them is averaged like any number. Use a `torch.nn.ModuleDict` or `ModuleList`.",
                 *(name, type(module).__name__),
@@ -96,16 +98,15 @@ class MetricCollector:
         if self.active:
             self._before = {name: metric._update_count for name, metric in named_metrics(module).items()}
 
-    def take(
-        self, stage: str, trainer: Any, module: nn.Module, client_id: str, examples: tuple[int, ...]
-    ) -> None:
-        """Pack the states of a stage. In several processes, every one of them calls this.
+    def take(self, stage: str, trainer: Any, module: nn.Module, examples: tuple[int, ...]) -> None:
+        """Pack the states of a stage, without an id: the server knows whose they are.
+
+        In several processes, every one of them calls this.
 
         Args:
             stage: ``"train"``, ``"validate"`` or ``"test"``.
             trainer: The Trainer.
             module: The LightningModule.
-            client_id: The client's name.
             examples: Examples of each dataloader in this stage, over all processes.
         """
         if not self.active:
@@ -122,7 +123,6 @@ class MetricCollector:
         excluded = {*self.exclude_metrics, *self._shared}
         pack = sync_and_pack(
             module,
-            client_id=client_id,
             num_examples=sum(examples),
             min_examples=self.min_examples,
             allow_example_states=self.allow_example_states,
@@ -169,7 +169,7 @@ class MetricCollector:
 
     def _note_shared(self, shared: set[str]) -> None:
         for name in sorted(shared - self._shared):
-            log.warning(
+            warn_once(
                 "metric `%s` is logged in training and updated in validation too. Each mixes with the other,"
                 " so it is left out of this fit's pooled metrics. Give each its own: `metric.clone()`.",
                 name,

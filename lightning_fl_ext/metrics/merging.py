@@ -65,15 +65,21 @@ def merge_metrics(module: nn.Module, packs: Iterable[MetricPack]) -> nn.Module:
     if isinstance(packs, MetricPack):
         raise TypeError(f"`packs` must hold a pack of each client: write `[pack]`. Got one, of {packs}.")
     ordered = sorted(packs, key=_order)
+    declared = declared_metrics(module)
+    for pack in ordered:
+        check_declared(declared, pack)
+    return merge_checked(module, ordered)
+
+
+def merge_checked(module: nn.Module, packs: Iterable[MetricPack]) -> nn.Module:
+    """`merge_metrics` of packs that have passed `checks.check_declared` one by one."""
+    ordered = sorted(packs, key=_order)
     _refuse_twins(ordered)
     present = [pack for pack in ordered if not pack.withheld]
     metrics = named_metrics(module)
-    sent = {name for pack in present for name in pack.metrics}
-    refuse_unsupported(module, sent & set(metrics))
-    declared = declared_metrics(module)
-    for pack in present:
-        check_declared(declared, pack)
-    _refuse_gaps(sorted(sent), present)
+    sent = sorted({name for pack in present for name in pack.metrics})
+    refuse_unsupported(module, sent)
+    _refuse_gaps(sent, present)
     written = {name: metric for name, metric in metrics.items() if not present or _is_told(name, present)}
     merged = {name: _merge(name, metric, present) for name, metric in written.items()}
     _ungroup(module, set(map(id, written.values())))

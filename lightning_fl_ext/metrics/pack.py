@@ -132,7 +132,8 @@ class MetricPack:
         Args:
             arrays: The arrays of `to_arrays`, by the same keys.
             header: The JSON text of `to_arrays`.
-            client_id: The sender as the receiver knows it, if it does; the pack must carry the same id.
+            client_id: The sender as the receiver knows it, if it does; the pack must carry the same id, or
+                none, in which case it gets this one.
 
         Raises:
             DamagedMetricPack: If `to_arrays` cannot have written this. The message names the client and the
@@ -162,7 +163,7 @@ class _Reader:
             self.fail("a text or null as `client_id`", shorten(client_id))
         if self.sender is None and client_id is not None:
             self.where = f"metrics of client {shorten(client_id)}"
-        elif self.sender not in (None, client_id):
+        elif self.sender is not None and client_id not in (None, self.sender):
             self.fail(f"`client_id` {self.sender!r}", shorten(client_id))
         if num_examples is not None:
             self.count("num_examples", num_examples)
@@ -175,7 +176,8 @@ class _Reader:
         read = {name: self.metric(name, entry) for name, entry in metrics.items()}
         if self.arrays:
             self.fail("no further arrays", f"{shorten(sorted(map(str, self.arrays)))}")
-        return MetricPack(read, client_id, num_examples, withheld, tuple(excluded))
+        sender = self.sender if client_id is None else client_id
+        return MetricPack(read, sender, num_examples, withheld, tuple(excluded))
 
     def metric(self, name: str, entry: Any) -> MetricStates:
         before, self.where = self.where, f"{self.where}, metric {shorten(name)}"

@@ -70,7 +70,7 @@ class StageMetrics:
 
         Args:
             data: As :meth:`to_bytes` gives them.
-            client_id: The sender.
+            client_id: The sender, by the name that the server knows it by.
 
         Raises:
             DamagedMetricPack: :meth:`to_bytes` cannot have given these.

@@ -11,14 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from lightning_fl_ext.metrics import (
-    DamagedMetricPack,
-    MetricMismatch,
-    MetricPack,
-    merge_metrics,
-    missing_clients,
-)
+from lightning_fl_ext.metrics import DamagedMetricPack, MetricMismatch, MetricPack, missing_clients
+from lightning_fl_ext.metrics.checks import check_declared, declared_metrics
 from lightning_fl_ext.metrics.discovery import covered
+from lightning_fl_ext.metrics.merging import merge_checked
 from lightning_fl_ext.metrics.stage import STAGES, Scalar, StageMetrics
 from lightning_fl_ext.metrics.values import computed_values, metrics_alone
 from lightning_fl_ext.results import ClientUpdate
@@ -163,20 +159,33 @@ def _merge(
     module: nn.Module, packs: Mapping[str, MetricPack], stage: str, server_round: int
 ) -> tuple[list[str], list[Rejection]]:
     """Merge all packs that can be, and name the clients whose states count."""
-    good = {client: pack for client, pack in packs.items() if not pack.withheld}
+    good: dict[str, MetricPack] = {}
     refused: list[Rejection] = []
+
+    def refuse(pack: MetricPack, client: str, error: MetricMismatch) -> None:
+        got = " ".join(str(error).removeprefix(str(pack)).lstrip(",: ").split())
+        why = Rejected(Reason.METRIC, error.metric or stage, got=got)
+        refused.append(Rejection(client, server_round, why.reason, why.key, why.expected, why.got))
+
+    declared = declared_metrics(module)
+    for client, pack in packs.items():
+        try:
+            check_declared(declared, pack)
+        except MetricMismatch as error:
+            refuse(pack, client, error)
+        else:
+            if not pack.withheld:
+                good[client] = pack
     while good:
         try:
-            merge_metrics(module, good.values())
+            merge_checked(module, good.values())
             break
         except MetricMismatch as error:
-            client = error.client_id
+            client = str(error.client_id)
             if client not in good:
                 log.warning("%s of round %d cannot be pooled: %s", stage, server_round, error)
                 return [], refused
-            got = " ".join(str(error).removeprefix(str(good.pop(client))).lstrip(",: ").split())
-            why = Rejected(Reason.METRIC, error.metric or stage, got=got)
-            refused.append(Rejection(client, server_round, why.reason, why.key, why.expected, why.got))
+            refuse(good.pop(client), client, error)
         except Exception as error:  # a reduction of the user's own, say; the round's model is not at fault
             log.warning("%s of round %d cannot be pooled: %r", stage, server_round, error)
             return [], refused

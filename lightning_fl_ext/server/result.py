@@ -48,16 +48,15 @@ class RoundRecord:
         return cls(**{**data, **names, "rejected": rejected})
 
 
-def read_metric(rounds: Sequence[RoundRecord], name: str) -> float:
-    """Read the monitored metric in the last round; NaN if that has none.
+def require_metric(rounds: Sequence[RoundRecord], name: str) -> None:
+    """Refuse to monitor a metric that no round so far has, though the last one is not void.
 
     Raises:
-        LightningFLError: No round so far has such a metric, though the last one is not void.
+        LightningFLError: Says which metrics there are.
     """
     last = rounds[-1]
     if not last.void and not any(name in record.metrics for record in rounds):
         raise LightningFLError(f"there is no metric `{name}` to monitor; there are {sorted(last.metrics)}")
-    return last.metrics.get(name, math.nan)
 
 
 def find_best(rounds: Sequence[RoundRecord], name: str, mode: str) -> tuple[int, float] | None:

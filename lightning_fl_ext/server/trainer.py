@@ -31,7 +31,7 @@ from lightning_fl_ext.server.central import evaluate_centrally
 from lightning_fl_ext.server.checkpointing import fingerprint, load_checkpoint
 from lightning_fl_ext.server.driver import StrategyDriver
 from lightning_fl_ext.server.rejection import Reason, Rejection
-from lightning_fl_ext.server.result import FederatedResult, RoundRecord, read_metric
+from lightning_fl_ext.server.result import FederatedResult, RoundRecord, require_metric
 from lightning_fl_ext.server.strategy import ExactFedAvg
 from lightning_fl_ext.server.values import choice, folder, limit, metric_name, whole_number
 from lightning_fl_ext.wire import Exchange, WeightExchange
@@ -222,9 +222,9 @@ class FederatedTrainer:
         if not any(isinstance(callback, RoundProgressBar) for callback in self.callbacks):
             _warn_of(rejected)
         self.note(replace(trained, rejected=tuple(rejected), digest=digest(self.arrays), metrics=metrics))
-        if self.monitor is not None:
-            read_metric(self.rounds, self.monitor)
         call_hook(self, "on_round_end")
+        if self.monitor is not None:
+            require_metric(self.rounds, self.monitor)
 
     # Around it
 

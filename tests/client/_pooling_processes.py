@@ -8,7 +8,7 @@ import lightning.pytorch as L
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from torchmetrics.regression import PearsonCorrCoef
 
@@ -28,17 +28,24 @@ class Lit(L.LightningModule):
         self.acc = MulticlassAccuracy(3, average="micro")
         self.f1 = MulticlassF1Score(3)
         self.r = PearsonCorrCoef()
+        self.private = MulticlassF1Score(3)
 
     def training_step(self, batch, _):
         return nn.functional.cross_entropy(self.layer(batch[0]), batch[1])
 
-    def validation_step(self, batch, _):
+    def validation_step(self, batch, _, dataloader_idx=0):
         logits, y = self.layer(batch[0]), batch[1]
+        loss = nn.functional.cross_entropy(logits, y)
+        if dataloader_idx:
+            self.log("other_loss", loss, sync_dist=True, add_dataloader_idx=False)
+            return
         self.acc(logits, y)
-        self.log("val_acc", self.acc)
+        self.log("val_acc", self.acc, add_dataloader_idx=False)
+        self.private(logits, y)
+        self.log("private_f1", self.private, add_dataloader_idx=False)
         self.f1.update(logits, y)
         self.r.update(logits[:, 0], y.float())
-        self.log("val_loss", nn.functional.cross_entropy(logits, y), sync_dist=True)
+        self.log("val_loss", loss, sync_dist=True, add_dataloader_idx=False)
 
     def on_validation_epoch_end(self):
         self.log("val_f1", self.f1.compute())
@@ -61,7 +68,7 @@ class Data(L.LightningDataModule):
         return DataLoader(self.data, 10)
 
     def val_dataloader(self):
-        return DataLoader(self.data, 10)
+        return [DataLoader(self.data, 10), DataLoader(Subset(self.data, range(8)), 4)]
 
 
 def ask(kind):
@@ -75,7 +82,8 @@ def ask(kind):
 
 def main(strategy):
     devices = 1 if strategy == "auto" else 2
-    client = client_app(Lit, Data, {"accelerator": "cpu", "devices": devices, "strategy": strategy})
+    trainer = {"accelerator": "cpu", "devices": devices, "strategy": strategy}
+    client = client_app(Lit, Data, trainer, exclude_metrics=("private",))
     config = {"partition-id": 0, "num-partitions": 1}
     context = Context(run_id=1, node_id=7, node_config=config, state=RecordDict(), run_config={})
     pooled = {}
@@ -86,7 +94,11 @@ def main(strategy):
         assert not left_out, left_out
         update = ClientUpdate({}, 40, metrics=dict(content["metrics"]))
         scalars = reduce_scalars({"0": update}, {"0": stages})
-        pooled[kind] = {**scalars, **values, "examples": stages["validate"].pack.num_examples}
+        told = stages["validate"]
+        pooled[kind] = {**scalars, **values, "examples": told.pack.num_examples}
+        pooled[kind] |= {f"examples of {name}": of.num_examples for name, of in told.scalars.items()}
+        assert "private_f1" not in content["metrics"], "neither its states nor its value"
+        assert "private" not in told.pack.metrics
     return pooled
 
 

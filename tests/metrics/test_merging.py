@@ -36,6 +36,7 @@ from lightning_fl_ext.metrics import (
     missing_clients,
     pack_metrics,
 )
+from lightning_fl_ext.metrics.configuration import class_path, configuration
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*will save all (targets|predictions)")
 
@@ -328,6 +329,46 @@ def test_withheld_packs_are_left_out_and_named():
     assert missing_clients(packs) == ("b", "z")
 
 
+def two(**values):
+    """Metrics `a` and `b`; those with a value have been updated with it."""
+    module = nn.ModuleDict({"a": SumMetric(), "b": SumMetric()})
+    for name, value in values.items():
+        module[name].update(value)
+    return module
+
+
+def test_what_a_client_leaves_out_is_merged_from_the_others():
+    packs = [
+        pack_metrics(two(a=1.0, b=10.0), client_id="x"),
+        pack_metrics(two(a=2.0, b=20.0), client_id="y", exclude_metrics=("b",)),
+        pack_metrics(two(a=4.0, b=40.0), client_id="z"),
+    ]
+    for order in itertools.permutations(packs):
+        merged = merge_metrics(two(), order)
+        assert (merged["a"].compute(), merged["b"].compute()) == (7.0, 50.0)
+
+
+def test_what_all_clients_leave_out_has_no_value():
+    packs = [pack_metrics(two(a=1.0, b=2.0), client_id=name, exclude_metrics=("b",)) for name in "xyz"]
+    merged = merge_metrics(two(b=5.0), packs)
+    assert merged["a"].compute() == 3.0
+    assert not merged["b"].update_called
+
+
+def test_a_metric_that_the_server_lacks_can_be_left_out():
+    server, own = nn.ModuleDict({"a": SumMetric()}), two(a=1.0, b=2.0)
+    message = r"client 'x': .* no metric 'b'\. It has \['a'\]\..*`exclude_metrics=\('b',\)`"
+    with pytest.raises(MetricMismatch, match=message):
+        merge_metrics(server, [pack_metrics(own, client_id="x")])
+    packs = [pack_metrics(own, client_id="x", exclude_metrics=("b",))]
+    assert merge_metrics(server, packs)["a"].compute() == 1.0
+
+
+def test_a_pack_alone_is_no_list_of_packs():
+    with pytest.raises(TypeError, match=r"`packs` must hold a pack of each client: write `\[pack\]`"):
+        merge_metrics(two(), pack_metrics(two(), client_id="x"))
+
+
 @pytest.fixture
 def server():
     module = nn.ModuleDict({"m": MulticlassAccuracy(3), "n": SumMetric()})
@@ -431,9 +472,10 @@ def test_float_sums_are_exact_where_their_order_would_show():
 
 
 def test_the_server_refuses_metrics_that_cannot_be_merged():
-    pack = MetricPack({"m": MetricStates("x", {}, 0, {})}, "a")
+    metric = NormalizedRootMeanSquaredError()
+    pack = MetricPack({"m": MetricStates(class_path(metric), configuration(metric), 0, {})}, "a")
     with pytest.raises(UnsupportedMetric, match=r"metric `m` \(NormalizedRootMeanSquaredError\)"):
-        merge_metrics(nn.ModuleDict({"m": NormalizedRootMeanSquaredError()}), [pack])
+        merge_metrics(nn.ModuleDict({"m": metric}), [pack])
 
 
 def test_nrmse_is_still_broken_upstream_above_two_sets_of_states():

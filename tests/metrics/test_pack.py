@@ -53,6 +53,19 @@ def test_withheld_and_empty_packs_come_back():
     assert MetricPack.from_arrays(*empty_list.to_arrays()).metrics["m"].states == {"preds": ()}
 
 
+def test_what_is_excluded_comes_back():
+    sent = MetricPack({}, "b", 3, excluded=("val", "auroc"))
+    assert MetricPack.from_arrays(*sent.to_arrays()).excluded == ("val", "auroc")
+
+
+def test_a_pack_without_an_id_gets_that_of_its_sender():
+    assert MetricPack.from_arrays(*pack(None).to_arrays(), client_id="b").client_id == "b"
+
+
+def test_the_text_of_a_pack_is_short():
+    assert repr(pack()) == "MetricPack(client_id='a', num_examples=7, withheld=False, excluded=())"
+
+
 def test_a_list_state_is_one_array_whatever_its_length():
     flat, _ = pack().to_arrays()
     assert {key: value.shape for key, value in flat.items()} == {"val.m/tp": (2,), "val.m/preds": (2,)}
@@ -121,6 +134,8 @@ DAMAGED = {
     ),
     "metrics not an object": (lambda a, h, m: h.update(metrics=[1]), "`metrics`"),
     "withheld with metrics": (lambda a, h, m: h.update(withheld=True), "empty if withheld"),
+    "excluded not a list": (lambda a, h, m: h.update(excluded="val.m"), "`excluded`, got 'val.m'"),
+    "excluded not texts": (lambda a, h, m: h.update(excluded=[3]), "`excluded`"),
     "withheld not a bool": (lambda a, h, m: h.update(withheld=1), "`withheld`"),
     "examples negative": (lambda a, h, m: h.update(num_examples=-3), "count as `num_examples`"),
     "client id not a text": (lambda a, h, m: h.update(client_id=7), "`client_id`"),

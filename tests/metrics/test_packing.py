@@ -22,6 +22,9 @@ def pack(request):
     return request.param
 
 
+ONE = (torch.tensor([0.3]), torch.tensor([0]))
+
+
 def updated(metric, *batch):
     metric.update(*batch)
     return metric
@@ -75,6 +78,39 @@ def test_lists_keep_their_elements_in_one_dtype(pack):
     sent = pack(metric, allow_example_states=("",)).metrics[""].states["value"]
     assert [element.tolist() for element in sent] == [[1.0, 2.0], 3.0, [4.0]]
     assert {element.dtype for element in sent} == {np.dtype("float64")}
+
+
+def test_what_is_excluded_is_named_and_not_packed(pack):
+    module = nn.ModuleDict({"auroc": updated(BinaryAUROC(), *ONE), "acc": updated(BinaryAccuracy(), *ONE)})
+    packed = pack(module, exclude_metrics=("auroc",))
+    assert packed.excluded == ("auroc",)
+    assert list(packed.metrics) == ["acc"]
+
+
+def test_a_withheld_pack_names_what_is_excluded_besides(pack):
+    module = nn.ModuleDict({"auroc": BinaryAUROC()})
+    packed = pack(module, exclude_metrics=("auroc",), num_examples=1, min_examples=2)
+    assert packed.withheld
+    assert packed.excluded == ("auroc",)
+
+
+def test_counts_of_any_whole_number_type_are_taken(pack):
+    packed = pack(SumMetric(), num_examples=np.int64(7), min_examples=torch.tensor(3))
+    assert (packed.num_examples, type(packed.num_examples)) == (7, int)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"client_id": 3}, "`client_id` must be a text. Got 3; write '3'"),
+        ({"num_examples": 3.5}, "`num_examples` must be a whole number. Got 3.5"),
+        ({"min_examples": "3"}, "`min_examples` must be a whole number. Got '3'"),
+        ({"exclude_metrics": "m"}, "`exclude_metrics` must be a tuple of names"),
+    ],
+)
+def test_arguments_of_another_type(pack, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        pack(nn.ModuleDict({"m": SumMetric()}), **arguments)
 
 
 def test_rows_of_examples_are_refused_before_anything_is_packed(pack):

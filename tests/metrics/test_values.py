@@ -59,6 +59,13 @@ def test_addresses_of_scalars_vectors_and_dicts():
     assert not any(address.startswith("matrix") for address in values)
 
 
+def test_only_the_named_metrics_are_computed():
+    module = nn.ModuleDict({"a": SumMetric(), "b": SumMetric()})
+    for metric in module.values():
+        metric.update(2.0)
+    assert computed_values(module, ["b"]) == ({"b": 2.0}, {})
+
+
 def test_a_composition_is_computed_from_what_its_parts_hold():
     module = nn.ModuleDict({"sum": SumMetric() + SumMetric()})
     module["sum"].metric_a.update(2.0)

@@ -6,7 +6,14 @@ import math
 import pytest
 from rich.console import Console
 
-from lightning_fl_ext import RoundEarlyStopping, RoundProgressBar
+from lightning_fl_ext import (
+    ExactFedAvg,
+    FederatedTrainer,
+    LightningFLError,
+    RoundCheckpoint,
+    RoundEarlyStopping,
+    RoundProgressBar,
+)
 from lightning_fl_ext.server import CallbackError
 
 
@@ -61,8 +68,6 @@ def test_the_bars_are_taken_away_when_the_fit_fails(toy):
 
 
 def test_the_progress_bar_is_there_unless_switched_off():
-    from lightning_fl_ext import FederatedTrainer
-
     assert [type(c) for c in FederatedTrainer().callbacks] == [RoundProgressBar]
     assert FederatedTrainer(enable_progress_bar=False).callbacks == []
     own = RoundProgressBar()
@@ -111,3 +116,118 @@ def test_a_void_round_without_the_metric_is_no_improvement(toy):
         toy.Net(), toy.make_grid(2, faults=vanish)
     )
     assert len(result.rounds) == 2
+
+
+# The trainer's metric
+
+
+def measured(toy, losses, callbacks=(), **options):
+    """A run in which the server measures these losses, from before the first round on."""
+    values = iter([math.nan, *losses])
+    options = {"max_rounds": len(losses), "callbacks": callbacks, **options}
+    trainer = toy.make_trainer(**options)
+    trainer.fit(toy.Net(), toy.make_grid(2), evaluate=lambda model: {"loss": next(values)})
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("mode", "losses", "best"),
+    [
+        ("min", [3, 1, 2], (2, 1)),
+        ("max", [1, 3, 3], (2, 3)),
+        ("min", [math.nan, 4, math.nan], (2, 4)),
+        ("min", [math.nan, math.nan], (None, None)),
+    ],
+)
+def test_the_result_names_the_best_round_of_the_monitored_metric(toy, mode, losses, best):
+    result = measured(toy, losses, monitor="server_loss", mode=mode).result
+    assert (result.best_round, result.best_score) == best
+    assert (f"best round: {best[0]}, server_loss {best[1]}" in str(result)) == (best[0] is not None)
+
+
+def test_without_a_monitored_metric_there_is_no_best_round(toy):
+    result = measured(toy, [1, 2]).result
+    assert (result.best_round, result.best_score) == (None, None)
+    assert "best" not in str(result)
+
+
+def test_callbacks_go_by_the_trainers_metric_unless_they_have_one_of_their_own(toy, tmp_path):
+    """The loss falls in all rounds, and is at its largest in the first."""
+    options = {"monitor": "server_loss", "mode": "max", "default_root_dir": tmp_path}
+    kept = RoundCheckpoint(keep_last=1)
+    trainer = measured(toy, [5, 4, 3, 2], [RoundEarlyStopping(patience=2), kept], **options)
+    assert trainer.current_round == 3
+    assert kept.best_path.name == "round-00001"
+
+    own = RoundEarlyStopping("train_loss", patience=1, min_delta=9.0)
+    trainer = measured(toy, [1, 2, 3, 4], own, **options)
+    assert trainer.current_round == 2, "their metric is another, and falls by less than 9"
+    stubborn = RoundEarlyStopping("server_loss", mode="min", patience=1)
+    trainer = measured(toy, [1, 2, 3, 4], stubborn, **options)
+    assert trainer.current_round == 2, "a mode of their own holds"
+    agreeing = RoundEarlyStopping("server_loss", patience=1)
+    assert measured(toy, [1, 2, 3, 4], agreeing, **options).current_round == 4, "the metric's mode is known"
+
+
+def test_a_misspelt_metric_ends_the_run_after_the_first_round_which_is_kept(toy, tmp_path):
+    callbacks = [RoundEarlyStopping(), RoundCheckpoint()]
+    options = {"callbacks": callbacks, "default_root_dir": tmp_path, "max_rounds": 3}
+    trainer = toy.make_trainer(monitor="val_los", **options)
+    with pytest.raises(LightningFLError, match=r"no metric `val_los` to monitor; there are .*'val_loss'"):
+        trainer.fit(toy.Net(), toy.make_grid(2))
+    assert trainer.current_round == 1
+    again = toy.make_trainer(monitor="val_loss", **options)
+    assert len(again.fit(toy.Net(), toy.make_grid(2), ckpt_path="last").rounds) == 3
+    assert again.rounds[0] == trainer.rounds[0]
+
+
+def test_a_metric_that_is_not_measured_in_every_round_may_be_monitored(toy):
+    class Seldom(ExactFedAvg):
+        def configure_evaluate(self, server_round, *args):
+            return super().configure_evaluate(server_round, *args) if server_round % 2 else []
+
+    trainer = toy.make_trainer(Seldom(), monitor="val_loss", max_rounds=4)
+    result = trainer.fit(toy.Net(), toy.make_grid(2))
+    assert ["val_loss" in record.metrics for record in result.rounds] == [True, False, True, False]
+    assert result.best_round in (1, 3)
+
+
+def test_early_stopping_without_any_metric_says_where_to_name_one(toy):
+    with pytest.raises(CallbackError, match=r"RoundEarlyStopping\('val_loss'\).*FederatedTrainer\(monitor="):
+        measured(toy, [1], RoundEarlyStopping())
+
+
+def test_a_resumed_run_knows_the_best_round_before(toy, tmp_path):
+    options = {"monitor": "server_loss", "default_root_dir": tmp_path}
+    measured(toy, [1, 2], RoundCheckpoint(keep_last=1), **options)
+    kept = RoundCheckpoint(keep_last=1)
+    trainer = toy.make_trainer(max_rounds=4, callbacks=kept, **options)
+    result = trainer.fit(toy.Net(), toy.make_grid(2), evaluate=lambda model: {"loss": 9.0}, ckpt_path="last")
+    assert (result.best_round, result.best_score) == (1, 1.0)
+    assert kept.best_path == tmp_path / "checkpoints" / "round-00001"
+    assert kept.best_path.is_dir()
+
+
+def test_the_progress_shows_the_monitored_metric_first_and_the_best_round_at_the_end(toy):
+    def metrics(partition, server_round):
+        return {f"train_{name}": float(server_round) for name in "abcdz"}
+
+    out = io.StringIO()
+    progress = RoundProgressBar(Console(file=out, width=200, highlight=False))
+    trainer = toy.make_trainer(callbacks=[progress], monitor="train_z", mode="max")
+    trainer.fit(toy.Net(), toy.make_grid(2, app=toy.make_app(metrics=metrics)))
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("round 1/2  clients 2/2  train_z 1  ")
+    assert lines[-2] == "best round: 2, train_z 2"
+
+
+def test_the_trainers_mode_is_checked():
+    with pytest.raises(ValueError, match=r"`mode` must be 'min' or 'max'\. Got 'best'"):
+        FederatedTrainer(mode="best")
+
+
+@pytest.mark.parametrize("wrong", [{"mode": "least"}, {"patience": 0}])
+def test_wrong_arguments_are_named(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        RoundEarlyStopping("loss", **wrong)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lightning_fl_ext.server.callbacks.base import RoundCallback, monitored
 from lightning_fl_ext.server.checkpointing import FOLDER, CheckpointError, list_checkpoints, save_checkpoint
-from lightning_fl_ext.server.result import find_best, read_metric
+from lightning_fl_ext.server.result import find_best, require_metric
 from lightning_fl_ext.server.strategy_state import encode_strategy
 from lightning_fl_ext.server.values import choice, metric_name, whole_number
 
@@ -77,12 +77,12 @@ class RoundCheckpoint(RoundCallback):
         """Called when a round is complete: writes, then removes what is no longer kept.
 
         Raises:
-            LightningFLError: No round so far had such a metric as ``monitor``.
+            LightningFLError: No round so far had such a metric as ``monitor``; the checkpoint is there all
+                the same.
         """
-        monitor, _ = monitored(trainer, self.monitor, self.mode)
-        if monitor is not None:
-            read_metric(trainer.rounds, monitor)
         save_checkpoint(trainer, self._path(trainer, trainer.current_round))
+        if self.monitor is not None:
+            require_metric(trainer.rounds, self.monitor)
         self.best_path = self._find_best(trainer)
         if self.keep_last is not None:
             for _, path in list_checkpoints(trainer.default_root_dir / FOLDER)[: -self.keep_last]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.server.callbacks.base import RoundCallback, monitored
-from lightning_fl_ext.server.result import read_metric
+from lightning_fl_ext.server.result import require_metric
 from lightning_fl_ext.server.values import choice, limit, metric_name, whole_number
 
 if TYPE_CHECKING:
@@ -70,8 +70,10 @@ class RoundEarlyStopping(RoundCallback):
         Raises:
             LightningFLError: No round so far had such a metric.
         """
+        if self.monitor is not None:
+            require_metric(trainer.rounds, self.monitor)
         monitor, mode = monitored(trainer, self.monitor, self.mode)
-        value = read_metric(trainer.rounds, str(monitor))
+        value = trainer.rounds[-1].metrics.get(str(monitor), math.nan)
         value = value if mode == "min" else -value
         if value < self._best - self.min_delta:
             self._best, self._waited = value, 0
