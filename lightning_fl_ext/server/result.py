@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.server.rejection import Rejection
+
+if TYPE_CHECKING:
+    from lightning_fl_ext.server.trainer import FederatedTrainer
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,15 @@ def read_metric(record: RoundRecord, name: str, known: Collection[str] = ()) -> 
     if name not in record.metrics and name not in known and not record.void:
         raise LightningFLError(f"there is no metric `{name}` to monitor; there are {sorted(record.metrics)}")
     return record.metrics.get(name, math.nan)
+
+
+def why_void(trainer: FederatedTrainer, record: RoundRecord) -> str:
+    """Say why a round is void, in numbers."""
+    count = len(record.accepted)
+    counted = f"{count} of {len(record.sampled)} updates count"
+    if count < trainer.min_accepted:
+        return f"{counted}, `min_accepted` is {trainer.min_accepted}"
+    return f"{counted}, but {type(trainer.strategy).__name__} made no model of them"
 
 
 @dataclass(frozen=True)

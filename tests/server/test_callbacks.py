@@ -47,7 +47,7 @@ def test_on_a_terminal_there_is_a_bar_over_rounds_and_one_over_replies(toy):
 
 def test_a_void_round_is_marked(toy):
     text, _ = show(toy, terminal=False, faults=drop_one(toy), min_accepted=3)
-    assert text.splitlines()[0].endswith("[void: the model stays]")
+    assert text.splitlines()[0].endswith("[void, the model stays: 2 of 3 updates count, `min_accepted` is 3]")
 
 
 def test_the_bars_are_taken_away_when_the_fit_fails(toy):
@@ -104,10 +104,11 @@ def test_a_metric_that_is_not_there_is_named_with_those_that_are(toy):
 
 def test_a_void_round_without_the_metric_is_no_improvement(toy):
     def vanish(instruction, reply):
-        return None if toy.is_train(instruction) else reply
+        late = toy.is_train(instruction) and instruction.content["config"]["server-round"] > 1
+        return None if late else reply
 
     stopping = RoundEarlyStopping("train_loss", patience=2)
     result = toy.make_trainer(callbacks=stopping, max_rounds=9).fit(
         toy.Net(), toy.make_grid(2, faults=vanish)
     )
-    assert len(result.rounds) == 2
+    assert [record.void for record in result.rounds] == [False, True, True]

@@ -6,6 +6,7 @@ import torch
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg
 
 from lightning_fl_ext import digest
+from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.wire import to_numpy
 
 
@@ -197,9 +198,24 @@ def test_weights_that_a_strategy_breaks_are_named(toy):
         toy.make_trainer(Exploding()).fit(toy.Net(), toy.make_grid())
 
 
-def test_a_strategy_that_makes_no_model_leaves_a_void_round(toy):
+def test_a_strategy_that_makes_no_model_leaves_a_void_round(toy, caplog):
     from flwr.serverapp.strategy import Bulyan
 
-    result = toy.make_trainer(Bulyan(num_malicious_nodes=1)).fit(toy.Net(), toy.make_grid())  # needs seven
-    assert all(record.void for record in result.rounds)
-    assert result.digest == digest(start(toy.Net()))
+    trainer = toy.make_trainer(Bulyan(num_malicious_nodes=1))  # needs seven
+    with pytest.raises(LightningFLError, match="5 of 5 updates count, but Bulyan made no model of them"):
+        trainer.fit(toy.Net(), toy.make_grid())
+    assert all(record.void for record in trainer.rounds)
+    assert digest(trainer.arrays) == digest(start(toy.Net()))
+    assert "round 1 is void, the model stays: 5 of 5 updates count, but Bulyan" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["configure_train", "configure_evaluate", "aggregate_evaluate"])
+def test_whichever_method_of_a_strategy_fails_is_named(toy, method):
+    def fail(self, server_round, *_):
+        raise RuntimeError("no luck.")
+
+    broken = type("Broken", (FedAvg,), {method: fail})()
+    with pytest.raises(
+        LightningFLError, match=rf"Broken.{method} failed in round 1: RuntimeError: no luck. The"
+    ):
+        toy.make_trainer(broken).fit(toy.Net(), toy.make_grid())

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.callbacks.base import RoundCallback
 from lightning_fl_ext.server.rejection import Reason, Rejection
+from lightning_fl_ext.server.result import why_void
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.trainer import FederatedTrainer
@@ -76,7 +77,7 @@ class RoundProgressBar(RoundCallback):
         record = trainer.rounds[-1]
         names = self.metrics or tuple(n for n in record.metrics if n not in _BOOKKEEPING)[:4]
         shown = "  ".join(f"{n} {record.metrics[n]:.4g}" for n in names if n in record.metrics)
-        void = "  [void: the model stays]" if record.void else ""
+        void = f"  [void, the model stays: {why_void(trainer, record)}]" if record.void else ""
         self.console.print(
             f"round {record.server_round:>{len(str(trainer.max_rounds))}}/{trainer.max_rounds}"
             f"  clients {len(record.accepted)}/{len(record.sampled)}  {shown}{void}",
