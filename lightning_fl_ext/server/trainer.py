@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from lightning_fl_ext.server.rejection import in_order
 from lightning_fl_ext.server.reporting import log_record, refuse_in_vain, reporting, warn_of
 from lightning_fl_ext.server.result import FederatedResult, RoundRecord
 from lightning_fl_ext.server.strategy import ExactFedAvg
+from lightning_fl_ext.server.strategy_state import copy_strategy
 from lightning_fl_ext.server.values import choice, folder, limit, whole_number
 from lightning_fl_ext.wire import Exchange, WeightExchange
 
@@ -190,7 +190,7 @@ class FederatedTrainer:
         with seeded(derive_seed(self.seed, 0, "", "init")):
             self.model = make_module(model)
         self.arrays = self.exchange.start(self.model.state_dict())
-        self.strategy = copy.deepcopy(self._strategy)
+        self.strategy = copy_strategy(self._strategy)
         self.current_round, self.rounds, self.callback_metrics = 0, [], {}
         self.should_stop, self.result, self.ckpt_path = False, None, ckpt_path
         self.fingerprint = fingerprint(self)
