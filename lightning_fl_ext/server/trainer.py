@@ -15,6 +15,7 @@ from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server.arguments import (
     callback_list,
+    check_ckpt_path,
     check_grid,
     exchange_object,
     logger_list,
@@ -137,6 +138,7 @@ class FederatedTrainer:
                 ``on_bad_update="raise"``, an error in a callback, or nothing but void rounds. Checkpoints of
                 the rounds before stay.
         """
+        check_ckpt_path(ckpt_path, self.callbacks)
         self._begin(model, grid, ckpt_path)
         check_evaluation(self.model, evaluate)
         with reporting(self):

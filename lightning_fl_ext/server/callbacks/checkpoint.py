@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.server.callbacks.base import RoundCallback
 from lightning_fl_ext.server.checkpointing import FOLDER, CheckpointError, list_checkpoints, save_checkpoint
+from lightning_fl_ext.server.files import make_folder
 from lightning_fl_ext.server.result import read_metric
 from lightning_fl_ext.server.strategy_state import encode_strategy
 from lightning_fl_ext.server.values import choice, metric_name, whole_number
@@ -55,7 +56,7 @@ class RoundCheckpoint(RoundCallback):
 
         Raises:
             CheckpointError: The folder holds the checkpoints of another run.
-            LightningFLError: The strategy has state that cannot be saved.
+            LightningFLError: The strategy has state that cannot be saved, or the folder cannot be written to.
         """
         encode_strategy(trainer.strategy)  # complains now rather than after the first round
         root = trainer.default_root_dir / FOLDER
@@ -68,7 +69,7 @@ class RoundCheckpoint(RoundCallback):
         for _, path in later:
             log.warning("going on after round %d: removing the later `%s`", trainer.current_round, path.name)
             shutil.rmtree(path)
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         if trainer.current_round == 0:
             self._best = None
         self.best_path = self._path(trainer, self._best[0]) if self._best else None
