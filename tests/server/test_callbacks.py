@@ -37,6 +37,23 @@ def test_off_a_terminal_there_is_a_plain_line_for_each_round_and_each_left_out(t
     ]
 
 
+def test_what_the_server_measured_before_the_first_round_is_the_first_line(toy):
+    out = io.StringIO()
+    options = {"callbacks": RoundProgressBar(Console(file=out)), "enable_progress_bar": True}
+    toy.make_trainer(**options).fit(toy.Net(), toy.make_grid(2), evaluate=lambda model: {"x": 0.5})
+    assert out.getvalue().splitlines()[0] == "round 0/2  server_x 0.5"
+
+
+def test_a_name_that_no_metric_has_is_pointed_out_once(toy):
+    out = io.StringIO()
+    progress = RoundProgressBar(Console(file=out), metrics=("val_los", "val_loss"))
+    toy.make_trainer(callbacks=progress, enable_progress_bar=True).fit(toy.Net(), toy.make_grid(2))
+    lines = out.getvalue().splitlines()
+    (pointed_out,) = [line for line in lines if "val_los'" in line]
+    assert pointed_out.startswith("  no metric ['val_los'] to show; there are [")
+    assert "'val_loss'" in pointed_out
+
+
 def test_on_a_terminal_there_is_a_bar_over_rounds_and_one_over_replies(toy):
     text, result = show(toy, terminal=True)
     assert "rounds" in text

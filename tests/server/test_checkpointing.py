@@ -62,6 +62,24 @@ def test_going_on_from_any_round_gives_the_digest_of_the_undisturbed_run(toy, ma
         assert resumed.rounds == whole.rounds
 
 
+@pytest.mark.parametrize("strategy", [ExactFedAvg, FedAvg])
+def test_a_resumed_run_samples_the_clients_that_the_undisturbed_one_did(toy, tmp_path, strategy):
+    def sample(folder, rounds):
+        trainer = toy.make_trainer(
+            strategy(fraction_train=0.3),
+            callbacks=RoundCheckpoint(),
+            default_root_dir=folder,
+            max_rounds=rounds,
+        )
+        result = trainer.fit(toy.Net(), toy.make_grid(10), ckpt_path="last")
+        return [record.sampled for record in result.rounds], result.digest
+
+    sample(tmp_path / "stopped", 2)
+    resumed, whole = sample(tmp_path / "stopped", 5), sample(tmp_path / "whole", 5)
+    assert resumed == whole
+    assert len(set(whole[0])) > 1
+
+
 def test_a_finished_run_can_be_prolonged_to_that_of_a_longer_one(toy, tmp_path):
     fit(toy, tmp_path, FedAdam(), max_rounds=2)
     prolonged = fit(toy, tmp_path, FedAdam(), ckpt_path="last")
