@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg
 
-from lightning_fl_ext import digest
+from lightning_fl_ext import RoundCallback, digest
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.server.screening import update_norm
 from lightning_fl_ext.wire import to_numpy
 
 
@@ -164,6 +166,27 @@ def test_a_client_s_order_of_keys_does_not_matter_to_strategies_that_pair_by_pos
             toy.Net(), toy.make_grid(app=toy.make_app(fit=reversed_fit))
         )
         assert plain.digest == mixed.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "mod"), [("DPClientFixed", fixedclipping_mod), ("DPClientAdaptive", adaptiveclipping_mod)]
+)
+def test_clients_with_flower_s_mod_clip_their_updates(toy, make_strategy, name, mod):
+    norms = []
+
+    class Norms(RoundCallback):
+        def on_reply(self, trainer, reply):
+            if reply is not None:
+                norms.append(update_norm(reply.arrays, trainer.arrays))
+
+    limit = make_strategy(name).clipping_norm
+    for mods, clipped in (([mod], True), ([], False)):
+        norms.clear()
+        grid = toy.make_grid(app=toy.make_app(mods=mods, extra=None if mods else {"norm_bit": 1.0}))
+        trainer = toy.make_trainer(make_strategy(name), callbacks=Norms(), max_rounds=1)
+        assert trainer.fit(toy.Net(), grid).rejected == []
+        assert len(norms) == 5
+        assert (max(norms) <= limit * (1 + 1e-6)) == clipped
 
 
 def test_each_fit_starts_with_the_strategy_as_it_was_given(toy):
