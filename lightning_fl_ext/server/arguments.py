@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from flwr.serverapp.strategy import Strategy
 from lightning_fl_ext.server.callbacks import RoundCallback, RoundCheckpoint, RoundLedger, RoundProgressBar
 from lightning_fl_ext.server.values import got, kind_of
 from lightning_fl_ext.wire import Exchange
+
+log = logging.getLogger(__name__)
 
 _ALONE = (RoundCheckpoint, RoundLedger, RoundProgressBar)
 _GRID = ("get_node_ids", "push_messages", "pull_messages")
@@ -88,6 +92,18 @@ def logger_list(value: Any) -> list[Any]:
                 + got(logger)
             )
     return loggers
+
+
+def check_ckpt_path(value: Any, callbacks: list[RoundCallback]) -> None:
+    """Refuse what is no path, and point it out if nothing would be written to go on from.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if value is not None and not isinstance(value, str | Path):
+        raise TypeError("`ckpt_path` must be 'last', the path of a checkpoint, or None." + got(value))
+    if value == "last" and not any(isinstance(callback, RoundCheckpoint) for callback in callbacks):
+        log.warning("`ckpt_path='last'`, but no RoundCheckpoint among `callbacks` writes a checkpoint")
 
 
 def check_grid(grid: Any) -> None:

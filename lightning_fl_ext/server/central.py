@@ -9,27 +9,71 @@ from typing import Any
 
 import torch
 
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.server.values import got, kind_of
+
 CentralEvaluation = Callable[[torch.nn.Module], Mapping[str, float]]
 """From the module, in eval mode and without gradients, to metrics."""
 
 
-def evaluate_centrally(module: torch.nn.Module, evaluate: CentralEvaluation | Any) -> dict[str, float]:
+def check_evaluation(module: torch.nn.Module, evaluate: CentralEvaluation | Any) -> None:
+    """Refuse what can evaluate no module, or not this one.
+
+    Args:
+        module: The global model.
+        evaluate: See :func:`evaluate_centrally`; None for nothing.
+
+    Raises:
+        TypeError: It is a class; or it is data, and the module no LightningModule.
+    """
+    if isinstance(evaluate, type | str | bool | int | float):
+        raise TypeError(
+            "`evaluate` must be a function of the module, or data to validate on." + got(evaluate)
+        )
+    if evaluate is not None and not callable(evaluate) and not hasattr(module, "validation_step"):
+        raise TypeError(
+            "`evaluate` is data for `Trainer.validate`, which takes a LightningModule only; `model` is"
+            f" {kind_of(module)}. Give a function of the module instead."
+        )
+
+
+def evaluate_centrally(
+    module: torch.nn.Module, evaluate: CentralEvaluation | Any, server_round: int = 0
+) -> dict[str, float]:
     """Evaluate a module on the server.
 
     Args:
         module: Holds the global weights. It is left in the mode it was in.
         evaluate: A function of the module, or data (a LightningDataModule or DataLoader) to run
             ``Trainer.validate`` on.
+        server_round: The round whose weights these are; 0 before the first.
 
     Returns:
         Metrics, their names prefixed with ``server_``.
+
+    Raises:
+        LightningFLError: The function raised, or gave something else than numbers by name.
     """
     training = module.training
     try:
         metrics = _call(module, evaluate) if callable(evaluate) else _validate(module, evaluate)
+        if not isinstance(metrics, Mapping):
+            raise TypeError(f"it must return a mapping from names to numbers.{got(metrics)}")
+        return {f"server_{name}": _number(name, value) for name, value in metrics.items()}
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".rstrip(".: ")
+        raise LightningFLError(f"`evaluate` failed after round {server_round}: {said}.") from error
     finally:
         module.train(training)
-    return {f"server_{name}": float(value) for name, value in metrics.items()}
+
+
+def _number(name: Any, value: Any) -> float:
+    try:
+        if not isinstance(value, str):
+            return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise TypeError(f"it must return a number for `{name}`.{got(value)}")
 
 
 def _call(module: torch.nn.Module, evaluate: CentralEvaluation) -> Mapping[str, float]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import digest
 from lightning_fl_ext.server.files import (
+    MANIFEST,
     TornFilesError,
     arrays_from_bytes,
     arrays_to_bytes,
@@ -95,9 +96,7 @@ def load_checkpoint(trainer: FederatedTrainer, path: str | Path) -> None:
         TornFilesError: ``path`` names a checkpoint that is incomplete or altered.
     """
     if path != "last":
-        if not Path(path).is_dir():
-            raise CheckpointError(f"there is no checkpoint `{path}`; `ckpt_path='last'` finds the newest")
-        files = read_folder(Path(path))
+        files = read_folder(_checkpoint_at(Path(path)))
     elif (newest := _newest_complete(trainer.default_root_dir / FOLDER)) is None:
         log.info("no checkpoint under `%s`: starting from the beginning", trainer.default_root_dir)
         return
@@ -115,6 +114,20 @@ def load_checkpoint(trainer: FederatedTrainer, path: str | Path) -> None:
         trainer.note(RoundRecord.from_json(record))
     for key, callback in _keyed(trainer):
         callback.load_state_dict(data["callbacks"].get(key, {}))
+
+
+def _checkpoint_at(path: Path) -> Path:
+    """Refuse a path that cannot be a checkpoint's folder, and say what would be one."""
+    if any((path / name).is_file() for name in (MANIFEST, "state.json")):
+        return path
+    if within := list_checkpoints(path / FOLDER):
+        hint = f"it is a run's folder: its newest checkpoint is `{within[-1][1]}`"
+    else:
+        hint = (
+            "give the folder `round-NNNNN` of one, such as `RoundCheckpoint.best_path`, or"
+            " `ckpt_path='last'` for the newest under `default_root_dir`"
+        )
+    raise CheckpointError(f"there is no checkpoint `{path}`: {hint}")
 
 
 def list_checkpoints(root: Path) -> list[tuple[int, Path]]:

@@ -88,9 +88,10 @@ class StrategyDriver:
             NotEnoughClientsError: Too few clients are connected, or none answers.
             LightningFLError: The strategy fails, or makes weights that do not fit or are not finite.
         """
-        wait_for_clients(self.grid, self.strategy, self.trainer.round_timeout)
-        configure = self.strategy.configure_train
-        exchange = self._exchange("train", configure, server_round, arrays, screen_train_reply)
+        least = self.trainer.min_accepted
+        wait_for_clients(self.grid, self.strategy, self.trainer.round_timeout, least)
+        exchange = self._exchange("train", server_round, arrays, screen_train_reply)
+        self._refuse_if_too_few_are_asked(exchange)
         if self.order_free and not exchange.anonymous:
             heads: dict[str, ClientUpdate] = {}
             new, metrics = self._aggregate(server_round, _noting(exchange.accepted(), heads))
@@ -98,22 +99,18 @@ class StrategyDriver:
             replies = exchange.collect()
             heads = {client: replace(update, arrays={}) for client, _, update in replies}
             new = metrics = None
-            if len(replies) >= self.trainer.min_accepted:
+            if len(replies) >= least:
                 kept = common_metrics(_metrics_of(heads), server_round)[0] | {self.count_key}
                 messages = [reply for _, reply, _ in replies]
                 like = self.trainer.exchange.like(arrays)
                 dialect.make_readable(messages, kept, like, widen=not self.reads_every_dtype)
                 new, metrics = self._aggregate(server_round, messages)
+            elif getattr(self.strategy, "accountant", None) is not None:
+                self._aggregate(server_round, [])  # releases nothing, so what it has reserved is free again
         self._refuse_if_all_failed(exchange, heads)
-        void = bool(exchange.messages) and (new is None or len(heads) < self.trainer.min_accepted)
+        void = bool(exchange.messages) and (new is None or len(heads) < least)
         if new is not None and not void:
             arrays = self._checked(server_round, new, arrays)
-        if void:
-            log.warning(
-                "round %d is void, the model stays as it was: %d of %d updates count, `min_accepted` is %d%s",
-                *(server_round, len(heads), len(exchange.messages), self.trainer.min_accepted),
-                "" if len(heads) < self.trainer.min_accepted else f", but {self._name} made no model",
-            )
         measured, left_out = self._measure("train", metrics, exchange, heads)
         counts = {
             "clients_accepted": len(heads),
@@ -144,8 +141,7 @@ class StrategyDriver:
             NotEnoughClientsError: Too few clients are connected, or none answers.
         """
         wait_for_clients(self.grid, self.strategy, self.trainer.round_timeout)
-        configure = self.strategy.configure_evaluate
-        exchange = self._exchange("evaluate", configure, server_round, arrays, screen_evaluate_reply)
+        exchange = self._exchange("evaluate", server_round, arrays, screen_evaluate_reply)
         if not exchange.messages:
             return {}, []
         replies = exchange.collect()
@@ -157,7 +153,7 @@ class StrategyDriver:
         dialect.make_readable(messages, common | {self.count_key})
         metrics = self._call("aggregate_evaluate", server_round, messages)
         measured, left_out = self._measure("evaluate", metrics, exchange, heads)
-        return measured, exchange.rejected + left_out
+        return measured, [replace(rejection, phase="evaluate") for rejection in exchange.rejected + left_out]
 
     def seeded(self, server_round: int, purpose: str) -> AbstractContextManager[None]:
         """Seed all global random state for one purpose in a round, and put it back afterwards."""
@@ -180,8 +176,7 @@ class StrategyDriver:
 
     def _exchange(
         self,
-        purpose: str,
-        configure: Callable[..., Iterable[Message]],
+        phase: str,
         server_round: int,
         arrays: Arrays,
         screen: Callable[[Message, str, int, Limits, Arrays], ClientUpdate],
@@ -190,15 +185,14 @@ class StrategyDriver:
         given = record if self.reads_every_dtype else dialect.readable(record)
         seed = self.trainer.seed
         config = ConfigRecord({"run-seed": seed, "server-round": server_round, ASK: True})
-        with self._around(server_round, f"configure-{purpose}"):
-            messages = list(configure(server_round, given, config, self.grid))
+        messages = list(self._call(f"configure_{phase}", server_round, given, config, self.grid))
         sampled = tuple(sorted(self.clients[m.metadata.dst_node_id] for m in messages))
         transit = Transit(self.trainer.exchange, arrays, Trip(seed, server_round, "", sampled))
         transit.put_into(messages, given, record, config)
         limits = self._limits(len(messages))
 
         def read(reply: Message, client: str) -> ClientUpdate:
-            if purpose == "train":
+            if phase == "train":
                 transit.decode(reply, declared_id(reply.content) or client)
             return screen(reply, client, server_round, limits, transit.like)
 
@@ -210,18 +204,33 @@ class StrategyDriver:
             read,
             self.trainer.round_timeout,
             self.trainer.on_bad_update == "raise",
-            lambda reply: call_hook(self.trainer, "on_reply", reply if purpose == "train" else None),
+            lambda reply: call_hook(self.trainer, "on_reply", reply if phase == "train" else None),
             self._earlier,
+            phase,
         )
         if messages:
             call_hook(self.trainer, "on_messages", exchange.sampled)
         return exchange
 
+    @property
+    def _has_worked(self) -> bool:
+        """Whether a round before shows that the set-up can work."""
+        return any(record.accepted for record in self.trainer.rounds)
+
+    def _refuse_if_too_few_are_asked(self, exchange: RoundExchange) -> None:
+        asked, least = len(exchange.messages), self.trainer.min_accepted
+        if 0 < asked < least and not self._has_worked:
+            raise LightningFLError(
+                f"{self._name} asks {asked} client(s) to train in round {exchange.server_round}, but"
+                f" `min_accepted` is {least}: no round could count. Have it ask more (`fraction_train`,"
+                " `min_train_nodes`), or lower `min_accepted`."
+            )
+
     def _refuse_if_all_failed(self, exchange: RoundExchange, accepted: Collection[str]) -> None:
         """Raise if the clients' own code fails on all of them, and no round before shows that it can work."""
         failed = [r for r in exchange.rejected if r.reason is Reason.CLIENT_ERROR]
         others = [r for r in exchange.rejected if r.reason not in (Reason.CLIENT_ERROR, Reason.IDLE)]
-        worked = accepted or any(record.accepted for record in self.trainer.rounds)
+        worked = accepted or self._has_worked
         if failed and not others and not worked:
             asked = "asked" if len(failed) == len(exchange.messages) else "with examples"
             raise LightningFLError(
@@ -264,16 +273,18 @@ class StrategyDriver:
         record, metrics = self._call("aggregate_train", server_round, replies)
         return (None if record is None else from_record(record)), metrics
 
-    def _call(self, method: str, server_round: int, replies: Iterable[Message]) -> Any:
+    def _call(self, method: str, server_round: int, *args: Any) -> Any:
         with self._around(server_round, method.replace("_", "-")):
             try:
-                return getattr(self.strategy, method)(server_round, replies)
+                result = getattr(self.strategy, method)(server_round, *args)
+                return list(result) if method.startswith("configure") else result
             except LightningFLError:
                 raise
             except Exception as error:
+                said = f"{type(error).__name__}: {error}".rstrip(".: ")
                 raise LightningFLError(
-                    f"{self._name}.{method} failed in round {server_round}: {type(error).__name__}: {error}."
-                    " The model of the round before is the last good one."
+                    f"{self._name}.{method} failed in round {server_round}: {said}. The model of the round"
+                    " before is the last good one."
                 ) from error
 
     @contextmanager

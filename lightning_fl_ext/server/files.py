@@ -107,11 +107,36 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def write_through(path: Path, data: bytes) -> None:
-    """Write, and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write, and wait until it is on the disk.
+
+    Raises:
+        OSError: The disk is full, say; it names the file.
+    """
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder if it is not there, and see whether it can be written to.
+
+    Raises:
+        LightningFLError: It cannot.
+    """
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise LightningFLError(
+            f"`{folder}` cannot be written to: {error.strerror}. Choose another `default_root_dir`."
+        ) from error
 
 
 def append_through(path: Path, data: bytes) -> None:
@@ -124,10 +149,11 @@ def append_through(path: Path, data: bytes) -> None:
     try:
         with path.open("ab", buffering=0) as file:
             if file.write(data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
-    except OSError:
+    except OSError as error:
         os.truncate(path, size)
+        error.filename = error.filename or str(path)
         raise
 
 

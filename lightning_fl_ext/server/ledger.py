@@ -13,7 +13,7 @@ import numpy as np
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import digest
-from lightning_fl_ext.server.files import arrays_from_bytes, read_folder
+from lightning_fl_ext.server.files import TornFilesError, arrays_from_bytes, read_folder
 
 GENESIS = "0" * 64
 """What stands for the line before the first."""
@@ -109,13 +109,16 @@ def verify_ledger(path: str | Path, checkpoint: str | Path | None = None) -> Led
         A report; empty ``problems`` mean that the chain is whole.
 
     Raises:
-        LedgerError: There is no such file.
+        LedgerError: There is no such file, or ``checkpoint`` is none that knows a ledger.
+        TornFilesError: ``checkpoint`` is incomplete or altered.
     """
     path = Path(path) / "ledger.jsonl" if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise LedgerError(f"there is no ledger at `{path}`")
     lines, problems = check_lines(path.read_bytes())
-    noted = _noted_head(path.parent, checkpoint)
+    noted = _newest_head(path.parent) if checkpoint is None else _head_in(Path(checkpoint))
+    if noted is None and checkpoint is not None:
+        raise LedgerError(f"the checkpoint `{checkpoint}` was written without a ledger")
     if noted is not None and noted not in [line["hash"] for line in lines]:
         problems.append(
             f"lines are missing at the end, after line {len(lines)}: a checkpoint knows a line {noted[:12]}…"
@@ -179,21 +182,24 @@ def replay_ledger(path: str | Path) -> list[str]:
     return digests
 
 
-def _noted_head(folder: Path, checkpoint: str | Path | None) -> str | None:
+def _newest_head(folder: Path) -> str | None:
     from lightning_fl_ext.server.checkpointing import FOLDER, list_checkpoints
-    from lightning_fl_ext.server.files import TornFilesError
 
-    candidates = (
-        [Path(checkpoint)] if checkpoint else [p for _, p in reversed(list_checkpoints(folder / FOLDER))]
-    )
-    for candidate in candidates:
+    for _, checkpoint in reversed(list_checkpoints(folder / FOLDER)):
         try:
-            state = json.loads(read_folder(candidate)["state.json"])
+            head = _head_in(checkpoint)
         except TornFilesError:
             continue
-        head = state["callbacks"].get("RoundLedger", {}).get("head")
-        return None if head in (None, GENESIS) else str(head)
+        if head is not None:
+            return head
     return None
+
+
+def _head_in(checkpoint: Path) -> str | None:
+    """Give the ledger's head that a checkpoint notes; None if it was written without a ledger."""
+    callbacks = json.loads(read_folder(checkpoint)["state.json"])["callbacks"]
+    head = callbacks.get("RoundLedger", {}).get("head")
+    return None if head in (None, GENESIS) else str(head)
 
 
 def _canonical(data: Mapping[str, Any]) -> bytes:

@@ -38,18 +38,23 @@ def needed_clients(strategy: Strategy) -> tuple[int, str]:
     return needs[name], f"{type(inner).__name__}({name}={needs[name]})"
 
 
-def wait_for_clients(grid: OrderedGrid, strategy: Strategy, timeout: float | None) -> None:
+def wait_for_clients(
+    grid: OrderedGrid, strategy: Strategy, timeout: float | None, min_accepted: int = 0
+) -> None:
     """Return when as many clients are connected as the strategy needs.
 
     Args:
         grid: The grid.
         strategy: Any Flower strategy.
         timeout: Seconds; None to wait for ever.
+        min_accepted: How many updates have to count; no round is worth starting with fewer clients.
 
     Raises:
         NotEnoughClientsError: They are not by then; or the grid is in this process, where no more will come.
     """
     needed, says = needed_clients(strategy)
+    if min_accepted > needed:
+        needed, says = min_accepted, f"FederatedTrainer(min_accepted={min_accepted})"
     complaint = f"At least {needed} are needed: {says}. Connect more, or lower it."
     grid.wait_at_most(timeout, complaint)
     start, said, said_at = time.monotonic(), -1, 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -43,6 +43,7 @@ class Rejection:
         key: Where in the reply; ``""`` if it is about the whole.
         expected: What would have passed.
         got: What came.
+        phase: ``"train"``, or ``"evaluate"``: then the client's update may count all the same.
     """
 
     client_id: str
@@ -51,16 +52,23 @@ class Rejection:
     key: str = ""
     expected: str = ""
     got: str = ""
+    phase: str = "train"
 
     def __str__(self) -> str:
         where = f", `{self.key}`" if self.key else ""
         what = f": expected {self.expected}, got {self.got}" if self.expected else f": {self.got}"
-        return f"client `{self.client_id}`, round {self.server_round}: {self.reason}{where}{what}"
+        when = f"round {self.server_round}{', evaluation' if self.phase == 'evaluate' else ''}"
+        return f"client `{self.client_id}`, {when}: {self.reason}{where}{what}"
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rejection:
         """Take the attributes as plain JSON data."""
         return cls(**{**data, "reason": Reason(data["reason"])})
+
+
+def in_order(rejections: Iterable[Rejection]) -> tuple[Rejection, ...]:
+    """Sort by client and phase, each once, so that the order of arrival does not show."""
+    return tuple(sorted(dict.fromkeys(rejections), key=lambda r: (r.client_id, r.phase, r.reason, r.key)))
 
 
 class BadUpdateError(LightningFLError):

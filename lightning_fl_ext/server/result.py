@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.server.rejection import Rejection
+
+if TYPE_CHECKING:
+    from lightning_fl_ext.server.trainer import FederatedTrainer
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,15 @@ def find_best(rounds: Sequence[RoundRecord], name: str, mode: str) -> tuple[int,
     return min(
         (found for found in values if not math.isnan(found[1])), key=lambda f: sign * f[1], default=None
     )
+
+
+def why_void(trainer: FederatedTrainer, record: RoundRecord) -> str:
+    """Say why a round is void, in numbers."""
+    count = len(record.accepted)
+    counted = f"{count} of {len(record.sampled)} updates count"
+    if count < trainer.min_accepted:
+        return f"{counted}, `min_accepted` is {trainer.min_accepted}"
+    return f"{counted}, but {type(trainer.strategy).__name__} made no model of them"
 
 
 @dataclass(frozen=True)

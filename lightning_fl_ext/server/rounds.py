@@ -44,6 +44,7 @@ class RoundExchange:
         raise_on_bad: Whether to raise instead of leaving a bad reply out.
         on_reply: Told of every reply that counts, and of every rejection.
         earlier: Message ids of earlier rounds.
+        phase: ``"train"`` or ``"evaluate"``.
 
     Attributes:
         rejected: What was left out so far.
@@ -61,6 +62,7 @@ class RoundExchange:
     raise_on_bad: bool
     on_reply: Callable[[ClientUpdate | Rejection], None]
     earlier: set[str]
+    phase: str
     rejected: list[Rejection] = field(default_factory=list)
     bytes_down: int = 0
     bytes_up: int = 0
@@ -162,7 +164,9 @@ class RoundExchange:
             self._reject(client, why)
 
     def _reject(self, client: str, why: Rejected) -> None:
-        rejection = Rejection(client, self.server_round, why.reason, why.key, why.expected, why.got)
+        rejection = Rejection(
+            client, self.server_round, why.reason, why.key, why.expected, why.got, self.phase
+        )
         self.rejected.append(rejection)
         if self.raise_on_bad and why.reason is not Reason.IDLE:
             raise BadUpdateError(f"{rejection}. To go on without it, use `on_bad_update='exclude'`.")

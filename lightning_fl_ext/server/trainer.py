@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server.arguments import (
     callback_list,
+    check_ckpt_path,
     check_grid,
     exchange_object,
     logger_list,
@@ -27,16 +25,16 @@ from lightning_fl_ext.server.arguments import (
 from lightning_fl_ext.server.callbacks.base import RoundCallback, call_hook
 from lightning_fl_ext.server.callbacks.checkpoint import RoundCheckpoint
 from lightning_fl_ext.server.callbacks.progress import RoundProgressBar
-from lightning_fl_ext.server.central import evaluate_centrally
+from lightning_fl_ext.server.central import check_evaluation, evaluate_centrally
 from lightning_fl_ext.server.checkpointing import fingerprint, load_checkpoint
 from lightning_fl_ext.server.driver import StrategyDriver
-from lightning_fl_ext.server.rejection import Reason, Rejection
+from lightning_fl_ext.server.rejection import in_order
+from lightning_fl_ext.server.reporting import log_record, refuse_in_vain, reporting, warn_of
 from lightning_fl_ext.server.result import FederatedResult, RoundRecord, require_metric
 from lightning_fl_ext.server.strategy import ExactFedAvg
+from lightning_fl_ext.server.strategy_state import copy_strategy
 from lightning_fl_ext.server.values import choice, folder, limit, metric_name, whole_number
 from lightning_fl_ext.wire import Exchange, WeightExchange
-
-log = logging.getLogger(__name__)
 
 
 class FederatedTrainer:
@@ -144,11 +142,13 @@ class FederatedTrainer:
 
         Raises:
             LightningFLError: Too few clients, a checkpoint of another run, a bad update under
-                ``on_bad_update="raise"``, no such metric as ``monitor`` in the first round, or an error in a
-                callback. A checkpoint of the rounds before stays.
+                ``on_bad_update="raise"``, an error in a callback, no such metric as ``monitor`` in the first
+                round, or nothing but void rounds. Checkpoints of the rounds before stay.
         """
+        check_ckpt_path(ckpt_path, self.callbacks)
         self._begin(model, grid, ckpt_path)
-        with self._reporting():
+        check_evaluation(self.model, evaluate)
+        with reporting(self):
             if ckpt_path is not None:
                 load_checkpoint(self, ckpt_path)
             call_hook(self, "on_fit_start")
@@ -158,12 +158,11 @@ class FederatedTrainer:
             while self.current_round < self.max_rounds and not self.should_stop:
                 self.current_round += 1
                 self._run_round(evaluate)
+            refuse_in_vain(self)
             self._write_model()
             rounds, final = tuple(self.rounds), digest(self.arrays)
             self.result = FederatedResult(self.model, rounds, final, self.monitor, self.mode)
             call_hook(self, "on_fit_end")
-        for logger in self.loggers:
-            logger.finalize("success")
         return self.result
 
     def validate(
@@ -186,12 +185,14 @@ class FederatedTrainer:
             LightningFLError: Too few clients.
         """
         self._begin(model, grid)
-        with self._reporting():
+        check_evaluation(self.model, evaluate)
+        with reporting(self):
             metrics, rejected = self._driver.evaluate(0, self.arrays)
             if evaluate is not None:
                 metrics |= self._evaluate_centrally(evaluate)
-            _warn_of(rejected)
-            self.note(RoundRecord(0, rejected=tuple(rejected), digest=digest(self.arrays), metrics=metrics))
+            record = RoundRecord(0, (), (), in_order(rejected), digest(self.arrays), metrics)
+            self.note(record)
+            warn_of(self, record)
         return metrics
 
     def _begin(self, model: Any, grid: Grid, ckpt_path: str | Path | None = None) -> None:
@@ -199,7 +200,7 @@ class FederatedTrainer:
         with seeded(derive_seed(self.seed, 0, "", "init")):
             self.model = make_module(model)
         self.arrays = self.exchange.start(self.model.state_dict())
-        self.strategy = copy.deepcopy(self._strategy)
+        self.strategy = copy_strategy(self._strategy)
         self.current_round, self.rounds, self.callback_metrics = 0, [], {}
         self.should_stop, self.result, self.ckpt_path = False, None, ckpt_path
         self.fingerprint = fingerprint(self)
@@ -217,11 +218,10 @@ class FederatedTrainer:
         metrics = {f"fit_{k}" if k in shared else k: v for k, v in trained.metrics.items()} | evaluated
         if evaluate is not None:
             metrics |= self._evaluate_centrally(evaluate)
-        rejected = list(dict.fromkeys([*trained.rejected, *rejected]))
-        rejected.sort(key=lambda r: (r.client_id, r.reason, r.key))
+        rejections = in_order([*trained.rejected, *rejected])
+        self.note(replace(trained, rejected=rejections, digest=digest(self.arrays), metrics=metrics))
         if not any(isinstance(callback, RoundProgressBar) for callback in self.callbacks):
-            _warn_of(rejected)
-        self.note(replace(trained, rejected=tuple(rejected), digest=digest(self.arrays), metrics=metrics))
+            warn_of(self, self.rounds[-1])
         call_hook(self, "on_round_end")
         if self.monitor is not None:
             require_metric(self.rounds, self.monitor)
@@ -231,7 +231,7 @@ class FederatedTrainer:
     def _evaluate_centrally(self, evaluate: Any) -> dict[str, float]:
         self._write_model()
         with self._driver.seeded(self.current_round, "evaluate"):
-            return evaluate_centrally(self.model, evaluate)
+            return evaluate_centrally(self.model, evaluate, self.current_round)
 
     def _write_model(self) -> None:
         tensors = self.exchange.unpack(self.arrays, self.model.state_dict())
@@ -241,32 +241,4 @@ class FederatedTrainer:
         """Add a round's record, and hand its metrics to the loggers."""
         self.rounds.append(record)
         self.callback_metrics.update(record.metrics)
-        for logger in self.loggers:
-            logger.log_metrics(dict(record.metrics), step=record.server_round)
-            logger.save()
-
-    @contextmanager
-    def _reporting(self) -> Iterator[None]:
-        """Tell the callbacks and loggers of an error, and keep Flower's own narration out of the way."""
-        narrator = logging.getLogger("flwr")
-        level = narrator.level
-        narrator.setLevel(logging.WARNING)
-        try:
-            yield
-        except BaseException as error:
-            for callback in self.callbacks:
-                try:
-                    callback.on_exception(self, error)
-                except Exception:
-                    log.exception("%s.on_exception raised as well", type(callback).__name__)
-            for logger in self.loggers:
-                logger.finalize("failed")
-            raise
-        finally:
-            narrator.setLevel(level)
-
-
-def _warn_of(rejected: list[Rejection]) -> None:
-    for rejection in rejected:
-        if rejection.reason is not Reason.IDLE:
-            log.warning("left out: %s", rejection)
+        log_record(self, record)

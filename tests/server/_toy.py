@@ -41,7 +41,7 @@ def examples(partition):
     return 10 + 7 * partition
 
 
-def make_app(*, query=True, client_record=True, name=None, metrics=None, fit=local_fit, extra=None):
+def make_app(*, query=True, client_record=True, name=None, metrics=None, fit=local_fit, extra=None, mods=()):
     """A ClientApp written by hand.
 
     Args:
@@ -51,6 +51,7 @@ def make_app(*, query=True, client_record=True, name=None, metrics=None, fit=loc
         metrics: From (partition, round) to the train metrics.
         fit: See `local_fit`.
         extra: Metrics that every train reply has besides.
+        mods: Flower's, around training.
     """
     name = name or (lambda partition: f"{partition:02d}")
     metrics = metrics or (lambda partition, _: {"train_loss": 1.0 / (partition + 3)})
@@ -59,7 +60,7 @@ def make_app(*, query=True, client_record=True, name=None, metrics=None, fit=loc
     def about(context, **more):
         return ConfigRecord({"client-id": name(int(context.node_config["partition-id"])), **more})
 
-    @app.train()
+    @app.train(mods=list(mods))
     def train(message, context):
         partition = int(context.node_config["partition-id"])
         server_round = int(message.content["config"]["server-round"])

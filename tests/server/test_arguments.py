@@ -125,7 +125,7 @@ CALLBACKS = [
     (RoundCheckpoint, {"keep_last": 1.5}, TypeError, "`keep_last` must be a whole number"),
     (RoundCheckpoint, {"mode": "lower"}, ValueError, "`mode` must be 'min' or 'max'. Got 'lower'."),
     (RoundCheckpoint, {"monitor": 3}, TypeError, "`monitor` must be the name of a metric. Got 3."),
-    (RoundEarlyStopping, {"monitor": None}, TypeError, "`monitor` must be the name of a metric"),
+    (RoundEarlyStopping, {"monitor": 3}, TypeError, "`monitor` must be the name of a metric"),
     (RoundEarlyStopping, {"monitor": "loss", "mode": "least"}, ValueError, "`mode`"),
     (RoundEarlyStopping, {"monitor": "loss", "patience": 0}, ValueError, "`patience` must be at least 1"),
     (RoundEarlyStopping, {"monitor": "loss", "patience": 1.5}, TypeError, "`patience`"),

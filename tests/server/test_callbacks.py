@@ -44,6 +44,23 @@ def test_off_a_terminal_there_is_a_plain_line_for_each_round_and_each_left_out(t
     ]
 
 
+def test_what_the_server_measured_before_the_first_round_is_the_first_line(toy):
+    out = io.StringIO()
+    options = {"callbacks": RoundProgressBar(Console(file=out)), "enable_progress_bar": True}
+    toy.make_trainer(**options).fit(toy.Net(), toy.make_grid(2), evaluate=lambda model: {"x": 0.5})
+    assert out.getvalue().splitlines()[0] == "round 0/2  server_x 0.5"
+
+
+def test_a_name_that_no_metric_has_is_pointed_out_once(toy):
+    out = io.StringIO()
+    progress = RoundProgressBar(Console(file=out), metrics=("val_los", "val_loss"))
+    toy.make_trainer(callbacks=progress, enable_progress_bar=True).fit(toy.Net(), toy.make_grid(2))
+    lines = out.getvalue().splitlines()
+    (pointed_out,) = [line for line in lines if "val_los'" in line]
+    assert pointed_out.startswith("  no metric ['val_los'] to show; there are [")
+    assert "'val_loss'" in pointed_out
+
+
 def test_on_a_terminal_there_is_a_bar_over_rounds_and_one_over_replies(toy):
     text, result = show(toy, terminal=True)
     assert "rounds" in text
@@ -54,7 +71,7 @@ def test_on_a_terminal_there_is_a_bar_over_rounds_and_one_over_replies(toy):
 
 def test_a_void_round_is_marked(toy):
     text, _ = show(toy, terminal=False, faults=drop_one(toy), min_accepted=3)
-    assert text.splitlines()[0].endswith("[void: the model stays]")
+    assert text.splitlines()[0].endswith("[void, the model stays: 2 of 3 updates count, `min_accepted` is 3]")
 
 
 def test_the_bars_are_taken_away_when_the_fit_fails(toy):
@@ -109,13 +126,14 @@ def test_a_metric_that_is_not_there_is_named_with_those_that_are(toy):
 
 def test_a_void_round_without_the_metric_is_no_improvement(toy):
     def vanish(instruction, reply):
-        return None if toy.is_train(instruction) else reply
+        late = toy.is_train(instruction) and instruction.content["config"]["server-round"] > 1
+        return None if late else reply
 
     stopping = RoundEarlyStopping("train_loss", patience=2)
     result = toy.make_trainer(callbacks=stopping, max_rounds=9).fit(
         toy.Net(), toy.make_grid(2, faults=vanish)
     )
-    assert len(result.rounds) == 2
+    assert [record.void for record in result.rounds] == [False, True, True]
 
 
 # The trainer's metric
@@ -214,7 +232,7 @@ def test_the_progress_shows_the_monitored_metric_first_and_the_best_round_at_the
 
     out = io.StringIO()
     progress = RoundProgressBar(Console(file=out, width=200, highlight=False))
-    trainer = toy.make_trainer(callbacks=[progress], monitor="train_z", mode="max")
+    trainer = toy.make_trainer(callbacks=[progress], monitor="train_z", mode="max", enable_progress_bar=True)
     trainer.fit(toy.Net(), toy.make_grid(2, app=toy.make_app(metrics=metrics)))
     lines = out.getvalue().splitlines()
     assert lines[0].startswith("round 1/2  clients 2/2  train_z 1  ")

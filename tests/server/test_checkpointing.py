@@ -62,6 +62,24 @@ def test_going_on_from_any_round_gives_the_digest_of_the_undisturbed_run(toy, ma
         assert resumed.rounds == whole.rounds
 
 
+@pytest.mark.parametrize("strategy", [ExactFedAvg, FedAvg])
+def test_a_resumed_run_samples_the_clients_that_the_undisturbed_one_did(toy, tmp_path, strategy):
+    def sample(folder, rounds):
+        trainer = toy.make_trainer(
+            strategy(fraction_train=0.3),
+            callbacks=RoundCheckpoint(),
+            default_root_dir=folder,
+            max_rounds=rounds,
+        )
+        result = trainer.fit(toy.Net(), toy.make_grid(10), ckpt_path="last")
+        return [record.sampled for record in result.rounds], result.digest
+
+    sample(tmp_path / "stopped", 2)
+    resumed, whole = sample(tmp_path / "stopped", 5), sample(tmp_path / "whole", 5)
+    assert resumed == whole
+    assert len(set(whole[0])) > 1
+
+
 def test_a_finished_run_can_be_prolonged_to_that_of_a_longer_one(toy, tmp_path):
     fit(toy, tmp_path, FedAdam(), max_rounds=2)
     prolonged = fit(toy, tmp_path, FedAdam(), ckpt_path="last")
@@ -123,9 +141,45 @@ def test_going_on_with_something_else_is_refused_and_says_what_differs(toy, tmp_
     assert says in str(refused.value)
 
 
-def test_a_checkpoint_that_is_not_there_is_named(toy, tmp_path):
-    with pytest.raises(CheckpointError, match=r"there is no checkpoint `.*round-00009`"):
-        fit(toy, tmp_path, ckpt_path=tmp_path / "round-00009")
+def test_what_is_no_checkpoint_is_named_with_what_would_be_one(toy, tmp_path):
+    fit(toy, tmp_path, max_rounds=2)
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "round-00009", tmp_path / "file", tmp_path / "checkpoints", "best", ""):
+        with pytest.raises(CheckpointError, match=r"no checkpoint `.*give the folder.*ckpt_path='last'"):
+            fit(toy, tmp_path, ckpt_path=path)
+    with pytest.raises(CheckpointError, match=r"a run's folder: its newest checkpoint is `.*round-00002`"):
+        fit(toy, tmp_path, ckpt_path=tmp_path)
+    with pytest.raises(TypeError, match=r"`ckpt_path` must be 'last'.* Got True"):
+        fit(toy, tmp_path, ckpt_path=True)
+
+
+def test_going_on_without_writing_checkpoints_is_pointed_out(toy, tmp_path, caplog):
+    fit(toy, tmp_path, callbacks=[], max_rounds=1, ckpt_path="last")
+    assert "no RoundCheckpoint among `callbacks` writes a checkpoint" in caplog.text
+    caplog.clear()
+    fit(toy, tmp_path, max_rounds=1, ckpt_path="last")
+    assert "RoundCheckpoint" not in caplog.text
+
+
+@pytest.mark.parametrize("callback", [RoundCheckpoint, RoundLedger])
+def test_a_folder_that_cannot_be_written_to_is_named_before_the_first_round(toy, tmp_path, callback):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(
+        CallbackError, match=r"on_fit_start.*`.*file.*` cannot be written to: .*Choose another"
+    ):
+        fit(toy, tmp_path / "file", callbacks=[callback()])
+
+
+def test_the_file_that_did_not_fit_on_the_disk_is_named(toy, tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class FillUp(RoundCallback):
+        def on_round_end(self, trainer):
+            monkeypatch.setattr(os, "fsync", full)
+
+    with pytest.raises(CallbackError, match=r"round 1: OSError: .*No space left on device: '.*safetensors'"):
+        fit(toy, tmp_path, callbacks=[FillUp(), RoundCheckpoint()])
 
 
 def test_another_run_s_checkpoints_are_not_written_over(toy, tmp_path):

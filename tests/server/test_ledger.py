@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from lightning_fl_ext import ExactFedAvg, RoundCheckpoint, RoundLedger, replay_ledger, verify_ledger
 from lightning_fl_ext.server import CallbackError, LedgerError
-from lightning_fl_ext.server.files import arrays_from_bytes, arrays_to_bytes, read_folder, write_folder
+from lightning_fl_ext.server.files import (
+    TornFilesError,
+    arrays_from_bytes,
+    arrays_to_bytes,
+    read_folder,
+    write_folder,
+)
 from lightning_fl_ext.server.ledger import check_lines
 
 
@@ -125,6 +131,23 @@ def test_a_truncation_shows_only_against_what_is_noted_elsewhere(copied):
     assert "lines are missing at the end" in verify_ledger(path, checkpoint=noted).problems[0]
 
 
+def test_a_checkpoint_that_is_named_has_to_be_there_and_know_a_ledger(toy, copied, tmp_path):
+    with pytest.raises(TornFilesError, match="round-00009` is incomplete"):
+        verify_ledger(copied, checkpoint=copied / "checkpoints" / "round-00009")
+    other = tmp_path / "other"
+    fit(toy, other, callbacks=[RoundCheckpoint()], max_rounds=1)
+    with pytest.raises(LedgerError, match="round-00001` was written without a ledger"):
+        verify_ledger(copied, checkpoint=other / "checkpoints" / "round-00001")
+
+
+def test_a_truncation_shows_against_the_last_checkpoint_that_knows_the_ledger(toy, copied):
+    fit(toy, copied, callbacks=[RoundCheckpoint()], ckpt_path="last", max_rounds=5)
+    assert verify_ledger(copied).ok
+    path = copied / "ledger.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    assert "lines are missing at the end" in verify_ledger(copied).problems[0]
+
+
 def test_there_must_be_a_ledger(tmp_path):
     with pytest.raises(LedgerError, match="there is no ledger"):
         verify_ledger(tmp_path)
@@ -184,9 +207,17 @@ def test_going_on_refuses_a_damaged_or_foreign_ledger_and_leaves_it_alone(toy, t
     fit(toy, tmp_path, max_rounds=2)
     path = tmp_path / "ledger.jsonl"
     damaged = path.read_bytes().replace(b'"num_examples":10', b'"num_examples":99', 1)
-    for content in (damaged, damaged[:100], b""):
+    fit(toy, tmp_path / "foreign", max_rounds=2, seed=8)
+    foreign = (tmp_path / "foreign" / "ledger.jsonl").read_bytes()
+    cases = {
+        damaged: "found line 2 .* was altered",
+        damaged[:100]: "found line 1 was altered or cut",
+        b"": r"expected 3 line\(s\) up to .*, found 0 line\(s\). Put that ledger there, or",
+        foreign: r"found 3 line\(s\) of another run",
+    }
+    for content, says in cases.items():
         path.write_bytes(content)
-        with pytest.raises(CallbackError, match="is not the ledger that the checkpoint was written with"):
+        with pytest.raises(CallbackError, match=f"is not the ledger that the checkpoint was .*{says}"):
             fit(toy, tmp_path, ckpt_path="last")
         assert path.read_bytes() == content
 
@@ -194,8 +225,8 @@ def test_going_on_refuses_a_damaged_or_foreign_ledger_and_leaves_it_alone(toy, t
 def test_a_ledger_is_never_written_over(toy, tmp_path):
     fit(toy, tmp_path, callbacks=[RoundLedger()], max_rounds=2)
     before = (tmp_path / "ledger.jsonl").read_bytes()
-    for ckpt_path in (None, "last"):  # there is no checkpoint to go on from
-        with pytest.raises(CallbackError, match="the ledger of another run"):
+    for ckpt_path, says in ((None, "go on with that by"), ("last", "no checkpoint beside it to go on from")):
+        with pytest.raises(CallbackError, match=f"the ledger of another run: .*{says}"):
             fit(toy, tmp_path, callbacks=[RoundLedger()], ckpt_path=ckpt_path)
     assert (tmp_path / "ledger.jsonl").read_bytes() == before
 

@@ -302,7 +302,10 @@ def test_averaging_would_have_been_wrong(tmp_path):
 def test_the_client_without_a_validation_batch_is_named_and_is_no_error(tmp_path, bad, caplog):
     trainer = run(tmp_path, LogsObjects, on_bad_update=bad)
     record = trainer.rounds[-1]
-    assert [str(r) for r in record.rejected] == ["client `2`, round 1: idle: no validation examples"]
+    assert [str(r) for r in record.rejected] == [
+        "client `2`, round 1, evaluation: idle: no validation examples",
+        "client `2`, round 1: idle: no validation examples",  # in its fit
+    ]
     assert record.accepted == ("0", "1", "2", "3"), "it trains on"
     want = expected(*pooled_predictions(trainer.result.model))
     assert {name: record.metrics[name] for name in want} == pytest.approx(

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg
 
-from lightning_fl_ext import digest
+from lightning_fl_ext import RoundCallback, digest
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.server.screening import update_norm
 from lightning_fl_ext.wire import to_numpy
 
 
@@ -165,6 +168,27 @@ def test_a_client_s_order_of_keys_does_not_matter_to_strategies_that_pair_by_pos
         assert plain.digest == mixed.digest
 
 
+@pytest.mark.parametrize(
+    ("name", "mod"), [("DPClientFixed", fixedclipping_mod), ("DPClientAdaptive", adaptiveclipping_mod)]
+)
+def test_clients_with_flower_s_mod_clip_their_updates(toy, make_strategy, name, mod):
+    norms = []
+
+    class Norms(RoundCallback):
+        def on_reply(self, trainer, reply):
+            if reply is not None:
+                norms.append(update_norm(reply.arrays, trainer.arrays))
+
+    limit = make_strategy(name).clipping_norm
+    for mods, clipped in (([mod], True), ([], False)):
+        norms.clear()
+        grid = toy.make_grid(app=toy.make_app(mods=mods, extra=None if mods else {"norm_bit": 1.0}))
+        trainer = toy.make_trainer(make_strategy(name), callbacks=Norms(), max_rounds=1)
+        assert trainer.fit(toy.Net(), grid).rejected == []
+        assert len(norms) == 5
+        assert (max(norms) <= limit * (1 + 1e-6)) == clipped
+
+
 def test_each_fit_starts_with_the_strategy_as_it_was_given(toy):
     trainer = toy.make_trainer(FedAdam())
     first = trainer.fit(toy.Net(), toy.make_grid())
@@ -197,9 +221,24 @@ def test_weights_that_a_strategy_breaks_are_named(toy):
         toy.make_trainer(Exploding()).fit(toy.Net(), toy.make_grid())
 
 
-def test_a_strategy_that_makes_no_model_leaves_a_void_round(toy):
+def test_a_strategy_that_makes_no_model_leaves_a_void_round(toy, caplog):
     from flwr.serverapp.strategy import Bulyan
 
-    result = toy.make_trainer(Bulyan(num_malicious_nodes=1)).fit(toy.Net(), toy.make_grid())  # needs seven
-    assert all(record.void for record in result.rounds)
-    assert result.digest == digest(start(toy.Net()))
+    trainer = toy.make_trainer(Bulyan(num_malicious_nodes=1))  # needs seven
+    with pytest.raises(LightningFLError, match="5 of 5 updates count, but Bulyan made no model of them"):
+        trainer.fit(toy.Net(), toy.make_grid())
+    assert all(record.void for record in trainer.rounds)
+    assert digest(trainer.arrays) == digest(start(toy.Net()))
+    assert "round 1 is void, the model stays: 5 of 5 updates count, but Bulyan" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["configure_train", "configure_evaluate", "aggregate_evaluate"])
+def test_whichever_method_of_a_strategy_fails_is_named(toy, method):
+    def fail(self, server_round, *_):
+        raise RuntimeError("no luck.")
+
+    broken = type("Broken", (FedAvg,), {method: fail})()
+    with pytest.raises(
+        LightningFLError, match=rf"Broken.{method} failed in round 1: RuntimeError: no luck. The"
+    ):
+        toy.make_trainer(broken).fit(toy.Net(), toy.make_grid())

@@ -1,10 +1,13 @@
 """The fit: hooks, errors, waiting, evaluation, and the app around it."""
 
+import re
+
 import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
 from flwr.serverapp.strategy import FedAvg
+from lightning.pytorch.loggers import CSVLogger
 
 from lightning_fl_ext import (
     ExactFedAvg,
@@ -18,6 +21,7 @@ from lightning_fl_ext import (
     server_app,
 )
 from lightning_fl_ext.engines import NotEnoughClientsError
+from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.server import CallbackError
 from lightning_fl_ext.wire import from_record
 
@@ -190,6 +194,78 @@ def test_validate_evaluates_on_the_clients_and_on_the_server(toy):
     assert trainer.rounds[0].digest == digest({k: t.numpy() for k, t in toy.Net().state_dict().items()})
 
 
+EVALUATIONS = {
+    "raises": (lambda model: 1 / 0, "ZeroDivisionError: division by zero"),
+    "no mapping": (lambda model: 0.5, "it must return a mapping from names to numbers. Got 0.5"),
+    "nothing": (lambda model: None, "Got None"),
+    "word": (lambda model: {"loss": "low"}, "it must return a number for `loss`. Got 'low'"),
+    "several numbers": (
+        lambda model: {"loss": torch.ones(3)},
+        "number for `loss`. Got an instance of Tensor",
+    ),
+    "nested": (lambda model: {"a": {"b": 1.0}}, "it must return a number for `a`. Got an instance of dict"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(EVALUATIONS))
+def test_an_evaluation_that_fails_is_named_with_the_round(toy, case):
+    function, says = EVALUATIONS[case]
+    wrong = iter([False, True])
+    with pytest.raises(LightningFLError, match=f"`evaluate` failed after round 1: .*{re.escape(says)}"):
+        toy.make_trainer().fit(
+            toy.Net(), toy.make_grid(2), evaluate=lambda m: function(m) if next(wrong) else {}
+        )
+
+
+def test_what_can_evaluate_no_module_is_refused_before_the_first_round(toy):
+    with pytest.raises(TypeError, match=r"Got the class Data: write `Data\(...\)`"):
+        toy.make_trainer().fit(Lit(), toy.make_grid(2), evaluate=Data)
+    with pytest.raises(TypeError, match=r"LightningModule only; `model` is an instance of Net"):
+        toy.make_trainer().fit(toy.Net(), toy.make_grid(2), evaluate=Data())
+    with pytest.raises(TypeError, match=r"`evaluate` must be a function of the module.* Got True"):
+        toy.make_trainer().validate(toy.Net(), toy.make_grid(2), evaluate=True)
+
+
+def test_numbers_of_every_kind_are_taken_from_an_evaluation(toy):
+    def evaluate(model):
+        return {"t": torch.tensor(1.5), "n": np.float32(2.5), "i": 3, "w": model.weight.sum()}
+
+    metrics = toy.make_trainer().validate(toy.Net(), toy.make_grid(2), evaluate)
+    assert (metrics["server_t"], metrics["server_n"], metrics["server_i"]) == (1.5, 2.5, 3.0)
+    assert all(type(value) is float for value in metrics.values())
+
+
+def test_validating_nothing_is_pointed_out(toy, caplog):
+    trainer = toy.make_trainer(ExactFedAvg(fraction_evaluate=0.0))
+    assert trainer.validate(toy.Net(), toy.make_grid(2)) == {}
+    assert "nothing was measured: the strategy asks no client to evaluate" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["log_metrics", "save", "finalize"])
+def test_a_logger_that_fails_is_named_with_the_round(toy, tmp_path, method):
+    def full(self, *_, **__):
+        raise OSError("disk full")
+
+    broken = type("Broken", (CSVLogger,), {method: full})(tmp_path)
+    with pytest.raises(LightningFLError, match=r"logger Broken raised in round \d: OSError: disk full"):
+        toy.make_trainer(logger=broken).fit(toy.Net(), toy.make_grid(2))
+
+
+def test_a_logger_that_cannot_be_closed_does_not_hide_why(toy, tmp_path, caplog):
+    class Broken(CSVLogger):
+        def finalize(self, status):
+            raise OSError(status)
+
+    class Failing(RoundCallback):
+        def on_round_end(self, trainer):
+            raise KeyError("first")
+
+    trainer = toy.make_trainer(logger=Broken(tmp_path), callbacks=Failing())
+    with pytest.raises(CallbackError, match="first"):
+        trainer.fit(toy.Net(), toy.make_grid(2))
+    assert "Broken.finalize raised as well" in caplog.text
+
+
 def test_validate_says_when_there_are_too_few_clients(toy):
     with pytest.raises(NotEnoughClientsError, match=r"1 client.*At least 2"):
         toy.make_trainer().validate(toy.Net(), toy.make_grid(1))
@@ -255,6 +331,24 @@ def test_too_few_clients_in_process_are_an_error_at_once(toy):
         NotEnoughClientsError, match=r"2 client\(s\).*At least 5 are needed: ExactFedAvg\(min_avail"
     ):
         toy.make_trainer(ExactFedAvg(min_available_nodes=5)).fit(toy.Net(), toy.make_grid(2))
+
+
+def test_fewer_clients_than_updates_have_to_count_are_too_few(toy):
+    with pytest.raises(
+        NotEnoughClientsError, match=r"2 client\(s\).*At least 3 are needed: FederatedTrainer\(min_accepted=3"
+    ):
+        toy.make_trainer(min_accepted=3).fit(toy.Net(), toy.make_grid(2))
+
+
+def test_a_strategy_that_asks_fewer_than_have_to_count_is_stopped_before_they_train(toy):
+    trained = []
+    app = toy.make_app(fit=lambda arrays, *_: trained.append(1) or arrays)
+    trainer = toy.make_trainer(ExactFedAvg(fraction_train=0.4), min_accepted=3)
+    with pytest.raises(
+        LightningFLError, match=r"asks 2 client\(s\) to train in round 1, but `min_accepted` is 3"
+    ):
+        trainer.fit(toy.Net(), toy.make_grid(5, app))
+    assert trained == []
 
 
 def test_too_few_clients_elsewhere_are_waited_for_until_the_timeout(toy, caplog):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lightning_fl_ext.server.callbacks.base import RoundCallback, monitored
 from lightning_fl_ext.server.checkpointing import FOLDER, CheckpointError, list_checkpoints, save_checkpoint
+from lightning_fl_ext.server.files import make_folder
 from lightning_fl_ext.server.result import find_best, require_metric
 from lightning_fl_ext.server.strategy_state import encode_strategy
 from lightning_fl_ext.server.values import choice, metric_name, whole_number
@@ -57,7 +58,7 @@ class RoundCheckpoint(RoundCallback):
 
         Raises:
             CheckpointError: The folder holds the checkpoints of another run.
-            LightningFLError: The strategy has state that cannot be saved.
+            LightningFLError: The strategy has state that cannot be saved, or the folder cannot be written to.
         """
         encode_strategy(trainer.strategy)  # complains now rather than after the first round
         root = trainer.default_root_dir / FOLDER
@@ -70,7 +71,7 @@ class RoundCheckpoint(RoundCallback):
         for _, path in later:
             log.warning("going on after round %d: removing the later `%s`", trainer.current_round, path.name)
             shutil.rmtree(path)
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         self.best_path = self._find_best(trainer)
 
     def on_round_end(self, trainer: FederatedTrainer) -> None:

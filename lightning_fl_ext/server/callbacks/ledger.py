@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.callbacks.base import RoundCallback
-from lightning_fl_ext.server.files import append_through, arrays_to_bytes, write_file, write_folder
+from lightning_fl_ext.server.files import (
+    append_through,
+    arrays_to_bytes,
+    make_folder,
+    write_file,
+    write_folder,
+)
 from lightning_fl_ext.server.ledger import GENESIS, LedgerError, check_lines, make_line
 from lightning_fl_ext.server.rejection import Rejection
 
@@ -39,6 +45,7 @@ class RoundLedger(RoundCallback):
 
         Raises:
             LedgerError: There is a ledger of another run, or the one to go on with is damaged.
+            LightningFLError: The folder cannot be written to.
         """
         path = self._path(trainer)
         if trainer.current_round:
@@ -46,11 +53,13 @@ class RoundLedger(RoundCallback):
             return
         start, line = make_line(GENESIS, 0, "start", {"fingerprint": trainer.fingerprint})
         if path.exists() and not _killed_in_the_first_round(path, line, trainer.ckpt_path):
-            raise LedgerError(
-                f"`{path}` is the ledger of another run. Go on with that by `fit(..., ckpt_path='last')`, or"
-                " choose another `default_root_dir`."
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
+            go_on = "there is no checkpoint beside it to go on from. Choose another `default_root_dir`."
+            if trainer.ckpt_path is None:
+                go_on = (
+                    "go on with that by `fit(..., ckpt_path='last')`, or choose another `default_root_dir`."
+                )
+            raise LedgerError(f"`{path}` is the ledger of another run: {go_on}")
+        make_folder(path.parent)
         write_file(path, line)
         self._head, self._index = start, 1
 
@@ -106,9 +115,11 @@ class RoundLedger(RoundCallback):
         kept = b"".join(path.read_bytes().splitlines(keepends=True)[: self._index] if path.exists() else [])
         lines, problems = check_lines(kept)
         if problems or len(lines) != self._index or lines[-1]["hash"] != self._head:
+            found = "; ".join(problems) or f"{len(lines)} line(s)" + (" of another run" if lines else "")
             raise LedgerError(
-                f"`{path}` is not the ledger that the checkpoint was written with: expected"
-                f" {self._index} lines up to {self._head[:12]}…, found {len(lines)}. " + "; ".join(problems)
+                f"`{path}` is not the ledger that the checkpoint was written with: expected {self._index}"
+                f" line(s) up to {self._head[:12]}…, found {found}. Put that ledger there, or resume without"
+                " `RoundLedger`."
             )
         write_file(path, kept)
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.callbacks.base import RoundCallback
 from lightning_fl_ext.server.rejection import Reason, Rejection
+from lightning_fl_ext.server.result import RoundRecord, why_void
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.trainer import FederatedTrainer
@@ -40,9 +41,11 @@ class RoundProgressBar(RoundCallback):
         self.metrics = tuple(metrics)
         self._progress: Progress | None = None
         self._rounds = self._replies = TaskID(0)
+        self._unknown: set[str] = set()
 
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
         """Called before the first round: draws the bars."""
+        self._unknown = set()
         if trainer.current_round:
             self.console.print(f"going on after round {trainer.current_round}")
         if not self.console.is_terminal:
@@ -52,20 +55,24 @@ class RoundProgressBar(RoundCallback):
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
             console=self.console,
             transient=True,
         )
         self._rounds = self._progress.add_task(
-            "rounds", total=trainer.max_rounds, completed=trainer.current_round, note=""
+            "rounds", total=trainer.max_rounds, completed=trainer.current_round
         )
-        self._replies = self._progress.add_task("replies", total=None, note="", visible=False)
+        self._replies = self._progress.add_task("replies", total=None, visible=False)
         self._progress.start()
+
+    def on_round_start(self, trainer: FederatedTrainer) -> None:
+        """Called when a round begins: before the first, shows what the server measured before it."""
+        if trainer.current_round == 1 and trainer.rounds:
+            self._say(f"{self._title(trainer, 0)}  {self._measured(trainer, trainer.rounds[0])}")
 
     def on_messages(self, trainer: FederatedTrainer, clients: list[str]) -> None:
         """Called before messages go out: empties the bar of the replies."""
         if self._progress is not None:
-            self._progress.reset(self._replies, total=len(clients), visible=True, note="")
+            self._progress.reset(self._replies, total=len(clients), visible=True)
 
     def on_reply(self, trainer: FederatedTrainer, reply: ClientUpdate | Rejection | None) -> None:
         """Called for each reply: moves on."""
@@ -75,20 +82,19 @@ class RoundProgressBar(RoundCallback):
     def on_round_end(self, trainer: FederatedTrainer) -> None:
         """Called when a round is complete: writes its line, and one for each client left out."""
         record = trainer.rounds[-1]
-        names = self.metrics or _first_four(record.metrics, trainer.monitor)
-        shown = "  ".join(f"{n} {record.metrics[n]:.4g}" for n in names if n in record.metrics)
-        void = "  [void: the model stays]" if record.void else ""
-        self.console.print(
-            f"round {record.server_round:>{len(str(trainer.max_rounds))}}/{trainer.max_rounds}"
-            f"  clients {len(record.accepted)}/{len(record.sampled)}  {shown}{void}",
-            markup=False,
-            soft_wrap=True,
-        )
+        void = f"  [void, the model stays: {why_void(trainer, record)}]" if record.void else ""
+        clients = f"clients {len(record.accepted)}/{len(record.sampled)}"
+        title, measured = self._title(trainer, record.server_round), self._measured(trainer, record)
+        self._say(f"{title}  {clients}  {measured}{void}")
         for rejection in record.rejected:
             idle = rejection.reason is Reason.IDLE
             what = "" if idle else "a metric of " if rejection.reason is Reason.METRIC else "left out "
-            style = None if idle else "yellow"
-            self.console.print(f"  {what}{rejection}", style=style, markup=False, soft_wrap=True)
+            self._say(f"  {what}{rejection}", style=None if idle else "yellow")
+        unknown = {*self.metrics} - trainer.callback_metrics.keys() - self._unknown
+        if unknown and not record.void:
+            self._unknown |= unknown
+            known = sorted(trainer.callback_metrics)
+            self._say(f"  no metric {sorted(unknown)} to show; there are {known}", style="yellow")
         if self._progress is not None:
             self._progress.advance(self._rounds)
 
@@ -105,6 +111,17 @@ class RoundProgressBar(RoundCallback):
             self.console.print(best, markup=False, soft_wrap=True)
         if trainer.result is not None:
             self.console.print(f"digest of the final model: {trainer.result.digest}", soft_wrap=True)
+
+    def _measured(self, trainer: FederatedTrainer, record: RoundRecord) -> str:
+        names = self.metrics or _first_four(record.metrics, trainer.monitor)
+        return "  ".join(f"{n} {record.metrics[n]:.4g}" for n in names if n in record.metrics)
+
+    @staticmethod
+    def _title(trainer: FederatedTrainer, number: int) -> str:
+        return f"round {number:>{len(str(trainer.max_rounds))}}/{trainer.max_rounds}"
+
+    def _say(self, line: str, style: str | None = None) -> None:
+        self.console.print(line, style=style, markup=False, soft_wrap=True)
 
     def _stop(self) -> None:
         if self._progress is not None:

@@ -1,0 +1,102 @@
+"""Telling loggers, callbacks and the user how a fit goes, and how it ended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.server.rejection import Reason
+from lightning_fl_ext.server.result import RoundRecord, why_void
+
+if TYPE_CHECKING:
+    from lightning_fl_ext.server.trainer import FederatedTrainer
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def reporting(trainer: FederatedTrainer) -> Iterator[None]:
+    """Tell callbacks of an error and loggers of the end, and keep Flower's own narration out of the way.
+
+    Args:
+        trainer: Its callbacks and loggers.
+    """
+    narrator = logging.getLogger("flwr")
+    level = narrator.level
+    narrator.setLevel(logging.WARNING)
+    try:
+        yield
+        _each_logger(trainer, lambda logger: logger.finalize("success"))
+    except BaseException as error:
+        for callback in trainer.callbacks:
+            try:
+                callback.on_exception(trainer, error)
+            except Exception:
+                log.exception("%s.on_exception raised as well", type(callback).__name__)
+        for logger in trainer.loggers:
+            try:
+                logger.finalize("failed")
+            except Exception:
+                log.exception("%s.finalize raised as well", type(logger).__name__)
+        raise
+    finally:
+        narrator.setLevel(level)
+
+
+def log_record(trainer: FederatedTrainer, record: RoundRecord) -> None:
+    """Hand a round's metrics to the loggers.
+
+    Raises:
+        LightningFLError: A logger raised; the message names it and the round.
+    """
+
+    def hand_over(logger: Any) -> None:
+        logger.log_metrics(dict(record.metrics), step=record.server_round)
+        logger.save()
+
+    _each_logger(trainer, hand_over)
+
+
+def warn_of(trainer: FederatedTrainer, record: RoundRecord) -> None:
+    """Say in the log who was left out of a round, and that it is void if it is."""
+    for rejection in record.rejected:
+        if rejection.reason is not Reason.IDLE:
+            log.warning("left out: %s", rejection)
+    if record.server_round == 0 and not record.metrics:
+        log.warning(
+            "nothing was measured: the strategy asks no client to evaluate (`fraction_evaluate`), or the"
+            " clients' `validation_step` logs nothing"
+        )
+    if record.void:
+        log.warning("round %d is void, the model stays: %s", record.server_round, why_void(trainer, record))
+
+
+def refuse_in_vain(trainer: FederatedTrainer) -> None:
+    """Refuse to end a run as if all were well, though no round of it has changed the model.
+
+    Raises:
+        LightningFLError: Every round in which clients were asked to train was void.
+    """
+    asked = [record for record in trainer.rounds if record.sampled]
+    if not asked or not all(record.void for record in asked):
+        return
+    last = asked[-1]
+    left_out = f" Left out there: {'; '.join(map(str, last.rejected[:3]))}." if last.rejected else ""
+    raise LightningFLError(
+        f"none of the {len(asked)} round(s) counts, and the model is the one the run began with. Round"
+        f" {last.server_round} is void: {why_void(trainer, last)}.{left_out}"
+    )
+
+
+def _each_logger(trainer: FederatedTrainer, do: Callable[[Any], None]) -> None:
+    for logger in trainer.loggers:
+        try:
+            do(logger)
+        except Exception as error:
+            raise LightningFLError(
+                f"logger {type(logger).__name__} raised in round {trainer.current_round}:"
+                f" {type(error).__name__}: {error}"
+            ) from error
