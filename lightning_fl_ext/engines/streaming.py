@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -15,7 +15,12 @@ _POLL_SECONDS = 0.2
 _REMIND_SECONDS = 30.0
 
 
-def stream_replies(grid: Grid, messages: Sequence[Message], timeout: float | None) -> Iterator[Message]:
+def stream_replies(
+    grid: Grid,
+    messages: Sequence[Message],
+    timeout: float | None,
+    name_of: Callable[[int], str] = str,
+) -> Iterator[Message]:
     """Send messages, and yield each reply when it is there.
 
     Ends when every message has been answered, or at ``timeout``. Who holds a reply holds its memory: a
@@ -26,6 +31,7 @@ def stream_replies(grid: Grid, messages: Sequence[Message], timeout: float | Non
         messages: At most one per node. Each one's ``metadata.message_id`` is set on sending.
         timeout: Seconds to wait for the last reply; None to wait for ever. Clients that run in this process
             are not waited for, and have no timeout: which of them answer must not depend on the clock.
+        name_of: From a node's id to what the reminder, which is logged while waiting, calls it.
 
     Yields:
         Replies in the order of arrival, error replies among them.
@@ -46,6 +52,21 @@ def stream_replies(grid: Grid, messages: Sequence[Message], timeout: float | Non
             return
         if outstanding and now - reminded >= _REMIND_SECONDS:
             reminded = now
-            log.warning("waiting for %d of %d replies (%.0f s)", len(outstanding), len(messages), now - start)
+            missing = [m.metadata.dst_node_id for m in messages if m.metadata.message_id in outstanding]
+            log.warning(
+                "waiting for %d of %d replies (%.0f s): %s",
+                *(len(missing), len(messages), now - start, _listed(sorted(map(name_of, missing)))),
+            )
         if outstanding and not in_process:
             time.sleep(_POLL_SECONDS if timeout is None else min(_POLL_SECONDS, start + timeout - now))
+
+
+def _listed(names: Sequence[str], limit: int = 5) -> str:
+    """List names in a line, the first of many.
+
+    Example:
+        >>> _listed(["a", "b", "c"], limit=2)
+        '`a`, `b`, and 1 more'
+    """
+    more = [f"and {len(names) - limit} more"] if len(names) > limit else []
+    return ", ".join([*(f"`{name}`" for name in names[:limit]), *more])

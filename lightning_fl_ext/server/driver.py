@@ -140,7 +140,8 @@ class StrategyDriver:
         Raises:
             NotEnoughClientsError: Too few clients are connected, or none answers.
         """
-        wait_for_clients(self.grid, self.strategy, self.trainer.round_timeout)
+        if getattr(innermost(self.strategy), "fraction_evaluate", None) != 0.0:  # else nobody is asked
+            wait_for_clients(self.grid, self.strategy, self.trainer.round_timeout)
         exchange = self._exchange("evaluate", server_round, arrays, screen_evaluate_reply)
         if not exchange.messages:
             return {}, []

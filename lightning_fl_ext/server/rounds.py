@@ -84,7 +84,7 @@ class RoundExchange:
         shared = self.clients.shared(m.metadata.dst_node_id for m in self.messages)
         waiting: dict[str, int] | None = None
         answered: dict[str, int] = {}
-        for reply in stream_replies(self.grid, self.messages, self.timeout):
+        for reply in stream_replies(self.grid, self.messages, self.timeout, self.clients.__getitem__):
             waiting = self._sent() if waiting is None else waiting
             to = reply.metadata.reply_to_message_id
             node = waiting.pop(to, None)

@@ -28,7 +28,11 @@ def make_certificates(folder: Path) -> None:
 
 
 def make_key(path: Path) -> Path:
-    """Make a SuperNode's key pair, ``path`` and ``path.pub``: elliptic curve, in OpenSSH's format."""
+    """Make a SuperNode's key pair, ``path`` and ``path.pub``: elliptic curve, in OpenSSH's format.
+
+    One of this name is replaced.
+    """
+    path.unlink(missing_ok=True)
     command = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-C", "", "-f", path]
     subprocess.run(command, check=True, capture_output=True)
     return path

@@ -109,9 +109,9 @@ class Deployment(contextlib.ExitStack):
             command = ["flower-supernode", "--superlink", f"127.0.0.1:{self._port}"]
             command += ["--node-config", _as_toml(config)]
             if self._tls:
-                key = make_key(self._tls / name)
-                self.flwr("supernode", "register", f"{key}.pub", _CONNECTION, "--name", name)
-                command += ["--root-certificates", self._tls / "ca.crt", "--auth-supernode-private-key", key]
+                self.register(name)
+                command += ["--root-certificates", self._tls / "ca.crt"]
+                command += ["--auth-supernode-private-key", self._tls / name]
             else:
                 command += ["--insecure"]
             node = self.nodes[name] = self._server(name, command, free_port(), says="SuperNode ID:")
@@ -121,6 +121,17 @@ class Deployment(contextlib.ExitStack):
         self.callback(lambda: [self.nodes[name].terminate() for name in configs])
         for name in configs:
             self.nodes[name].wait_until_ready()
+
+    def register(self, name: str) -> None:
+        """Make a key for a SuperNode, and have the SuperLink know it by the name."""
+        assert self._tls, "only secure connections know names"
+        key = make_key(self._tls / name)
+        self.flwr("supernode", "register", f"{key}.pub", _CONNECTION, "--name", name)
+
+    def unregister(self, name: str) -> None:
+        """Have the SuperLink forget a SuperNode and its key."""
+        node_id = self.nodes[name].log.split("SuperNode ID: ")[1].split()[0]
+        self.flwr("supernode", "unregister", node_id, _CONNECTION)
 
     def submit(
         self,

@@ -75,11 +75,11 @@ def test_waiting_ends_at_the_timeout():
     assert list(stream_replies(grid, questions(grid), 0.02)) == []
 
 
-def test_a_reminder_is_logged_while_waiting(monkeypatch, caplog):
+def test_a_reminder_of_who_is_missing_is_logged_while_waiting(monkeypatch, caplog):
     monkeypatch.setattr("lightning_fl_ext.engines.streaming._REMIND_SECONDS", 0.0)
-    grid = Remote(app(), 2)
-    list(stream_replies(grid, questions(grid), 0.01))
-    assert "waiting for 2 of 2 replies" in caplog.text
+    grid = Remote(app(), 2, node_ids=[7, 8])
+    list(stream_replies(grid, questions(grid), 0.01, {7: "lyon", 8: "bergen"}.__getitem__))
+    assert "waiting for 2 of 2 replies (0 s): `bergen`, `lyon`" in caplog.text
 
 
 def test_clients_of_this_process_are_not_timed():

@@ -370,6 +370,23 @@ def test_clients_that_come_later_are_waited_for(toy):
     assert result.rounds[0].accepted == ("00", "01")
 
 
+def test_clients_that_leave_after_training_are_not_waited_for_when_nobody_is_asked_to_evaluate(toy):
+    class Leaving(LocalGrid):
+        trained = False
+
+        def get_node_ids(self):
+            return list(super().get_node_ids())[: 2 if self.trained else 3]
+
+    class Tell(RoundCallback):
+        def on_replies(self, trainer):
+            grid.trained = True
+
+    grid = toy.make_grid(3, grid_class=Leaving)
+    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=3)
+    result = toy.make_trainer(strategy, max_rounds=1, callbacks=Tell()).fit(toy.Net(), grid)
+    assert result.rounds[0].accepted == ("00", "01", "02")
+
+
 def test_a_strategy_that_waits_for_more_than_it_says_is_stopped(toy):
     class Greedy(FedAvg):
         def configure_train(self, server_round, arrays, config, grid):

@@ -1,0 +1,1 @@
+"""Clients that do nothing but what they are told, faults included."""
