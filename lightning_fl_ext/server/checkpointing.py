@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import digest
 from lightning_fl_ext.server.files import (
+    CHECKPOINTS,
     TornFilesError,
     arrays_from_bytes,
     arrays_to_bytes,
+    list_checkpoints,
     read_folder,
     write_folder,
 )
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
 _VERSION = 1
-_NAME = re.compile(r"round-(\d{5,})$")
 
 
 class CheckpointError(LightningFLError):
@@ -98,7 +97,7 @@ def load_checkpoint(trainer: FederatedTrainer, path: str | Path) -> None:
         if not Path(path).is_dir():
             raise CheckpointError(f"there is no checkpoint `{path}`; `ckpt_path='last'` finds the newest")
         files = read_folder(Path(path))
-    elif (newest := _newest_complete(trainer.default_root_dir / FOLDER)) is None:
+    elif (newest := _newest_complete(trainer.default_root_dir / CHECKPOINTS)) is None:
         log.info("no checkpoint under `%s`: starting from the beginning", trainer.default_root_dir)
         return
     else:
@@ -115,14 +114,6 @@ def load_checkpoint(trainer: FederatedTrainer, path: str | Path) -> None:
         trainer.note(RoundRecord.from_json(record))
     for key, callback in _keyed(trainer):
         callback.load_state_dict(data["callbacks"].get(key, {}))
-
-
-def list_checkpoints(root: Path) -> list[tuple[int, Path]]:
-    """List a folder's checkpoints as (round, path), by round."""
-    if not root.is_dir():
-        return []
-    found = ((_NAME.match(path.name), path) for path in root.iterdir())
-    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def _keyed(trainer: FederatedTrainer) -> list[tuple[str, RoundCallback]]:

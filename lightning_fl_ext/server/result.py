@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.server.rejection import Rejection
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)

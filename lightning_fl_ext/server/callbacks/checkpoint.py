@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.server.callbacks.base import RoundCallback
-from lightning_fl_ext.server.checkpointing import FOLDER, CheckpointError, list_checkpoints, save_checkpoint
+from lightning_fl_ext.server.checkpointing import CheckpointError, save_checkpoint
+from lightning_fl_ext.server.files import CHECKPOINTS, list_checkpoints
 from lightning_fl_ext.server.result import read_metric
 from lightning_fl_ext.server.strategy_state import encode_strategy
 
@@ -60,7 +61,7 @@ class RoundCheckpoint(RoundCallback):
             LightningFLError: The strategy has state that cannot be saved.
         """
         encode_strategy(trainer.strategy)  # complains now rather than after the first round
-        root = trainer.default_root_dir / FOLDER
+        root = trainer.default_root_dir / CHECKPOINTS
         later = [(number, path) for number, path in list_checkpoints(root) if number > trainer.current_round]
         if later and trainer.current_round == 0:
             raise CheckpointError(
@@ -89,7 +90,7 @@ class RoundCheckpoint(RoundCallback):
                 self.best_path = self._path(trainer, trainer.current_round)
         save_checkpoint(trainer, self._path(trainer, trainer.current_round))
         if self.keep_last is not None:
-            for number, path in list_checkpoints(trainer.default_root_dir / FOLDER)[: -self.keep_last]:
+            for number, path in list_checkpoints(trainer.default_root_dir / CHECKPOINTS)[: -self.keep_last]:
                 if self._best is None or number != self._best[0]:
                     shutil.rmtree(path)
 
@@ -103,4 +104,4 @@ class RoundCheckpoint(RoundCallback):
 
     @staticmethod
     def _path(trainer: FederatedTrainer, number: int) -> Path:
-        return trainer.default_root_dir / FOLDER / f"round-{number:05d}"
+        return trainer.default_root_dir / CHECKPOINTS / f"round-{number:05d}"
