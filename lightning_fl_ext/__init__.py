@@ -5,10 +5,10 @@ Names are imported when first used, so ``import lightning_fl_ext`` costs millise
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.lazy import import_lazily
 
 if TYPE_CHECKING:
     from lightning_fl_ext.aggregation import ExactMean as ExactMean
@@ -85,13 +85,7 @@ _HOME = {
 
 __all__ = ["LightningFLError", "__version__", *_HOME]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = import_lazily(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

@@ -13,11 +13,12 @@ import lightning_fl_ext
 ROOT = Path(lightning_fl_ext.__file__).parent
 PACKAGE = ROOT.name
 
-FREE = {"errors", "seeds"}
+FREE = {"errors", "lazy", "seeds"}
 """Parts that every part may import."""
 
 MAY_IMPORT = {
     "errors": set(),
+    "lazy": set(),
     "seeds": set(),
     "partition": set(),
     "results": set(),
@@ -29,13 +30,16 @@ MAY_IMPORT = {
     "client": {"results", "gates", "aggregation", "metrics", "wire", "engines"},
     "server": {"results", "gates", "aggregation", "metrics", "wire", "engines"},
     "callbacks": {"gates"},
-    "cli": {"results", "gates", "aggregation", "metrics", "wire", "engines", "client", "server", "callbacks"},
+    "report": {"results", "server"},
+    "cli": {"wire", "engines", "client", "server", "report"},
+    "__main__": {"cli"},
 }
 """Other parts of the package that a part may import."""
 
 LIBRARIES = {"torch", "torchmetrics", "lightning", "pytorch_lightning", "flwr"}
 MAY_USE = {
     "errors": set(),
+    "lazy": set(),
     "seeds": {"torch"},
     "partition": set(),
     "results": set(),
@@ -47,7 +51,9 @@ MAY_USE = {
     "client": LIBRARIES - {"pytorch_lightning"},
     "server": LIBRARIES - {"pytorch_lightning"},
     "callbacks": LIBRARIES - {"pytorch_lightning", "flwr"},
+    "report": set(),
     "cli": LIBRARIES - {"pytorch_lightning"},
+    "__main__": set(),
 }
 
 HEAVY = {"numba", "matplotlib", "ray", "constriction", "sklearn"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import digest
 from lightning_fl_ext.server.files import (
+    CHECKPOINTS,
     MANIFEST,
     TornFilesError,
     arrays_from_bytes,
     arrays_to_bytes,
+    list_checkpoints,
     read_folder,
     write_folder,
 )
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
 _VERSION = 1
-_NAME = re.compile(r"round-(\d{5,})$")
 
 
 class CheckpointError(LightningFLError):
@@ -97,7 +96,7 @@ def load_checkpoint(trainer: FederatedTrainer, path: str | Path) -> None:
     """
     if path != "last":
         files = read_folder(_checkpoint_at(Path(path)))
-    elif (newest := _newest_complete(trainer.default_root_dir / FOLDER)) is None:
+    elif (newest := _newest_complete(trainer.default_root_dir / CHECKPOINTS)) is None:
         log.info("no checkpoint under `%s`: starting from the beginning", trainer.default_root_dir)
         return
     else:
@@ -120,7 +119,7 @@ def _checkpoint_at(path: Path) -> Path:
     """Refuse a path that cannot be a checkpoint's folder, and say what would be one."""
     if any((path / name).is_file() for name in (MANIFEST, "state.json")):
         return path
-    if within := list_checkpoints(path / FOLDER):
+    if within := list_checkpoints(path / CHECKPOINTS):
         hint = f"it is a run's folder: its newest checkpoint is `{within[-1][1]}`"
     else:
         hint = (
@@ -128,14 +127,6 @@ def _checkpoint_at(path: Path) -> Path:
             " `ckpt_path='last'` for the newest under `default_root_dir`"
         )
     raise CheckpointError(f"there is no checkpoint `{path}`: {hint}")
-
-
-def list_checkpoints(root: Path) -> list[tuple[int, Path]]:
-    """List a folder's checkpoints as (round, path), by round."""
-    if not root.is_dir():
-        return []
-    found = ((_NAME.match(path.name), path) for path in root.iterdir())
-    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def _keyed(trainer: FederatedTrainer) -> list[tuple[str, RoundCallback]]:

@@ -6,21 +6,22 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
-from lightning_fl_ext.wire import to_numpy, to_torch
 
 MANIFEST = "manifest.json"
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that holds its checkpoints."""
+
+_ROUND = re.compile(r"round-(\d{5,})$")
 
 
 class TornFilesError(LightningFLError):
@@ -29,6 +30,11 @@ class TornFilesError(LightningFLError):
 
 def arrays_to_bytes(arrays: Arrays) -> bytes:
     """Serialise named arrays as safetensors, with their order."""
+    import torch
+    from safetensors.torch import save
+
+    from lightning_fl_ext.wire import to_torch
+
     tensors = {name: to_torch(array) for name, array in arrays.items()}
     pairs = [name for name, tensor in tensors.items() if tensor.is_complex()]  # real and imaginary part
     tensors |= {name: torch.view_as_real(tensors[name]) for name in pairs}
@@ -41,6 +47,12 @@ def arrays_from_bytes(data: bytes) -> dict[str, NDArray[Any]]:
     Raises:
         TornFilesError: These are not such bytes.
     """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from lightning_fl_ext.wire import to_numpy
+
     try:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
@@ -92,6 +104,14 @@ def read_folder(folder: Path) -> dict[str, bytes]:
         if hashlib.sha256(data).hexdigest() != sums[name]:
             raise TornFilesError(f"`{folder / name}` is not what was written: its checksum differs")
     return files
+
+
+def list_checkpoints(root: Path) -> list[tuple[int, Path]]:
+    """List a folder's checkpoints as (round, path), by round."""
+    if not root.is_dir():
+        return []
+    found = ((_ROUND.match(path.name), path) for path in root.iterdir())
+    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import digest
-from lightning_fl_ext.server.files import TornFilesError, arrays_from_bytes, read_folder
+from lightning_fl_ext.server.files import (
+    CHECKPOINTS,
+    TornFilesError,
+    arrays_from_bytes,
+    list_checkpoints,
+    read_folder,
+)
 
 GENESIS = "0" * 64
 """What stands for the line before the first."""
@@ -21,6 +28,10 @@ GENESIS = "0" * 64
 
 class LedgerError(LightningFLError):
     """A ledger is damaged, or is not the one of this run."""
+
+
+class ReplayError(LedgerError):
+    """The updates that were kept do not give what the ledger says."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,8 @@ def replay_ledger(path: str | Path) -> list[str]:
         The digest of every round, as computed.
 
     Raises:
-        LedgerError: The chain is broken, updates are missing, or a round's digest differs.
+        LedgerError: The chain is broken, or the run is not one that can be replayed.
+        ReplayError: A kept update is not what it was, or a round's digest differs.
     """
     from lightning_fl_ext.aggregation import ExactMean
 
@@ -165,27 +177,37 @@ def replay_ledger(path: str | Path) -> list[str]:
             if not kept.is_dir():
                 raise LedgerError(f"round {number}: its updates were not kept; use `keep_updates=True`")
             mean: ExactMean | None = None
-            files = read_folder(kept)
-            for update in line["accepted"]:
-                arrays = arrays_from_bytes(files[update["file"]])
-                if digest(arrays) != update["digest"]:
-                    raise LedgerError(f"round {number}: the kept update of `{update['client_id']}` differs")
+            for update, arrays in _kept_updates(kept, line["accepted"], number):
                 mean = ExactMean(arrays) if mean is None else mean
                 mean.add(arrays, update["num_examples"])
             assert mean is not None
             computed = digest({name: np.asarray(array) for name, array in mean.result().items()})
         if computed != line["round"]["digest"]:
-            raise LedgerError(
+            raise ReplayError(
                 f"round {number}: expected digest {line['round']['digest']}, the updates give {computed}"
             )
         digests.append(computed)
     return digests
 
 
-def _newest_head(folder: Path) -> str | None:
-    from lightning_fl_ext.server.checkpointing import FOLDER, list_checkpoints
+def _kept_updates(
+    folder: Path, accepted: list[dict[str, Any]], number: int
+) -> Iterator[tuple[dict[str, Any], dict[str, NDArray[Any]]]]:
+    try:
+        files = read_folder(folder)
+        for update in accepted:
+            arrays = arrays_from_bytes(files[update["file"]])
+            if digest(arrays) != update["digest"]:
+                raise ReplayError(f"round {number}: the kept update of `{update['client_id']}` differs")
+            yield update, arrays
+    except TornFilesError as error:
+        raise ReplayError(f"round {number}: {error}") from None
+    except KeyError as error:
+        raise ReplayError(f"round {number}: there is no kept update {error}") from None
 
-    for _, checkpoint in reversed(list_checkpoints(folder / FOLDER)):
+
+def _newest_head(folder: Path) -> str | None:
+    for _, checkpoint in reversed(list_checkpoints(folder / CHECKPOINTS)):
         try:
             head = _head_in(checkpoint)
         except TornFilesError:

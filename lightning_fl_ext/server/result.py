@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.server.rejection import Rejection
 
 if TYPE_CHECKING:
+    import torch
+
     from lightning_fl_ext.server.trainer import FederatedTrainer
 
 

@@ -21,12 +21,12 @@ from lightning_fl_ext import (
     WeightExchange,
 )
 from lightning_fl_ext.server import CallbackError, CheckpointError
-from lightning_fl_ext.server.checkpointing import list_checkpoints
 from lightning_fl_ext.server.files import (
     TornFilesError,
     append_through,
     arrays_from_bytes,
     arrays_to_bytes,
+    list_checkpoints,
     read_folder,
     write_folder,
 )

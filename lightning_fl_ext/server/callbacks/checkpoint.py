@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_fl_ext.server.callbacks.base import RoundCallback, monitored
-from lightning_fl_ext.server.checkpointing import FOLDER, CheckpointError, list_checkpoints, save_checkpoint
-from lightning_fl_ext.server.files import make_folder
+from lightning_fl_ext.server.checkpointing import CheckpointError, save_checkpoint
+from lightning_fl_ext.server.files import CHECKPOINTS, list_checkpoints, make_folder
 from lightning_fl_ext.server.result import find_best, require_metric
 from lightning_fl_ext.server.strategy_state import encode_strategy
 from lightning_fl_ext.server.values import choice, metric_name, whole_number
@@ -61,7 +61,7 @@ class RoundCheckpoint(RoundCallback):
             LightningFLError: The strategy has state that cannot be saved, or the folder cannot be written to.
         """
         encode_strategy(trainer.strategy)  # complains now rather than after the first round
-        root = trainer.default_root_dir / FOLDER
+        root = trainer.default_root_dir / CHECKPOINTS
         later = [(number, path) for number, path in list_checkpoints(root) if number > trainer.current_round]
         if later and trainer.current_round == 0:
             raise CheckpointError(
@@ -86,7 +86,7 @@ class RoundCheckpoint(RoundCallback):
             require_metric(trainer.rounds, self.monitor)
         self.best_path = self._find_best(trainer)
         if self.keep_last is not None:
-            for _, path in list_checkpoints(trainer.default_root_dir / FOLDER)[: -self.keep_last]:
+            for _, path in list_checkpoints(trainer.default_root_dir / CHECKPOINTS)[: -self.keep_last]:
                 if path != self.best_path:
                     shutil.rmtree(path)
 
@@ -98,4 +98,4 @@ class RoundCheckpoint(RoundCallback):
 
     @staticmethod
     def _path(trainer: FederatedTrainer, number: int) -> Path:
-        return trainer.default_root_dir / FOLDER / f"round-{number:05d}"
+        return trainer.default_root_dir / CHECKPOINTS / f"round-{number:05d}"

@@ -1,0 +1,212 @@
+"""From the settings of a run to the objects that run it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flwr.serverapp.strategy
+import lightning.pytorch as pl
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import Strategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.data import DataLoader
+
+from lightning_fl_ext.cli.errors import WrongInput, refusing
+from lightning_fl_ext.cli.objects import load_object
+from lightning_fl_ext.cli.settings import RunSettings
+from lightning_fl_ext.client import client_app
+from lightning_fl_ext.server import (
+    ExactFedAvg,
+    FederatedTrainer,
+    FedPM,
+    RoundCallback,
+    RoundCheckpoint,
+    RoundEarlyStopping,
+    RoundLedger,
+)
+from lightning_fl_ext.wire import Exchange, MaskExchange, WeightExchange
+
+_OWN: dict[str, type[Strategy]] = {"ExactFedAvg": ExactFedAvg, "FedPM": FedPM}
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Everything that a run needs.
+
+    Attributes:
+        client: Flower's ``ClientApp``, the same for every client.
+        trainer: The server's Trainer.
+        model: Makes the module whose weights all start from.
+        evaluate: What evaluates the global model on the server; None for nothing.
+    """
+
+    client: ClientApp
+    trainer: FederatedTrainer
+    model: Callable[[], pl.LightningModule]
+    evaluate: Any
+
+
+def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback] = ()) -> Federation:
+    """Import what the settings name, and put it together.
+
+    Args:
+        settings: Of the run.
+        folder: Where the run's files go. Nothing is written yet.
+        callbacks: Further ones, such as a progress bar.
+
+    Raises:
+        WrongInput: A setting does not fit. An error in the user's own code is not caught.
+    """
+    if settings.clients < 1:
+        raise WrongInput(f"`--clients` must be at least 1. Got {settings.clients}.")
+    model = _load_model(settings)
+    strategy = make_strategy(settings, has_validation=is_overridden("validation_step", model()))
+    exchange = _make_exchange(settings, strategy)
+    with refusing("`--client-option` or `--trainer-option`"):
+        client = client_app(
+            model,
+            _load_data(settings.data),
+            {"max_epochs": settings.max_epochs, **settings.trainer_option},
+            exchange=exchange,
+            **settings.client_option,
+        )
+    with refusing("the settings"):
+        trainer = FederatedTrainer(
+            max_rounds=settings.rounds,
+            strategy=strategy,
+            seed=settings.seed,
+            callbacks=[*callbacks, *_make_callbacks(settings)],
+            default_root_dir=folder,
+            min_accepted=settings.min_accepted,
+            on_bad_update=settings.on_bad_update,
+            max_update_norm=settings.max_update_norm,
+            round_timeout=None,
+            enable_progress_bar=False,
+            exchange=exchange,
+        )
+    return Federation(client, trainer, model, _load_evaluation(settings.evaluate))
+
+
+def make_strategy(settings: RunSettings, *, has_validation: bool) -> Strategy:
+    """Make the strategy that the settings name.
+
+    Args:
+        settings: Of the run.
+        has_validation: Whether the model has a ``validation_step``: if not, no client is asked to evaluate.
+
+    Raises:
+        WrongInput: There is no such strategy, or it does not take such options.
+    """
+    name = settings.strategy
+    found = load_object(name, "`--strategy`") if ":" in name else _OWN.get(name) or _flower_strategy(name)
+    options = {"fraction_train": settings.fraction, "fraction_evaluate": settings.fraction_evaluate}
+    options = {key: value for key, value in options.items() if value is not None} | settings.strategy_option
+    if isinstance(found, Strategy) and not options:
+        return found
+    if not callable(found) or isinstance(found, Strategy):
+        raise WrongInput(f"`--strategy`: `{name}` takes no options; expected a class of strategies.")
+    if not has_validation and "fraction_evaluate" not in options and _takes(found, "fraction_evaluate"):
+        options["fraction_evaluate"] = 0.0
+    with refusing(f"`--strategy {name}`"):
+        strategy = found(**options)
+    if not isinstance(strategy, Strategy):
+        raise WrongInput(f"`--strategy`: `{name}` made a {type(strategy).__name__}, not a Flower strategy.")
+    return strategy
+
+
+def _flower_strategy(name: str) -> type[Strategy]:
+    names = {n for n in flwr.serverapp.strategy.__all__ if _can_be_named(getattr(flwr.serverapp.strategy, n))}
+    if name not in names:
+        known = ", ".join([*_OWN, *sorted(names)])
+        raise WrongInput(f"`--strategy`: there is no `{name}`. There are {known}; or MODULE:NAME.")
+    found: type[Strategy] = getattr(flwr.serverapp.strategy, name)
+    return found
+
+
+def _can_be_named(found: Any) -> bool:
+    """Tell a strategy that can be made from plain options and aggregates weights."""
+    if not (isinstance(found, type) and issubclass(found, Strategy)) or inspect.isabstract(found):
+        return False
+    return "strategy" not in inspect.signature(found).parameters and "Xgb" not in found.__name__
+
+
+def _takes(found: Callable[..., Any], option: str) -> bool:
+    parameters = inspect.signature(found).parameters
+    return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _make_exchange(settings: RunSettings, strategy: Strategy) -> Exchange:
+    patterns: Mapping[str, Any] = {"include": tuple(settings.include), "exclude": tuple(settings.exclude)}
+    if getattr(strategy, "reads_coded", False):
+        with refusing("`--exchange-option`"):
+            return MaskExchange(**{**patterns, **settings.exchange_option})
+    if settings.exchange_option:
+        raise WrongInput("`--exchange-option` is for the masks of FedPM. Got it with another strategy.")
+    return WeightExchange(**patterns)
+
+
+def _make_callbacks(settings: RunSettings) -> list[RoundCallback]:
+    if settings.patience is not None and settings.monitor is None:
+        raise WrongInput("`--patience` needs a metric to watch: give `--monitor`.")
+    callbacks: list[RoundCallback] = [
+        RoundLedger(settings.keep_updates),
+        RoundCheckpoint(settings.keep_checkpoints, settings.monitor, settings.mode),
+    ]
+    if settings.monitor is not None and settings.patience is not None:
+        callbacks.append(RoundEarlyStopping(settings.monitor, settings.mode, settings.patience))
+    return callbacks
+
+
+def _load_model(settings: RunSettings) -> Callable[[], pl.LightningModule]:
+    what = f"the model `{settings.model}`"
+    found = load_object(settings.model, "the model")
+    if not callable(found) or isinstance(found, pl.LightningModule):
+        raise WrongInput(f"{what} must be a class, or a function that makes a LightningModule.")
+    _refuse_arguments(found, what, "`--model-option NAME=VALUE`", **settings.model_option)
+    make = functools.partial(found, **settings.model_option) if settings.model_option else found
+    made = make()
+    if not isinstance(made, pl.LightningModule):
+        raise WrongInput(
+            f"{what} makes a {type(made).__module__}.{type(made).__name__}; expected a LightningModule of"
+            " `lightning.pytorch`."
+        )
+    return make
+
+
+def _load_data(spec: str) -> Callable[[Any], Any]:
+    found: Callable[[Any], Any] = load_object(spec, "`--data`")
+    what = f"`--data`: `{spec}`"
+    if not callable(found):
+        raise WrongInput(f"{what} must be a function of the client's Context. Got {type(found).__name__}.")
+    _refuse_arguments(found, what, "one argument, the client's Context", object())
+    return found
+
+
+def _refuse_arguments(found: Callable[..., Any], what: str, expects: str, *args: Any, **kwargs: Any) -> None:
+    try:
+        signature = inspect.signature(found)
+    except ValueError:
+        return  # written in C, and does not tell
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise WrongInput(f"{what} is called with {expects}: {error}. It takes {signature}.") from None
+
+
+def _load_evaluation(spec: str | None) -> Any:
+    if spec is None:
+        return None
+    found = load_object(spec, "`--evaluate`")
+    if isinstance(found, type) and issubclass(found, pl.LightningDataModule):
+        return found()
+    if not callable(found) and not isinstance(found, DataLoader | pl.LightningDataModule):
+        raise WrongInput(
+            f"`--evaluate`: `{spec}` must be a function of the model, a DataLoader or a LightningDataModule."
+            f" Got {type(found).__name__}."
+        )
+    return found

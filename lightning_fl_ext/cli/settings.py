@@ -1,0 +1,230 @@
+"""The settings of ``run``: one table from which flags, help and config file follow."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from lightning_fl_ext.cli.errors import WrongInput
+
+FEDERATION, CLIENTS, STRATEGY, SCREENING, RUN = (
+    "What is federated",
+    "On the clients",
+    "Rounds and strategy",
+    "What counts",
+    "The run's folder",
+)
+
+
+def _setting(kind: str, panel: str, text: str, default: Any = MISSING, metavar: str | None = None) -> Any:
+    described = {"kind": kind, "panel": panel, "help": text, "metavar": metavar}
+    if kind in ("list", "pairs"):
+        make = dict if kind == "pairs" else lambda: list(default)
+        return field(default_factory=make, metadata=described)
+    return field(default=default, metadata=described)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What ``lightning-fl-ext run`` is told. Each field is a flag, and a key of the config file."""
+
+    model: str = _setting(
+        "str",
+        FEDERATION,
+        "The LightningModule: its class, or a function that makes it.",
+        metavar="MODULE:CLASS",
+    )
+    data: str = _setting(
+        "str",
+        FEDERATION,
+        "A function from Flower's Context to a client's LightningDataModule or DataLoader, or the class of a"
+        " LightningDataModule that takes the Context. context.node_config has 'partition-id', from 0, and"
+        " 'num-partitions'.",
+        metavar="MODULE:NAME",
+    )
+    clients: int = _setting("int", FEDERATION, "Number of clients.", metavar="N")
+    model_option: dict[str, Any] = _setting(
+        "pairs", FEDERATION, "Argument for the model's constructor. Repeatable.", metavar="KEY=VALUE"
+    )
+    evaluate: str | None = _setting(
+        "str",
+        FEDERATION,
+        "Evaluate the global model here after each round: a function from the model to a dict of metrics, or"
+        " a DataLoader or LightningDataModule to validate on.",
+        None,
+        metavar="MODULE:NAME",
+    )
+
+    rounds: int = _setting("int", STRATEGY, "Number of rounds.", 3, metavar="R")
+    seed: int = _setting("int", STRATEGY, "Seed of the whole run.", 0)
+    strategy: str = _setting(
+        "str",
+        STRATEGY,
+        "ExactFedAvg, FedPM, any strategy of Flower's such as FedAdam, or MODULE:NAME.",
+        "ExactFedAvg",
+        metavar="NAME",
+    )
+    strategy_option: dict[str, Any] = _setting(
+        "pairs", STRATEGY, "Argument for the strategy, such as eta=0.1. Repeatable.", metavar="KEY=VALUE"
+    )
+    fraction: float | None = _setting(
+        "float", STRATEGY, "Share of the clients that train in a round. [default: the strategy's]", None
+    )
+    fraction_evaluate: float | None = _setting(
+        "float",
+        STRATEGY,
+        "Share of the clients that evaluate in a round. [default: the strategy's if the model has a"
+        " validation_step, else 0]",
+        None,
+    )
+
+    max_epochs: int = _setting("int", CLIENTS, "Epochs of a client's fit in each round.", 1)
+    trainer_option: dict[str, Any] = _setting(
+        "pairs",
+        CLIENTS,
+        "Argument for their Trainer, such as accelerator=cpu. Repeatable.",
+        metavar="KEY=VALUE",
+    )
+    client_option: dict[str, Any] = _setting(
+        "pairs", CLIENTS, "Argument for client_app, such as submit=mean. Repeatable.", metavar="KEY=VALUE"
+    )
+    include: list[str] = _setting(
+        "list",
+        CLIENTS,
+        "Shell pattern of what travels of the state dict. [default: *]",
+        ("*",),
+        metavar="PATTERN",
+    )
+    exclude: list[str] = _setting(
+        "list", CLIENTS, "Shell pattern of what does not. Repeatable.", (), metavar="PATTERN"
+    )
+    exchange_option: dict[str, Any] = _setting(
+        "pairs", CLIENTS, "Argument for FedPM's masks, such as code=packed. Repeatable.", metavar="KEY=VALUE"
+    )
+
+    min_accepted: int = _setting(
+        "int", SCREENING, "Least number of good updates; with fewer a round is void.", 1
+    )
+    on_bad_update: str = _setting(
+        "str", SCREENING, "'exclude' to go on without it, or 'raise' to stop.", "exclude", metavar="WHAT"
+    )
+    max_update_norm: float | None = _setting(
+        "float", SCREENING, "Limit on the L2 norm of an update. [default: none]", None
+    )
+
+    dir: str | None = _setting(
+        "str", RUN, "Folder of the run. [default: runs/run-N, the next that is free]", None, metavar="FOLDER"
+    )
+    resume: bool = _setting(
+        "bool", RUN, "Go on after the last round in --dir, or begin if there is none.", False
+    )
+    keep_updates: bool = _setting(
+        "bool", RUN, "Keep every client's updates, for verify --replay and for compare.", False
+    )
+    keep_checkpoints: int = _setting("int", RUN, "How many of the newest checkpoints to keep.", 2)
+    monitor: str | None = _setting(
+        "str", RUN, "Metric by which the best round's checkpoint is kept as well.", None, metavar="METRIC"
+    )
+    mode: str = _setting("str", RUN, "Whether a 'min' or 'max' of --monitor is best.", "min", metavar="MODE")
+    patience: int | None = _setting(
+        "int", RUN, "Stop after so many rounds without a better --monitor. [default: never]", None
+    )
+
+
+SETTINGS: tuple[Field[Any], ...] = fields(RunSettings)
+
+
+def flag_of(setting: Field[Any]) -> str:
+    """Give a setting's name as it is written on the command line and in a config file, without dashes."""
+    return setting.name.replace("_", "-")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a TOML file of settings.
+
+    Raises:
+        WrongInput: It cannot be read, or holds what is no setting or of another type.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise WrongInput(f"`--config`: cannot read `{path}`: {error}") from None
+    known = {flag_of(setting): setting for setting in SETTINGS}
+    values = {}
+    for key, value in content.items():
+        if key not in known:
+            close = get_close_matches(key.replace("_", "-"), known, n=1)
+            hint = f" Did you mean `{close[0]}`?" if close else ""
+            raise WrongInput(f"`{path}`: there is no setting `{key}`.{hint}")
+        setting = known[key]
+        values[setting.name] = _checked(value, setting.metadata["kind"], f"`{path}`: `{key}`")
+    return values
+
+
+def _checked(value: Any, kind: str, where: str) -> Any:
+    if kind == "list" and isinstance(value, str):
+        return [value]
+    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    types: dict[str, tuple[type, str]] = {
+        "str": (str, "a text"),
+        "int": (int, "a whole number"),
+        "float": (float, "a number"),
+        "bool": (bool, "true or false"),
+        "list": (list, "a text or a list of texts"),
+        "pairs": (dict, "a table, such as { key = 1 }"),
+    }
+    expected, name = types[kind]
+    fits = isinstance(value, expected) and (kind != "int" or not isinstance(value, bool))
+    if not fits or (kind == "list" and not all(isinstance(item, str) for item in value)):
+        raise WrongInput(f"{where} must be {name}. Got {value!r}.")
+    return value
+
+
+def merge(config: Mapping[str, Any], flags: Mapping[str, Any]) -> RunSettings:
+    """Put flags before the config file, and that before the defaults; ``KEY=VALUE`` settings key by key.
+
+    Args:
+        config: From :func:`read_config`.
+        flags: Values of the flags that were given, by field name.
+
+    Raises:
+        WrongInput: A setting without a default is in neither.
+
+    Example:
+        >>> config = {"model": "m:M", "data": "m:d", "clients": 3, "trainer_option": {"devices": 1}}
+        >>> merged = merge(config, {"clients": 5, "trainer_option": {"precision": 32}})
+        >>> merged.clients, merged.trainer_option, merged.rounds
+        (5, {'devices': 1, 'precision': 32}, 3)
+    """
+    merged = dict(config)
+    for name, value in flags.items():
+        merged[name] = {**config.get(name, {}), **value} if isinstance(value, dict) else value
+    for setting in SETTINGS:
+        required = setting.default is MISSING and setting.default_factory is MISSING
+        if required and setting.name not in merged:
+            what = "MODULE:CLASS, the model," if setting.name == "model" else f"`--{flag_of(setting)}`"
+            raise WrongInput(f"{what} is missing: give it, or write `{flag_of(setting)}` into a config file.")
+    return RunSettings(**merged)
+
+
+def to_toml(settings: RunSettings) -> str:
+    """Write what a run needs to be repeated: all settings but where it is and whether it goes on."""
+    import tomli_w
+
+    kept = {
+        flag_of(setting): getattr(settings, setting.name)
+        for setting in SETTINGS
+        if setting.name not in ("dir", "resume") and getattr(settings, setting.name) not in (None, [], {})
+    }
+    return tomli_w.dumps({key: _without_none(value) for key, value in kept.items()})
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value if v is not None] if isinstance(value, list | tuple) else value

@@ -1,0 +1,108 @@
+"""`show`: a run as a table, and as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lightning_fl_ext.cli.errors import WrongInput
+from lightning_fl_ext.cli.plain import print_json
+from lightning_fl_ext.cli.verify import RunPath
+
+if TYPE_CHECKING:
+    from lightning_fl_ext.report import History
+    from lightning_fl_ext.server.result import RoundRecord
+
+_LEFT_OUT = 20  # columns of the terminal that are kept for the last one of the table
+
+
+def show(
+    run: RunPath,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to write the page. [default: report.html in the run's folder]", metavar="FILE"
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rounds as JSON; write no page.")] = False,
+) -> None:
+    """Print a run's table, and write its report: one HTML page that needs nothing else.
+
+    RUN is the run's folder, or its ledger.jsonl. The table has the foremost metrics, the page all of them:
+    charts by round, who took part, and who was left out and why.
+    """
+    from lightning_fl_ext.report import read_history, render_report
+
+    history = read_history(run)
+    if as_json:
+        print_json(_plain(history))
+        return
+    console = Console(highlight=False)
+    _print(history, console)
+    path = html or history.folder / "report.html"
+    try:
+        path.write_text(render_report(history), encoding="utf-8")
+    except OSError as error:
+        raise WrongInput(f"cannot write the report: {error}. Choose another place with `--html`.") from None
+    console.print(f"report: {path}", markup=False, soft_wrap=True)
+
+
+def _plain(history: History) -> dict[str, Any]:
+    return {
+        "name": history.name,
+        "sound": not history.problems,
+        "problems": history.problems,
+        "finished": history.finished,
+        "head": history.head,
+        "digest": history.digest,
+        "settings": history.fingerprint,
+        "rounds": [record.to_json() for record in history.rounds],
+    }
+
+
+def _print(history: History, console: Console) -> None:
+    from lightning_fl_ext.report.families import group_metrics
+    from lightning_fl_ext.report.scales import show_bytes, show_number
+    from lightning_fl_ext.report.text import shown
+
+    table = Table(title=shown(history.name), title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("round", justify="right")
+    table.add_column("clients", justify="right")
+    room, chosen, hidden = console.width - 20 - _LEFT_OUT, [], 0
+    for family in group_metrics(history.rounds):
+        show = show_bytes if family.is_bytes else show_number
+        for one in family.series:
+            heading = f"{shown(family.title, 24)}\n{shown(one.label, 24)}"
+            width = max(7, *map(len, heading.split("\n"))) + 2
+            if width > room:
+                hidden += 1
+                continue
+            room -= width
+            table.add_column(Text(heading), justify="right", no_wrap=True)
+            chosen.append([show(value) for value in one.values])
+    table.add_column("left out", overflow="fold")
+    for place, record in enumerate(history.rounds):
+        table.add_row(
+            f"{record.server_round}",
+            f"{len(record.accepted)}/{len(record.sampled)}",
+            *(values[place] for values in chosen),
+            Text(shown(_left_out(record), 300), style="yellow"),
+        )
+    console.print(table)
+    if hidden:
+        console.print(f"{hidden} more metric{'s' * (hidden > 1)} in the report")
+    for problem in history.problems:
+        console.print(f"the ledger is not sound: {shown(problem, 1000)}", style="red", markup=False)
+    state = "finished" if history.finished else "not finished"
+    console.print(f"{state}, digest {history.digest or '–'}", markup=False, soft_wrap=True)
+
+
+def _left_out(record: RoundRecord) -> str:
+    reasons = [f"{r.client_id}: {r.reason}" for r in record.rejected]
+    return ", ".join(["void"] * record.void + reasons)

@@ -1,0 +1,117 @@
+"""Who took part in which round, as a grid of clients by rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning_fl_ext.server.rejection import Reason, Rejection
+from lightning_fl_ext.server.result import RoundRecord
+
+MAX_CLIENTS = 60
+"""Rows of the grid; of more clients, those that were left out most often are shown."""
+
+COUNTED, PARTLY, OUT, ABSENT = "counted", "partly", "left-out", "not-asked"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A client in a round: how it went, and that in words."""
+
+    status: str
+    says: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A client, and its rounds in the order of the grid's."""
+
+    client: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def counted(self) -> int:
+        """Number of rounds in which its update counted."""
+        return sum(cell.status in (COUNTED, PARTLY) for cell in self.cells)
+
+    @property
+    def asked(self) -> int:
+        """Number of rounds in which it was asked."""
+        return sum(cell.status != ABSENT for cell in self.cells)
+
+    @property
+    def left_out(self) -> int:
+        """Number of rounds in which it was left out."""
+        return sum(cell.status == OUT for cell in self.cells)
+
+
+@dataclass(frozen=True)
+class Participation:
+    """The grid.
+
+    Attributes:
+        numbers: The rounds, ascending.
+        void: Those of them that are void.
+        rows: The clients, by id.
+        hidden: Number of clients for which there is no room.
+    """
+
+    numbers: tuple[int, ...]
+    void: frozenset[int]
+    rows: tuple[Row, ...]
+    hidden: int = 0
+
+
+def lay_out(rounds: Sequence[RoundRecord], clients: Sequence[str]) -> Participation:
+    """Make the grid.
+
+    Args:
+        rounds: Records of the rounds, ascending.
+        clients: Ids of all clients, sorted.
+
+    Example:
+        >>> grid = lay_out([RoundRecord(1, sampled=("a", "b"), accepted=("a",))], ["a", "b", "c"])
+        >>> [(row.client, row.cells[0].status) for row in grid.rows]
+        [('a', 'counted'), ('b', 'left-out'), ('c', 'not-asked')]
+    """
+    of_client: list[dict[str, list[Rejection]]] = []
+    for record in rounds:
+        reasons: dict[str, list[Rejection]] = {}
+        for rejection in record.rejected:
+            reasons.setdefault(rejection.client_id, []).append(rejection)
+        of_client.append(reasons)
+    accepted = [frozenset(record.accepted) for record in rounds]
+    sampled = [frozenset(record.sampled) for record in rounds]
+    rows = [
+        Row(
+            client,
+            tuple(
+                _cell(client, record.server_round, client in a, client in s, r.get(client, []))
+                for record, a, s, r in zip(rounds, accepted, sampled, of_client, strict=True)
+            ),
+        )
+        for client in clients
+    ]
+    shown = sorted(rows, key=lambda row: (-row.left_out, row.client))[:MAX_CLIENTS]
+    return Participation(
+        numbers=tuple(record.server_round for record in rounds),
+        void=frozenset(record.server_round for record in rounds if record.void),
+        rows=tuple(sorted(shown, key=lambda row: row.client)),
+        hidden=len(rows) - len(shown),
+    )
+
+
+def _cell(client: str, number: int, accepted: bool, sampled: bool, rejections: list[Rejection]) -> Cell:
+    where = f"client {client}, round {number}"
+    why = "; ".join(f"{r.reason}{f' at {r.key}' if r.key else ''}" for r in rejections)
+    if accepted:
+        metric = all(r.reason is Reason.METRIC for r in rejections)
+        what = "a metric" if metric else "something else of it"
+        return (
+            Cell(PARTLY, f"{where}: counted; {what} was left out: {why}")
+            if why
+            else Cell(COUNTED, f"{where}: counted")
+        )
+    if sampled or rejections:
+        return Cell(OUT, f"{where}: left out{f': {why}' if why else ''}")
+    return Cell(ABSENT, f"{where}: not asked")

@@ -1,0 +1,263 @@
+"""`run` federates a user's LightningModule for real, and says what it was told wrong in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lightning_fl_ext import ExactFedAvg, FederatedTrainer, client_app, run_local, server_app, verify_ledger
+from lightning_fl_ext.report import read_history
+
+
+def files_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_run_gives_the_digest_of_the_same_run_in_python(project, federate):
+    done = federate("run", "--seed", 7, "--fraction", 0.7, "--max-epochs", 2)
+    assert (done.code, done.err) == (0, "")
+    import lit
+
+    trainer = FederatedTrainer(
+        max_rounds=2,
+        strategy=ExactFedAvg(fraction_train=0.7, fraction_evaluate=0.0),
+        seed=7,
+        enable_progress_bar=False,
+    )
+    client = client_app(lit.Lit, lit.data, trainer={"max_epochs": 2, "accelerator": "cpu"})
+    run_local(server_app(lit.Lit, trainer), client, num_clients=3)
+    assert f"digest of the final model: {trainer.result.digest}" in done.out
+    assert "round 2/2  clients 2/2  train_loss" in done.out
+    assert "to look at it: lightning-fl-ext show run" in done.out
+
+
+def test_the_folder_gets_a_ledger_checkpoints_and_the_settings(project, federate):
+    federate("run", "--keep-updates", "--keep-checkpoints", 1)
+    assert verify_ledger(project / "run").ok
+    files = files_in(project / "run")
+    assert {"ledger.jsonl", "run.toml", "checkpoints/round-00002/model.safetensors"} <= set(files)
+    assert not [name for name in files if "checkpoints/round-00001" in name]
+    assert sum(name.endswith(".safetensors") and name.startswith("updates") for name in files) == 6
+
+
+def test_a_run_is_repeated_by_the_settings_in_its_folder(project, federate, call):
+    federate(
+        "first", "--seed", 3, "--model-option", "width=5", "--strategy", "FedAdam", "--exclude", "head.*"
+    )
+    again = call("run", "--config", "first/run.toml", "--dir", "second", "--quiet")
+    assert (again.code, again.out, again.err) == (0, "", "")
+    assert (project / "first" / "ledger.jsonl").read_bytes() == (
+        project / "second" / "ledger.jsonl"
+    ).read_bytes()
+    settings = read_history(project / "second").fingerprint
+    assert settings["strategy"] == "FedAdam"
+    assert settings["model.body.weight"] == "float32[5, 4]"
+    assert "model.head.weight" not in settings
+
+
+def test_going_on_gives_the_digest_of_the_undisturbed_run(project, federate):
+    federate("whole", "--strategy", "FedAdam", rounds=4)
+    federate("parts", "--strategy", "FedAdam", rounds=2)
+    refused = federate("parts", "--strategy", "FedAdam", rounds=4)
+    assert refused.code == 2
+    assert "`parts` holds a run already: go on with it by `--resume`" in refused.err
+    resumed = federate("parts", "--strategy", "FedAdam", "--resume", rounds=4)
+    assert "going on after round 2" in resumed.out
+    ledgers = [(project / name / "ledger.jsonl").read_bytes() for name in ("whole", "parts")]
+    assert ledgers[0] == ledgers[1]
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_does(project, federate):
+    federate("whole", rounds=3)
+    stopped = federate("parts", model="lit:Stopping", rounds=3)
+    assert stopped.code == 130
+    assert "stopped; to go on: the same command with `--dir parts --resume`" in stopped.err
+    assert "Traceback" not in stopped.err
+    assert federate("parts", "--resume", rounds=3).code == 0
+    digests = [read_history(project / name).digest for name in ("whole", "parts")]
+    assert digests[0] == digests[1]
+
+
+def test_going_on_with_another_seed_is_refused_and_names_it(project, federate):
+    federate("run", "--seed", 1)
+    refused = federate("run", "--seed", 2, "--resume", rounds=3)
+    assert refused.code == 2
+    assert "seed: the checkpoint has 1, this run 2" in refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_runs_without_a_folder_are_numbered(project, call):
+    for number in (1, 2):
+        done = call("run", "lit:Lit", "--data", "lit:data", "--clients", 3, "--rounds", 1)
+        assert done.code == 0
+        assert verify_ledger(project / "runs" / f"run-{number}").ok
+
+
+def test_json_is_all_that_a_script_gets(project, federate):
+    done = federate("run", "--json", "--evaluate", "lit:measure")
+    outcome = json.loads(done.out)
+    assert outcome["digest"] == read_history(project / "run").digest
+    assert (outcome["dir"], outcome["rounds"], outcome["void"], outcome["rejected"]) == ("run", 2, 0, [])
+    assert outcome["weights"] == "run/checkpoints/round-00002/model.safetensors"
+    assert outcome["metrics"]["server_mse"] > 0
+    assert "the user's own code prints" in done.err
+    assert "round 1/2" in done.err
+
+
+def test_clients_evaluate_if_the_module_can(project, federate):
+    # Metrics of the fit are called fit_… only where the evaluation has one of the same name.
+    federate("with", model="lit:Validated", data="lit:Data")
+    federate("without", model="lit:Lit", data="lit:data")
+    federate("not asked", "--fraction-evaluate", 0, model="lit:Validated", data="lit:Data")
+    measured = {
+        name: "fit_val_mae" in read_history(project / name).rounds[-1].metrics
+        for name in ("with", "without", "not asked")
+    }
+    assert measured == {"with": True, "without": False, "not asked": False}
+
+
+def test_the_server_evaluates_on_a_data_module(project, federate):
+    federate("run", "--evaluate", "lit:Central", model="lit:Validated", data="lit:Data")
+    assert "server_val_mae" in read_history(project / "run").rounds[-1].metrics
+
+
+def test_a_client_that_fails_is_named_with_its_error_and_the_run_goes_on(project, federate):
+    done = federate("run", data="lit:fails_for_client_1")
+    assert done.code == 0
+    assert "left out client `1`, round 1: client-error: OSError: no such table: patients (lit.py:" in done.out
+
+
+def test_if_all_clients_fail_the_error_is_one_line_and_names_the_place(project, federate):
+    done = federate("run", data="lit:failing")
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith("error: all 3 clients asked failed")
+    assert "OSError: no such table: patients (lit.py:" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_round_of_too_few_good_updates_is_void(project, federate):
+    done = federate("run", "--min-accepted", 3, "--json", data="lit:fails_for_client_1")
+    assert json.loads(done.out)["void"] == 2
+
+
+def test_a_bad_update_stops_the_run_if_asked_to(project, federate):
+    done = federate("run", "--on-bad-update", "raise", "--max-update-norm", 1e-6)
+    assert done.code == 2
+    assert "norm" in done.err
+
+
+def test_the_best_round_is_kept_and_a_run_without_progress_stops(project, federate):
+    options = ("--monitor", "train_loss", "--patience", 1, "--mode", "max", "--keep-checkpoints", 1)
+    federate("run", *options, rounds=9)
+    history = read_history(project / "run")
+    assert len(history.rounds) < 9
+    assert history.finished
+    losses = [record.metrics["train_loss"] for record in history.rounds]
+    best = f"round-{losses.index(max(losses)) + 1:05d}"
+    assert (project / "run" / "checkpoints" / best).is_dir()
+
+
+def test_masks_travel_with_fedpm(project, federate):
+    (project / "masked.py").write_text(
+        "import torch, lit\n"
+        "from lightning_fl_ext import MaskedModule\n"
+        "class Masked(lit.Lit):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.body = MaskedModule(torch.nn.Linear(4, 4), seed=1)\n"
+    )
+    options = ("--strategy", "FedPM", "--exchange-option", "code=packed")
+    done = federate("run", *options, model="masked:Masked")
+    assert (done.code, done.err) == (0, "")
+    assert "code='packed'" in read_history(project / "run").fingerprint["exchange"]
+
+
+def test_flags_go_before_the_config_file_and_tables_are_merged(project, call):
+    Path("fed.toml").write_text(
+        'model = "lit:Lit"\ndata = "lit:data"\nclients = 3\nrounds = 1\nseed = 5\ndir = "from-file"\n'
+        '[trainer-option]\naccelerator = "cpu"\n[model-option]\nwidth = 3\nlr = 0.5\n'
+    )
+    assert call("run", "--config", "fed.toml", "--seed", 6, "--model-option", "width=7").code == 0
+    settings = read_history(project / "from-file").fingerprint
+    assert (settings["seed"], settings["model.body.weight"]) == (6, "float32[7, 4]")
+    assert "lr = 0.5" in (project / "from-file" / "run.toml").read_text()
+
+
+WRONG = {
+    "no model": ((), {"model": "--quiet"}, "MODULE:CLASS, the model, is missing"),
+    "no module": ((), {"model": "nowhere:Lit"}, "the model: there is no module `nowhere`"),
+    "no name": ((), {"model": "lit:Litt"}, "module `lit` has no `Litt`. Did you mean `Lit`?"),
+    "no colon": ((), {"model": "lit"}, "expected MODULE:NAME, such as `lit:LitDigits`. Got `lit`."),
+    "a file": ((), {"model": "lit.py:Lit"}, "not a file's. Got `lit.py:Lit`. Write `lit:Lit`"),
+    "an instance": ((), {"model": "lit:instance"}, "must be a class, or a function that makes"),
+    "a number": ((), {"model": "lit:number"}, "must be a class, or a function"),
+    "a plain module": ((), {"model": "lit:plain"}, "makes a torch.nn.modules.linear.Linear; expected"),
+    "model options are missing": ((), {"model": "lit:needs"}, "missing a required argument: 'width'"),
+    "one model option too many": (("--model-option", "depth=3"), {}, "unexpected keyword argument 'depth'"),
+    "data of two arguments": ((), {"data": "lit:index_and_number"}, "is called with one argument, the"),
+    "data that is none": ((), {"data": "lit:number"}, "must be a function of the client's Context. Got int."),
+    "no clients": ((), {"clients": 0}, "`--clients` must be at least 1. Got 0."),
+    "too few clients": ((), {"clients": 1}, "At least 2 are needed: ExactFedAvg(min_available_nodes=2)"),
+    "rounds in words": ((), {"rounds": "three"}, "'three' is not a valid integer"),
+    "a negative seed": (("--seed", -1), {}, "`seed` must not be negative. Got -1."),
+    "no strategy": (("--strategy", "FedSomething"), {}, "there is no `FedSomething`. There are Exact"),
+    "strategy options": (("--strategy-option", "etta=1"), {}, "unexpected keyword argument 'etta'"),
+    "a strategy that is none": (("--strategy", "lit:make"), {}, "`lit:make` made a Lit, not a"),
+    "a fraction in words": (("--fraction", "half"), {}, "'half' is not a valid float"),
+    "a pair without =": (("--trainer-option", "devices"), {}, "expected KEY=VALUE. Got `devices`."),
+    "no such trainer option": (("--trainer-option", "epochs=3"), {}, "`trainer` holds ['epochs']"),
+    "client options": (("--client-option", "submit=first"), {}, "`submit` must be 'last', 'mean' or"),
+    "what to do with a bad update": (("--on-bad-update", "ignore"), {}, "must be 'exclude' or 'raise'"),
+    "min accepted": (("--min-accepted", 0), {}, "`min_accepted` must be at least 1. Got 0."),
+    "a pattern that excludes nothing": (("--exclude", "tail.*"), {}, "the pattern `tail.*` excludes nothing"),
+    "a pattern that includes nothing": (("--include", "tail.*"), {}, "selects none of the model's 4 entries"),
+    "exchange options without masks": (("--exchange-option", "code=packed"), {}, "is for the masks of FedPM"),
+    "masks without a module": (("--strategy", "FedPM"), {}, "needs a model that holds a `MaskedModule`"),
+    "patience without a metric": (("--patience", 2), {}, "needs a metric to watch: give `--monitor`."),
+    "mode": (("--monitor", "train_loss", "--mode", "best"), {}, "`mode` must be 'min' or 'max'. Got 'best'."),
+    "no metric": (("--monitor", "val_lozz"), {}, "there is no metric `val_lozz` to monitor"),
+    "evaluation": (("--evaluate", "lit:number"), {}, "`lit:number` must be a function of the model"),
+    "no config": (("--config", "none.toml"), {}, "`--config`: cannot read `none.toml`"),
+    "no such flag": (("--epochs", 2), {}, "No such option"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line_and_code_2(project, federate, case):
+    arguments, options, says = WRONG[case]
+    done = federate("run", *arguments, **options)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert says in done.err
+    assert "Traceback" not in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("case", ["no module", "data of two arguments", "no strategy", "client options"])
+def test_wrong_input_leaves_nothing_behind(project, federate, case):
+    arguments, options, _ = WRONG[case]
+    federate("run", *arguments, **options)
+    assert not (project / "run").exists()
+
+
+def test_an_error_in_the_user_s_own_code_keeps_its_traceback(project, federate):
+    with pytest.raises(ZeroDivisionError, match="in the user's own constructor"):
+        federate("run", model="lit:broken")
+    assert not (project / "run").exists()
+
+
+def test_a_module_that_a_user_s_module_lacks_is_not_taken_for_a_wrong_name(project, federate):
+    (project / "halfway.py").write_text("import not_installed_anywhere\n")
+    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
+        federate("run", model="halfway:Lit")
+
+
+def test_a_folder_that_is_a_file_is_refused(project, federate):
+    (project / "taken").write_text("")
+    done = federate("taken")
+    assert (done.code, done.err) == (2, "error: `--dir`: `taken` is not a folder.\n")
+
+
+def test_going_on_needs_a_folder(project, call):
+    done = call("run", "lit:Lit", "--data", "lit:data", "--clients", 3, "--resume")
+    assert (done.code, "`--resume` needs the folder of the run" in done.err) == (2, True)
