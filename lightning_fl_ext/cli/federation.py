@@ -28,6 +28,7 @@ from lightning_fl_ext.server import (
     RoundCheckpoint,
     RoundEarlyStopping,
     RoundLedger,
+    RoundProgressBar,
 )
 from lightning_fl_ext.wire import Exchange, MaskExchange, WeightExchange
 
@@ -86,7 +87,7 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
             on_bad_update=settings.on_bad_update,
             max_update_norm=settings.max_update_norm,
             round_timeout=None,
-            enable_progress_bar=False,
+            enable_progress_bar=any(isinstance(callback, RoundProgressBar) for callback in callbacks),
             exchange=exchange,
         )
     return Federation(client, trainer, model, _load_evaluation(settings.evaluate))

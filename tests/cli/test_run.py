@@ -135,9 +135,11 @@ def test_if_all_clients_fail_the_error_is_one_line_and_names_the_place(project, 
     assert "Traceback" not in done.err
 
 
-def test_a_round_of_too_few_good_updates_is_void(project, federate):
-    done = federate("run", "--min-accepted", 3, "--json", data="lit:fails_for_client_1")
-    assert json.loads(done.out)["void"] == 2
+def test_a_run_of_which_no_round_counts_is_an_error_that_names_the_client(project, federate):
+    done = federate("run", "--min-accepted", 3, data="lit:fails_for_client_1")
+    assert done.code == 2
+    assert "none of the 2 round(s) counts" in done.err
+    assert "client `1`, round 2: client-error" in done.err
 
 
 def test_a_bad_update_stops_the_run_if_asked_to(project, federate):
@@ -199,7 +201,7 @@ WRONG = {
     "no clients": ((), {"clients": 0}, "`--clients` must be at least 1. Got 0."),
     "too few clients": ((), {"clients": 1}, "At least 2 are needed: ExactFedAvg(min_available_nodes=2)"),
     "rounds in words": ((), {"rounds": "three"}, "'three' is not a valid integer"),
-    "a negative seed": (("--seed", -1), {}, "`seed` must not be negative. Got -1."),
+    "a negative seed": (("--seed", -1), {}, "`seed` must be at least 0. Got -1."),
     "no strategy": (("--strategy", "FedSomething"), {}, "there is no `FedSomething`. There are Exact"),
     "strategy options": (("--strategy-option", "etta=1"), {}, "unexpected keyword argument 'etta'"),
     "a strategy that is none": (("--strategy", "lit:make"), {}, "`lit:make` made a Lit, not a"),
