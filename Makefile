@@ -12,7 +12,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast engines lint docs examples bench clean
+.PHONY: help demo test test-fast engines lint docs pictures examples bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ lint: $(READY)  ## Check style and types
 docs: $(READY)  ## Build the documentation into docs/_build; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
 	@echo "Open docs/_build/index.html"
+
+pictures: $(READY)  ## Take the pictures in the documentation anew; needs Chromium
+	@$(BIN)/python docs/pictures.py
 
 examples: $(READY)  ## Run every example, one by one, in a temporary folder
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && root=$$PWD && cd "$$folder" && \

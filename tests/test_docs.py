@@ -1,7 +1,8 @@
-"""Every `python` block in the documentation runs, page by page, in the order of the page."""
+"""What stands in the documentation works: its `python` blocks, page by page, and the commands it shows."""
 
 import doctest
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,39 @@ def test_the_code_on_a_page_runs(page, tmp_path, monkeypatch):
     for block in BLOCK.finditer(text):
         run = run_session if block[1].startswith(">>>") else run_script
         run(block[1], page, text.count("\n", 0, block.start(1)), namespace)
+
+
+CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def skeleton(text):
+    """Text without what hardware and places decide: numbers, digests, paths, and the space around them."""
+    words = [re.sub(r"\S*/", "", word) for word in text.split()]
+    numbers = [re.sub(r"-?[\d.]+(e-?\d+)?|\b[0-9a-f]{12,}", "#", word) for word in words]
+    return " ".join(word for word in numbers if word.strip("─"))
+
+
+def test_the_commands_on_the_command_line_s_page_print_what_it_says(tmp_path, monkeypatch, capsys):
+    from lightning_fl_ext.cli.app import main
+
+    text = (Path(__file__).parents[1] / "docs" / "command-line.md").read_text()
+    (tmp_path / "lit.py").write_text(BLOCK.search(text)[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("COLUMNS", "100")
+    commands = [
+        part for block in CONSOLE.finditer(text) for part in re.split(r"^\$ ", block[1], flags=re.M)[1:]
+    ]
+    assert len(commands) >= 9
+    try:
+        for command in commands:
+            call, _, printed = command.partition("\n")
+            program, *arguments = call.split()
+            assert program == "lightning-fl-ext"
+            code = main(arguments)
+            out, err = capsys.readouterr()
+            assert skeleton(out + err) == skeleton(printed), call
+            expected = 2 if printed.startswith("error:") else 1 if "that differs" in printed else 0
+            assert code == expected, call
+    finally:
+        sys.modules.pop("lit", None)

@@ -51,6 +51,8 @@ def _lines(found: Comparison, runs: tuple[History, History], names: tuple[str, s
         yield f"setting {key}: {_versus(pair)}"
     if (more := len(found.settings) - _LISTED) > 0:
         yield f"and {more} more settings"
+    for key, pair in found.told.items():
+        yield f"run.toml {key}: {_versus(pair)}"
     if found.metrics_round is not None and found.metrics_round != found.server_round:
         yield f"the first round in which metrics differ: {found.metrics_round}"
         yield from _metrics(found)

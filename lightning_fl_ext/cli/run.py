@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, Field
@@ -25,6 +26,7 @@ from lightning_fl_ext.cli.settings import (
     to_toml,
 )
 from lightning_fl_ext.cli.values import parse_pairs
+from lightning_fl_ext.report.history import SETTINGS_FILE
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server import FederatedResult
@@ -49,12 +51,13 @@ def run(config: Path | None, as_json: bool, quiet: bool, **given: Any) -> None:
     from lightning_fl_ext.engines import run_local
     from lightning_fl_ext.server import RoundProgressBar, server_app
 
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # it narrates what the settings say anyway
     # A script that reads JSON gets nothing else; what the user's own code prints goes elsewhere as well.
     console = Console(highlight=False, stderr=as_json)
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         federation = build(settings, folder, [] if quiet else [RoundProgressBar(console)])
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "run.toml").write_text(to_toml(settings), encoding="utf-8")
+        (folder / SETTINGS_FILE).write_text(to_toml(settings), encoding="utf-8")
         app = server_app(
             federation.model,
             federation.trainer,

@@ -14,6 +14,8 @@ from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.server.files import CHECKPOINTS, TornFilesError, arrays_from_bytes, read_folder
 from lightning_fl_ext.server.result import RoundRecord
 
+_SHAPES_FITS = ("model", "data", "clients", "max-epochs", "model-option", "trainer-option", "client-option")
+
 Pair = tuple[Any, Any]
 """A value in the one run and in the other; None where there is none."""
 
@@ -39,6 +41,7 @@ class Comparison:
 
     Attributes:
         settings: Settings that differ, by name.
+        told: What the command line was told differently about the clients' fits, by name.
         rounds: Numbers of rounds of the two runs.
         server_round: The first round in which who took part, an update or the weights differ; None if they
             are equal in all rounds that both runs have.
@@ -53,6 +56,7 @@ class Comparison:
     """
 
     settings: Mapping[str, Pair]
+    told: Mapping[str, Pair]
     rounds: tuple[int, int]
     server_round: int | None = None
     clients: tuple[ClientDifference, ...] = ()
@@ -84,18 +88,16 @@ def compare_runs(left: History, right: History) -> Comparison:
     Returns:
         What differs; nothing if the runs are equal.
     """
-    keys = sorted({*left.fingerprint, *right.fingerprint}, key=_importance)
-    settings = {
-        key: (left.fingerprint.get(key), right.fingerprint.get(key))
-        for key in keys
-        if left.fingerprint.get(key) != right.fingerprint.get(key)
-    }
+    settings = _pairs(left.fingerprint, right.fingerprint)
+    both_told = left.told and right.told
+    told = _pairs(left.told, right.told) if both_told else {}
+    told = {key: pair for key, pair in told.items() if key.split(" ")[0] in _SHAPES_FITS}
     rounds = (len(left.rounds), len(right.rounds))
     ours = {record.server_round: record for record in left.rounds}
     theirs = {record.server_round: record for record in right.rounds}
-    found = Comparison(settings, rounds)
+    found = Comparison(settings, told, rounds)
     for number in sorted(ours.keys() & theirs.keys()):
-        metrics = _metrics(ours[number], theirs[number])
+        metrics = _pairs(ours[number].metrics, theirs[number].metrics)
         if metrics and found.metrics_round is None:
             found = replace(found, metrics_round=number, metrics=metrics)
         clients = _clients(left, right, ours[number], theirs[number])
@@ -112,6 +114,12 @@ def compare_runs(left: History, right: History) -> Comparison:
                 note=note,
             )
     return found
+
+
+def _pairs(mine: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Pair]:
+    keys = sorted({*mine, *other}, key=_importance)
+    pairs = {key: (mine.get(key), other.get(key)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if not _same(*pair)}
 
 
 def _importance(key: str) -> tuple[int, str]:
@@ -151,12 +159,6 @@ def _attribute(mine: Contribution | None, other: Contribution | None, name: str)
 def _outcome(ours: RoundRecord, theirs: RoundRecord) -> dict[str, Pair]:
     pairs: dict[str, Pair] = {"weights": (ours.digest, theirs.digest), "void": (ours.void, theirs.void)}
     return {what: pair for what, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _metrics(ours: RoundRecord, theirs: RoundRecord) -> dict[str, Pair]:
-    names = sorted({*ours.metrics, *theirs.metrics})
-    pairs = {name: (ours.metrics.get(name), theirs.metrics.get(name)) for name in names}
-    return {name: pair for name, pair in pairs.items() if not _same(*pair)}
 
 
 def _same(mine: Any, other: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 
 from lightning_fl_ext.server.ledger import LedgerError, check_lines, verify_ledger
 from lightning_fl_ext.server.result import RoundRecord
+
+SETTINGS_FILE = "run.toml"
+"""Where the command line leaves what a run was told, beside the ledger."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class History:
     Attributes:
         folder: Where the run is.
         fingerprint: Model, strategy, seed, exchange and screening, as plain data.
+        told: What the command line was told, if that made the run: the settings in ``run.toml``, which the
+            ledger does not vouch for.
         rounds: A record of every round, by round.
         contributions: For each round, by its number, the clients whose updates counted, by id.
         finished: Whether the last line says that the run ended.
@@ -46,6 +52,7 @@ class History:
 
     folder: Path
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    told: Mapping[str, Any] = field(default_factory=dict)
     rounds: tuple[RoundRecord, ...] = ()
     contributions: Mapping[int, Mapping[str, Contribution]] = field(default_factory=dict)
     finished: bool = False
@@ -90,7 +97,8 @@ def read_history(path: str | Path) -> History:
     lines, _ = check_lines(file.read_bytes())
     if not lines:
         raise LedgerError(f"`{file}` is no ledger: {'; '.join(report.problems)}")
-    history = History(file.resolve().parent, finished=report.finished, head=report.head)
+    folder = file.resolve().parent
+    history = History(folder, told=_read_told(folder), finished=report.finished, head=report.head)
     problems, rounds, contributions = list(report.problems), {}, {}
     for line in lines:
         try:
@@ -109,6 +117,17 @@ def read_history(path: str | Path) -> History:
         contributions=contributions,
         problems=tuple(problems),
     )
+
+
+def _read_told(folder: Path) -> dict[str, Any]:
+    try:
+        content = tomllib.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    told: dict[str, Any] = {}
+    for key, value in content.items():
+        told |= {f"{key} {k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return told
 
 
 def _read_record(data: Mapping[str, Any]) -> RoundRecord:

@@ -90,6 +90,7 @@ def _contents(history: History) -> dict[str, Any]:
     columns = sorted({name for record in rounds for name in record.metrics} - _COUNTS)
     made = [charts.make_chart(family, rounds) for family in families]
     settings = sorted((k, v) for k, v in history.fingerprint.items() if not k.startswith("model."))
+    settings += [(f"run.toml: {key}", value) for key, value in history.told.items()]
     tensors = [
         (k.removeprefix("model."), v) for k, v in history.fingerprint.items() if k.startswith("model.")
     ]

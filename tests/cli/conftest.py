@@ -1,6 +1,5 @@
 """The command line, called as a user calls it, in a folder with a user's module."""
 
-import logging
 import shutil
 import sys
 from pathlib import Path
@@ -12,11 +11,6 @@ from lightning_fl_ext.cli.app import main
 
 PROJECT = Path(__file__).with_name("_project")
 CPU = ("--trainer-option", "accelerator=cpu")
-
-
-@pytest.fixture(autouse=True)
-def _quiet_flower():
-    logging.getLogger("flwr").setLevel(logging.ERROR)
 
 
 @pytest.fixture

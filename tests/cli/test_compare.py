@@ -71,3 +71,14 @@ def test_a_longer_run_goes_on_where_the_other_ends(project, federate, call):
     assert done.code == 1
     assert "the first 1 rounds have equal updates and weights" in done.out
     assert "only long goes on, to round 2" in done.out
+
+
+def test_what_the_clients_were_told_differently_is_named(project, federate, call):
+    federate("one", "--model-option", "lr=0.1")
+    federate("two", "--model-option", "lr=0.2", "--max-epochs", 2)
+    done = call("compare", "one", "two")
+    assert done.out.splitlines()[:3] == [
+        "run.toml max-epochs: 1 against 2",
+        "run.toml model-option lr: 0.1 against 0.2",
+        "the first round that differs: 1",
+    ]

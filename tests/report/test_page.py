@@ -62,6 +62,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory, write_ledger, records):
     folder = write_ledger(tmp_path_factory.mktemp("runs") / "first", records)
+    (folder / "run.toml").write_text("max-epochs = 2\n[model-option]\nwidth = 7\n")
     return Page(render_report(read_history(folder)))
 
 
@@ -105,6 +106,18 @@ def test_who_was_left_out_is_named_with_the_reason(page):
     cells = page.text("td")
     assert page.text("td", class_="reason").count("no-reply") == 3
     assert {"net.0.weight", "finite values", "Node unavailable"} <= set(cells)
+
+
+def test_how_it_was_run_is_told(page):
+    settings = dict(zip(page.text("th", scope="row")[-6:], page.text("td")[-6:], strict=True))
+    assert settings == {
+        "seed": "3",
+        "strategy": "FedAdam",
+        "strategy.eta": "0.1",
+        "run.toml: max-epochs": "2",
+        "run.toml: model-option width": "7",
+        "w": "float32[3]",
+    }
 
 
 def test_the_page_loads_nothing_and_runs_nothing(page):
