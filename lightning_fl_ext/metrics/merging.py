@@ -156,9 +156,7 @@ def _merge(
             values = _distinct_queries(values)
         try:
             merged[state] = _reduce(metric, state, values, weights)
-        except (
-            Exception
-        ) as error:  # a sum beyond its numbers, or whatever a function of the user's own raises
+        except Exception as error:  # a sum beyond its numbers, or what the user's own function raises
             raise MetricMismatch(
                 f"{label(name, metric)}, state `{state}`, reduced by {reduction_name(metric, state)}: "
                 f"{type(error).__name__}: {error}",

@@ -164,8 +164,8 @@ def pooled_seen():
     return tuple(torch.cat(parts) for parts in zip(*Base.seen, strict=True))
 
 
-def pooled_predictions(model, clients=range(4)):
-    x, y = (torch.cat([VALIDATION_SET[c][i] for c in clients]) for i in (0, 1))
+def pooled_predictions(model, clients=range(4), split=VALIDATION_SET):
+    x, y = (torch.cat([split[c][i] for c in clients]) for i in (0, 1))
     with torch.no_grad():
         return model.layer(x), y
 
@@ -429,11 +429,11 @@ def test_vectors_wrappers_and_compositions_are_pooled_by_what_the_module_logs(tm
 
 
 def test_each_dataloader_has_metrics_and_a_loss_of_its_own(tmp_path):
-    """The second one holds the second client's validation data, on every client."""
+    """The second one holds the training data, of which the clients have other amounts."""
 
     class TwoLoaders(Data):
         def val_dataloader(self):
-            return [super().val_dataloader(), DataLoader(TensorDataset(*VALIDATION_SET[1]), BATCH)]
+            return [super().val_dataloader(), super().train_dataloader()]
 
     class Measures(Base):
         def __init__(self):
@@ -447,9 +447,8 @@ def test_each_dataloader_has_metrics_and_a_loss_of_its_own(tmp_path):
             self.log("loss", F.cross_entropy(logits, y))
 
     trainer = run(tmp_path, Measures, client=client_app(Measures, TwoLoaders, DEVICE))
-    for i, (logits, y) in enumerate(
-        (pooled_predictions(trainer.result.model), pooled_predictions(trainer.result.model, [1]))
-    ):
+    for i, split in enumerate((VALIDATION_SET, TRAIN_SET)):
+        logits, y = pooled_predictions(trainer.result.model, split=split)
         got = [trainer.callback_metrics[f"{name}/dataloader_idx_{i}"] for name in ("f1", "loss")]
         want = [multiclass_f1_score(logits, y, CLASSES), F.cross_entropy(logits, y)]
         assert got == pytest.approx([float(value) for value in want], abs=1e-6)
