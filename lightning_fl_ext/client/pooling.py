@@ -53,7 +53,6 @@ class MetricCollector:
     min_examples: int = 0
     active: bool = False
     kept_back: set[str] = field(default_factory=set)
-    _checked: bool = False
     _before: dict[str, int] = field(default_factory=dict)
     _evaluated: set[str] = field(default_factory=set)
     _shared: set[str] = field(default_factory=set)
@@ -70,19 +69,18 @@ class MetricCollector:
     def begin(self) -> None:
         """Forget the runs before."""
         self.kept_back, self._before, self._evaluated = set(), {}, set()
-        self._shared, self._taken, self._checked = set(), {}, False
+        self._shared, self._taken = set(), {}
 
     def check(self, module: nn.Module) -> None:
-        """Refuse metrics whose states must not or cannot leave, once in a run.
+        """Refuse metrics whose states must not or cannot leave.
 
         Raises:
             ExampleStatesNotAllowed: A metric keeps one row per example.
             UnsupportedMetric: A metric's states cannot be merged.
             ValueError: ``allow_example_states`` or ``exclude_metrics`` names no metric.
         """
-        if not self.active or self._checked:
+        if not self.active:
             return
-        self._checked = True
         check_metrics(
             module, allow_example_states=self.allow_example_states, exclude_metrics=self.exclude_metrics
         )

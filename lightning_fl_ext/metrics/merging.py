@@ -156,8 +156,12 @@ def _merge(
             values = _distinct_queries(values)
         try:
             merged[state] = _reduce(metric, state, values, weights)
-        except OverflowError as error:
-            raise MetricMismatch(f"{label(name, metric)}, state `{state}`: {error}.", metric=name) from error
+        except Exception as error:  # a sum beyond its numbers, or what the user's own function raises
+            raise MetricMismatch(
+                f"{label(name, metric)}, state `{state}`, reduced by {reduction_name(metric, state)}: "
+                f"{type(error).__name__}: {error}",
+                metric=name,
+            ) from error
     return merged, sum(weights)
 
 

@@ -241,6 +241,30 @@ def test_mean_custom_and_growing_states_follow_their_declared_reduction():
     assert torch.equal(grown, torch.cat(all_batches))
 
 
+class Unreduced(SumMetric):
+    def __init__(self):
+        super().__init__()
+        self._reductions["sum_value"] = no_reduction
+
+
+def no_reduction(stacked):
+    raise ZeroDivisionError("nothing to divide by")
+
+
+def test_a_reduction_that_raises_is_named_with_its_metric():
+    packs = []
+    for client in "ab":
+        metric = Unreduced()
+        metric.update(1.0)
+        packs.append(pack_of(metric, client))
+    message = (
+        r"^metric `m` \(Unreduced\), state `sum_value`, reduced by .*no_reduction: ZeroDivisionError: nothing"
+    )
+    with pytest.raises(MetricMismatch, match=message) as caught:
+        merge_metrics(nn.ModuleDict({"m": Unreduced()}), packs)
+    assert (caught.value.client_id, caught.value.metric) == (None, "m")
+
+
 def test_mean_states_weigh_clients_by_their_updates():
     client = PeakSignalNoiseRatio(data_range=1.0)
     states = {"sum_squared_error": np.float32(1), "total": np.int64(1)}

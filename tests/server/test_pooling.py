@@ -1,5 +1,6 @@
 """Metrics in a federation: what the server reports is the metric on all clients' data."""
 
+import io
 import logging
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from lightning.pytorch.loggers import CSVLogger
+from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection, MinMaxMetric, RunningMean
@@ -42,6 +44,7 @@ from lightning_fl_ext import (
     RoundCheckpoint,
     RoundEarlyStopping,
     RoundLedger,
+    RoundProgressBar,
     client_app,
     verify_ledger,
 )
@@ -161,8 +164,8 @@ def pooled_seen():
     return tuple(torch.cat(parts) for parts in zip(*Base.seen, strict=True))
 
 
-def pooled_predictions(model, clients=range(4)):
-    x, y = (torch.cat([VALIDATION_SET[c][i] for c in clients]) for i in (0, 1))
+def pooled_predictions(model, clients=range(4), split=VALIDATION_SET):
+    x, y = (torch.cat([split[c][i] for c in clients]) for i in (0, 1))
     with torch.no_grad():
         return model.layer(x), y
 
@@ -206,7 +209,11 @@ def only(*names):
 
 def app_of(modules, **options):
     """A client app whose module is each client's own."""
-    apps = [client_app(module, Data, DEVICE, **options) for module in modules]
+    return app_of_apps([client_app(module, Data, DEVICE, **options) for module in modules])
+
+
+def app_of_apps(apps):
+    """A client app that is each client's own."""
     app = ClientApp()
 
     def answer(message, context):
@@ -421,6 +428,101 @@ def test_vectors_wrappers_and_compositions_are_pooled_by_what_the_module_logs(tm
     assert got == pytest.approx({name: float(value) for name, value in want.items()}, abs=1e-6)
 
 
+def test_each_dataloader_has_metrics_and_a_loss_of_its_own(tmp_path):
+    """The second one holds the training data, of which the clients have other amounts."""
+
+    class TwoLoaders(Data):
+        def val_dataloader(self):
+            return [super().val_dataloader(), super().train_dataloader()]
+
+    class Measures(Base):
+        def __init__(self):
+            super().__init__()
+            self.f1 = nn.ModuleList([MulticlassF1Score(CLASSES), MulticlassF1Score(CLASSES)])
+
+        def validation_step(self, batch, _, dataloader_idx=0):
+            logits, y = self(batch[0]), batch[1]
+            self.f1[dataloader_idx](logits, y)
+            self.log("f1", self.f1[dataloader_idx])
+            self.log("loss", F.cross_entropy(logits, y))
+
+    trainer = run(tmp_path, Measures, client=client_app(Measures, TwoLoaders, DEVICE))
+    for i, split in enumerate((VALIDATION_SET, TRAIN_SET)):
+        logits, y = pooled_predictions(trainer.result.model, split=split)
+        got = [trainer.callback_metrics[f"{name}/dataloader_idx_{i}"] for name in ("f1", "loss")]
+        want = [multiclass_f1_score(logits, y, CLASSES), F.cross_entropy(logits, y)]
+        assert got == pytest.approx([float(value) for value in want], abs=1e-6)
+
+
+@pytest.mark.parametrize("evaluate", [1.0, 0.0], ids=["evaluation", "fit"])
+def test_plain_numbers_are_reduced_over_clients_as_over_batches(tmp_path, evaluate):
+    class Reduces(Base):
+        def measure(self, logits, y):
+            self.log("n", torch.tensor(float(len(y))), reduce_fx="sum")
+            self.log("largest", y.float().max(), reduce_fx="max")
+            self.log("smallest", logits.min(), reduce_fx="min")
+
+    trainer = run(tmp_path, Reduces, evaluate=evaluate)
+    logits, y = pooled_predictions(trainer.result.model) if evaluate else pooled_seen()
+    want = {"n": len(y), "largest": float(y.max()), "smallest": float(logits.min())}
+    assert {name: trainer.callback_metrics[name] for name in want} == pytest.approx(want)
+
+
+def test_a_function_of_ones_own_for_the_clients_numbers_has_the_last_word(tmp_path):
+    def worst(contents, key):
+        return MetricRecord({"val_loss": max(content["metrics"]["val_loss"] for content in contents)})
+
+    strategy = ExactFedAvg(evaluate_metrics_aggr_fn=worst, fraction_evaluate=1.0)
+    trainer = run(tmp_path, LogsObjects, strategy=strategy)
+    parts = [pooled_predictions(trainer.result.model, [client]) for client in (0, 1, 3)]
+    want = max(float(F.cross_entropy(*part)) for part in parts)
+    assert trainer.callback_metrics["val_loss"] == pytest.approx(want, abs=1e-6)
+
+
+def test_clients_without_an_id_and_clients_by_registered_names_are_pooled(tmp_path):
+    class Registered(LocalGrid):
+        """As a deployment: nodes have names, or none, and no partition-id."""
+
+        names = ()
+
+        def __init__(self, *args):
+            super().__init__(*args)
+            for i, context in enumerate(self._contexts.values()):
+                context.node_config.clear()
+                context.node_config["which"] = i
+
+        def get_nodes(self):
+            nodes = list(self._contexts)
+            return [
+                SimpleNamespace(node_id=node, name=name) for node, name in zip(nodes, self.names, strict=True)
+            ]
+
+    class Named(Data):
+        def __init__(self, context):
+            L.LightningDataModule.__init__(self)
+            self.client = int(context.node_config["which"])
+
+    for names in (("oslo", "rome", "bonn", "lima"), ("", "", "", "")):
+        grid = type("Grid", (Registered,), {"names": names})(client_app(LogsObjects, Named, DEVICE), 4)
+        trainer = FederatedTrainer(max_rounds=1, enable_progress_bar=False, default_root_dir=tmp_path)
+        trainer.fit(LogsObjects, grid)
+        want = expected(*pooled_predictions(trainer.result.model))
+        got = {name: trainer.callback_metrics[name] for name in want}
+        assert got == pytest.approx({name: float(value) for name, value in want.items()}, abs=1e-6)
+        assert {r.reason for r in trainer.rounds[-1].rejected} == {Reason.IDLE}
+
+
+def test_the_progress_shows_the_pooled_values_and_who_is_idle(tmp_path):
+    out = io.StringIO()
+    progress = RoundProgressBar(Console(file=out, width=300, highlight=False))
+    trainer = run(tmp_path, LogsObjects, callbacks=[progress])
+    names = ("val/MulticlassF1Score", "val/MulticlassRecall", "val_acc", "val_loss")
+    line, idle, *_ = out.getvalue().splitlines()
+    for name in names:
+        assert f"{name} {trainer.callback_metrics[name]:.4g}" in line
+    assert idle == "  client `2`, round 1: idle: no validation examples"
+
+
 def test_the_loggers_get_the_pooled_values(tmp_path):
     trainer = run(tmp_path, LogsObjects, logger=CSVLogger(tmp_path / "logs"))
     lines = next((tmp_path / "logs").rglob("metrics.csv")).read_text().splitlines()
@@ -461,6 +563,16 @@ def test_callbacks_can_monitor_a_pooled_value(tmp_path):
     stopping = RoundEarlyStopping(f1, mode="max", patience=1, min_delta=2.0)
     trainer = run(tmp_path / "stop", LogsObjects, max_rounds=9, callbacks=[stopping])
     assert trainer.current_round == 2, "nothing improves by 2"
+
+
+def test_the_trainer_and_its_callbacks_go_by_a_pooled_value(tmp_path):
+    f1 = "val/MulticlassF1Score"
+    best = RoundCheckpoint(keep_last=1)
+    trainer = run(tmp_path, LogsObjects, max_rounds=3, callbacks=[best], monitor=f1, mode="max")
+    values = [record.metrics[f1] for record in trainer.rounds]
+    assert trainer.result.best_score == max(values)
+    assert trainer.result.best_round == values.index(max(values)) + 1
+    assert best.best_path.name == f"round-{trainer.result.best_round:05d}"
 
 
 def test_two_clients_that_log_the_same_value_for_two_metrics_do_not_confuse_the_server(tmp_path):
@@ -542,6 +654,67 @@ def test_what_cannot_be_merged_stops_the_run(tmp_path):
         run(tmp_path, Smooths)
 
 
+class WithSmooth(LogsObjects):
+    """Metrics that may leave, one that cannot be merged and one that must not leave."""
+
+    def __init__(self):
+        super().__init__()
+        self.smooth = RunningMean()
+        self.auroc = MulticlassAUROC(CLASSES)
+
+    def measure(self, logits, y):
+        super().measure(logits, y)
+        self.smooth(F.cross_entropy(logits, y))
+        self.log("val_smooth", self.smooth)
+        self.auroc.update(logits.softmax(-1), y)
+
+    def on_validation_epoch_end(self):
+        self.log("val_auroc", self.auroc.compute())
+        self.auroc.reset()
+
+
+def test_what_the_clients_leave_out_hinders_nothing_and_is_not_reported(tmp_path):
+    client = client_app(WithSmooth, Data, DEVICE, exclude_metrics=("smooth", "auroc"))
+    trainer = run(tmp_path, WithSmooth, client=client)
+    want = expected(*pooled_predictions(trainer.result.model))
+    own = {n: v for n, v in trainer.callback_metrics.items() if n in want or n.startswith("val")}
+    assert own == pytest.approx({name: float(value) for name, value in want.items()}, abs=1e-6)
+    assert {r.reason for r in trainer.rounds[-1].rejected} == {Reason.IDLE}
+
+
+def test_what_one_client_leaves_out_is_pooled_from_the_others_and_named(tmp_path):
+    replies = []
+
+    def look(_, reply):
+        if is_evaluation(reply, "3"):
+            replies.append((dict(reply.content[ASK]), dict(reply.content["metrics"])))
+        return reply
+
+    apps = [client_app(LogsObjects, Data, DEVICE)] * 3
+    apps.append(client_app(LogsObjects, Data, DEVICE, exclude_metrics=("acc",)))
+    trainer = run(tmp_path, LogsObjects, client=app_of_apps(apps), faults=look)
+    ((states, metrics),) = replies
+    assert "acc" not in StageMetrics.from_bytes(states["validate"], client_id="3").pack.metrics
+    assert "val_acc" not in metrics
+    want = expected(*pooled_predictions(trainer.result.model))
+    of_others = expected(*pooled_predictions(trainer.result.model, [0, 1]))
+    assert trainer.callback_metrics["val_acc"] == pytest.approx(float(of_others["val_acc"]), abs=1e-6)
+    for name in set(want) - {"val_acc"}:
+        assert trainer.callback_metrics[name] == pytest.approx(float(want[name]), abs=1e-6), name
+    (named,) = [r for r in trainer.rounds[-1].rejected if r.reason is Reason.METRIC]
+    assert str(named).endswith("odd-metric, `acc`: expected metric states, got left out by the client")
+
+
+def test_clients_that_fail_are_told_of_though_others_are_idle(tmp_path):
+    class Fails(LogsObjects):
+        def measure(self, logits, y):
+            raise RuntimeError("camera on fire")
+
+    trainer = FederatedTrainer(enable_progress_bar=False, default_root_dir=tmp_path)
+    with pytest.raises(LightningFLError, match=r"all 3 clients with examples failed.*camera on fire"):
+        trainer.validate(Fails, LocalGrid(client_app(Fails, Data, DEVICE), 4))
+
+
 def test_one_failing_client_does_not_stop_the_run(tmp_path):
     client = app_of([LogsObjects, LogsObjects, LogsObjects, ExactAUROC])
     trainer = run(tmp_path, LogsObjects, client=client)
@@ -612,6 +785,23 @@ def test_other_thresholds_are_left_out_by_name(tmp_path):
     logits, y = pooled_predictions(trainer.result.model, [0, 1])
     want = binary_auroc(logits.softmax(-1)[:, 0], (y == 0).long(), thresholds=20)
     assert trainer.callback_metrics["val_auroc"] == pytest.approx(float(want), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["one has more", "one has fewer"])
+def test_a_client_with_other_metrics_is_left_out_by_name_and_the_others_count(tmp_path, kind):
+    usual = only(("f1", lambda: MulticlassF1Score(CLASSES)))
+    more = only(("f1", lambda: MulticlassF1Score(CLASSES)), ("acc", lambda: MulticlassAccuracy(CLASSES)))
+    (server, other), metric, difference = {
+        "one has more": ((usual, more), "acc", "the server's module has no metric 'acc'. It has ['f1']."),
+        "one has fewer": ((more, usual), "acc", "lacks the metric `acc`, which 2 of 3 clients sent."),
+    }[kind]
+    trainer = run(tmp_path, server, client=app_of([server, server, server, other]))
+    (rejection,) = [r for r in trainer.rounds[-1].rejected if r.client_id == "3" and "of 4" not in r.got]
+    assert rejection.key == metric
+    assert rejection.got.startswith(difference)
+    assert f"`exclude_metrics=({metric!r},)`" in rejection.got.replace('"', "'")
+    want = multiclass_f1_score(*pooled_predictions(trainer.result.model, [0, 1]), CLASSES)
+    assert trainer.callback_metrics["val_f1"] == pytest.approx(float(want), abs=1e-6)
 
 
 def test_where_all_differ_from_the_server_there_is_no_number(tmp_path):
