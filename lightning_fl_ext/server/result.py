@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.server.rejection import Rejection
+from lightning_fl_ext.server.rejection import Rejection, lines_of
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.trainer import FederatedTrainer
@@ -109,5 +109,5 @@ class FederatedResult:
         void = sum(record.void for record in rounds)
         lines = [f"{len(rounds)} round(s), {void} void, {len(self.rejected)} left out"]
         return "\n".join(
-            [*lines, *(f"  {rejection}" for rejection in self.rejected), f"digest: {self.digest}"]
+            [*lines, *(f"  {line}" for line in lines_of(self.rejected)), f"digest: {self.digest}"]
         )
