@@ -55,10 +55,15 @@ class Rejection:
     phase: str = "train"
 
     def __str__(self) -> str:
+        return f"client `{self.client_id}`, {self.sentence}"
+
+    @property
+    def sentence(self) -> str:
+        """When, why and where, without whose."""
         where = f", `{self.key}`" if self.key else ""
         what = f": expected {self.expected}, got {self.got}" if self.expected else f": {self.got}"
         when = f"round {self.server_round}{', evaluation' if self.phase == 'evaluate' else ''}"
-        return f"client `{self.client_id}`, {when}: {self.reason}{where}{what}"
+        return f"{when}: {self.reason}{where}{what}"
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rejection:
@@ -69,6 +74,29 @@ class Rejection:
 def in_order(rejections: Iterable[Rejection]) -> tuple[Rejection, ...]:
     """Sort by client and phase, each once, so that the order of arrival does not show."""
     return tuple(sorted(dict.fromkeys(rejections), key=lambda r: (r.client_id, r.phase, r.reason, r.key)))
+
+
+def lines_of(rejections: Iterable[Rejection], shown: int = 5) -> list[str]:
+    """Say who was left out and why, in one line for all clients of which the same is to be said.
+
+    Args:
+        rejections: In the order to say them.
+        shown: How many clients of a line to name.
+
+    Example:
+        >>> lines_of([Rejection(client, 3, Reason.COUNT, "n", "1", "0") for client in "abc"], shown=2)
+        ['left out clients `a`, `b` and 1 more, round 3: example-count, `n`: expected 1, got 0']
+    """
+    what_of = {Reason.METRIC: "left out a metric of ", Reason.IDLE: ""}
+    clients: dict[tuple[str, str], list[str]] = {}
+    for rejection in rejections:
+        what = what_of.get(rejection.reason, "left out ")
+        clients.setdefault((what, rejection.sentence), []).append(f"`{rejection.client_id}`")
+    lines = []
+    for (what, sentence), ids in clients.items():
+        more = f" and {len(ids) - shown} more" if len(ids) > shown else ""
+        lines.append(f"{what}client{'s' * (len(ids) > 1)} {', '.join(ids[:shown])}{more}, {sentence}")
+    return lines
 
 
 class BadUpdateError(LightningFLError):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.server.rejection import Reason
+from lightning_fl_ext.server.rejection import Reason, lines_of
 from lightning_fl_ext.server.result import RoundRecord, why_void
 
 if TYPE_CHECKING:
@@ -62,9 +62,8 @@ def log_record(trainer: FederatedTrainer, record: RoundRecord) -> None:
 
 def warn_of(trainer: FederatedTrainer, record: RoundRecord) -> None:
     """Say in the log who was left out of a round, and that it is void if it is."""
-    for rejection in record.rejected:
-        if rejection.reason is not Reason.IDLE:
-            log.warning("left out: %s", rejection)
+    for line in lines_of(r for r in record.rejected if r.reason is not Reason.IDLE):
+        log.warning("%s", line)
     if record.server_round == 0 and not record.metrics:
         log.warning(
             "nothing was measured: the strategy asks no client to evaluate (`fraction_evaluate`), or the"
@@ -84,7 +83,7 @@ def refuse_in_vain(trainer: FederatedTrainer) -> None:
     if not asked or not all(record.void for record in asked):
         return
     last = asked[-1]
-    left_out = f" Left out there: {'; '.join(map(str, last.rejected[:3]))}." if last.rejected else ""
+    left_out = f" It {'; it '.join(lines_of(last.rejected)[:3])}." if last.rejected else ""
     raise LightningFLError(
         f"none of the {len(asked)} round(s) counts, and the model is the one the run began with. Round"
         f" {last.server_round} is void: {why_void(trainer, last)}.{left_out}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.server.rejection import Rejection
+from lightning_fl_ext.server.rejection import Rejection, lines_of
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +139,7 @@ class FederatedResult:
         rounds = [record for record in self.rounds if record.server_round]
         void = sum(record.void for record in rounds)
         lines = [f"{len(rounds)} round(s), {void} void, {len(self.rejected)} left out"]
-        lines += [f"  {rejection}" for rejection in self.rejected]
+        lines += [f"  {line}" for line in lines_of(self.rejected)]
         if self.best_round is not None:
             lines.append(f"best round: {self.best_round}, {self.monitor} {self.best_score:.4g}")
         return "\n".join([*lines, f"digest: {self.digest}"])

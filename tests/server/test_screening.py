@@ -343,7 +343,7 @@ def test_a_run_of_void_rounds_alone_ends_in_an_error_with_its_rounds_kept(toy, m
     with pytest.raises(
         LightningFLError,
         match=r"none of the 2 round\(s\) counts, and the model is the one the run began with. Round 2 is"
-        r" void: 4 of 5 updates count, `min_accepted` is 5. Left out there: client `02`, round 2: not-finite",
+        r" void: 4 of 5 updates count, `min_accepted` is 5. It left out client `02`, round 2: not-finite",
     ):
         trainer.fit(toy.Net(), toy.make_grid(faults=faults))
     assert [record.void for record in trainer.rounds] == [True, True]
@@ -360,8 +360,27 @@ def test_the_summary_says_who_was_left_out_and_why(toy):
     result = fit(toy, None, altering(toy, put("bias", 0, np.nan)))
     assert str(result).splitlines()[:2] == [
         "2 round(s), 0 void, 2 left out",
-        "  client `02`, round 1: not-finite, `bias`: expected finite values, got nan at index [0]",
+        "  left out client `02`, round 1: not-finite, `bias`: expected finite values, got nan at index [0]",
     ]
+
+
+def test_what_is_to_be_said_of_many_clients_is_said_once(toy, caplog):
+    def spoil(instruction, reply):
+        return (
+            put("bias", 0, np.nan)(toy, reply) if toy.is_train(instruction) and reply.has_content() else reply
+        )
+
+    trainer = toy.make_trainer(max_rounds=1)
+    with pytest.raises(
+        LightningFLError, match=r"It left out clients `00`, .* and 2 more, round 1: not-finite"
+    ):
+        trainer.fit(toy.Net(), toy.make_grid(7, faults=spoil))
+    assert len(trainer.rounds[0].rejected) == 7
+    (line,) = [record.message for record in caplog.records if "left out" in record.message]
+    assert line == (
+        "left out clients `00`, `01`, `02`, `03`, `04` and 2 more, round 1: not-finite, `bias`:"
+        " expected finite values, got nan at index [0]"
+    )
 
 
 def test_what_is_left_out_of_an_evaluation_is_not_taken_for_an_update(toy):

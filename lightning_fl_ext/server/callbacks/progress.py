@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.callbacks.base import RoundCallback
-from lightning_fl_ext.server.rejection import Reason, Rejection
+from lightning_fl_ext.server.rejection import Rejection, lines_of
 from lightning_fl_ext.server.result import RoundRecord, why_void
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _BOOKKEEPING = {"clients_accepted", "clients_rejected", "bytes_up", "bytes_down"
 class RoundProgressBar(RoundCallback):
     """Shows one bar over the rounds and one over the replies of the round; plain lines off a terminal.
 
-    Under the bars there is a line for each round with its metrics and for each client left out, and at the
+    Under the bars there is a line for each round with its metrics and for those left out, and at the
     end the digest of the model.
 
     Args:
@@ -80,16 +80,14 @@ class RoundProgressBar(RoundCallback):
             self._progress.advance(self._replies)
 
     def on_round_end(self, trainer: FederatedTrainer) -> None:
-        """Called when a round is complete: writes its line, and one for each client left out."""
+        """Called when a round is complete: writes its line, and one for those left out."""
         record = trainer.rounds[-1]
         void = f"  [void, the model stays: {why_void(trainer, record)}]" if record.void else ""
         clients = f"clients {len(record.accepted)}/{len(record.sampled)}"
         title, measured = self._title(trainer, record.server_round), self._measured(trainer, record)
         self._say(f"{title}  {clients}  {measured}{void}")
-        for rejection in record.rejected:
-            idle = rejection.reason is Reason.IDLE
-            what = "" if idle else "a metric of " if rejection.reason is Reason.METRIC else "left out "
-            self._say(f"  {what}{rejection}", style=None if idle else "yellow")
+        for line in lines_of(record.rejected):
+            self._say(f"  {line}", style="yellow")
         unknown = {*self.metrics} - trainer.callback_metrics.keys() - self._unknown
         if unknown and not record.void:
             self._unknown |= unknown
