@@ -12,7 +12,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast engines lint docs pictures examples bench clean
+.PHONY: help demo test test-fast engines faults lint docs pictures examples bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test-fast: $(READY)  ## Run the tests that start no other engine
 
 engines: $(READY)  ## Train one federation on every engine, and compare the digests
 	@$(BIN)/python tests/engines/_comparison.py
+
+faults: $(READY)  ## Break real federations in every way that docs/faults.md lists, and follow docs/deployment.md
+	$(BIN)/python -m pytest -n 2 -m 'engines and (faults or slow)' tests/engines
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

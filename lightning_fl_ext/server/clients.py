@@ -95,7 +95,7 @@ class Clients:
         """Send nodes a query, and give each one's answer."""
         questions = [Message(RecordDict(), node, "query") for node in nodes]
         asked: dict[str, int] = {}
-        for reply in stream_replies(self._grid, questions, self._timeout):
+        for reply in stream_replies(self._grid, questions, self._timeout, self.__getitem__):
             asked = asked or {q.metadata.message_id: q.metadata.dst_node_id for q in questions}
             node = asked.get(reply.metadata.reply_to_message_id)
             if node is not None:

@@ -101,16 +101,16 @@ class Process:
             raise RuntimeError(f"`{' '.join(self.command)}` took over {timeout} s:\n{self.log}") from None
         return self.log
 
-    def wait_for(self, text: str, timeout: float) -> str:
-        """Wait until it has written a text, and give its log.
+    def wait_for(self, text: str, timeout: float, times: int = 1) -> str:
+        """Wait until it has written a text, or has so many times, and give its log.
 
         Raises:
             RuntimeError: It has not in time, or it ended without. It is left as it is.
         """
         deadline = time.monotonic() + timeout
-        while text not in self.log:
+        while self.log.count(text) < times:
             ended = not self.is_running
-            if (ended or time.monotonic() > deadline) and text not in self.log:
+            if (ended or time.monotonic() > deadline) and self.log.count(text) < times:
                 how = "ended" if ended else f"ran {timeout} s"
                 raise RuntimeError(f"`{' '.join(self.command)}` {how} without writing {text!r}:\n{self.log}")
             time.sleep(0.1)
