@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.results import digest
-from lightning_fl_ext.server.files import (
+from lightning_fl_ext.files import (
     CHECKPOINTS,
     MANIFEST,
     TornFilesError,
@@ -20,6 +19,7 @@ from lightning_fl_ext.server.files import (
     read_folder,
     write_folder,
 )
+from lightning_fl_ext.results import digest
 from lightning_fl_ext.server.result import RoundRecord
 from lightning_fl_ext.server.strategy_state import encode_strategy, restore_strategy
 
