@@ -101,12 +101,12 @@ def answer(message, arrays, num_examples, client, server_round):
     return Message(RecordDict(content), reply_to=message)
 
 
-def federate(app, root=".", rounds=ROUNDS, callbacks=(), ckpt_path=None, arrival=None):
-    """Run rounds in each of which three of the five clients take part; give the digest."""
+def federate(app, root=".", rounds=ROUNDS, callbacks=(), ckpt_path=None, arrival=None, seed=SEED):
+    """Run rounds in each of which three of the five clients take part; give the trainer."""
     trainer = FederatedTrainer(
         max_rounds=rounds,
         strategy=ExactFedAvg(fraction_train=0.6, fraction_evaluate=0.0),
-        seed=SEED,
+        seed=seed,
         callbacks=callbacks,
         default_root_dir=root,
         enable_progress_bar=False,

@@ -285,9 +285,10 @@ def test_a_run_that_was_killed_goes_on_to_the_same_digest(living, in_memory, tmp
     assert go().result.digest == in_memory
 
 
-def test_another_run_of_the_same_seed_starts_afresh(living, in_memory, tmp_path):
-    """A shorter run, whose states of rounds 1 and 2 a client must not take for its own in round 3."""
-    living.federate(living.kept(tmp_path), rounds=2)
+def test_another_run_starts_afresh(living, in_memory, tmp_path):
+    """Client 4 takes part in rounds 1 and 2 of one run, and in the other for the first time in round 3."""
+    before = living.federate(living.kept(tmp_path), rounds=2, seed=0)
+    assert all("4" in record.sampled for record in before.rounds)
     assert living.federate(living.kept(tmp_path)).result.digest == in_memory
 
 
@@ -298,7 +299,7 @@ def test_flowers_own_strategies_give_each_run_an_id_too(kit, globals_, tmp_path)
         for number in (1, 2):
             context = kit.context()
             context.run_id = run_id
-            message = kit.message(globals_[number], server_round=number)
+            message = kit.message(globals_[number], server_round=2 * run_id + number)
             app = client_app(kit.AdamLit, lambda _: kit.loader(), DEVICE, keep_optimizer=tmp_path)
             digests.append(digest(kit.weights(app(message, context))))
     assert digests[:2] == digests[2:]

@@ -60,6 +60,30 @@ def test_weights_that_do_not_travel_stay_with_the_client(kit, ask, globals_):
     assert not torch.equal(heads[0], heads[2])
 
 
+def test_a_head_that_configure_model_builds_stays_with_the_client_too(kit, ask, globals_):
+    heads = []
+
+    class Late(kit.Lit):
+        def __init__(self):
+            super().__init__()
+            self.layer = None
+
+        def configure_model(self):
+            if self.layer is None:
+                self.layer = torch.nn.Linear(3, 1)
+
+        def on_train_start(self):
+            heads.append(self.layer.weight.detach().clone())
+
+        def on_train_end(self):
+            heads.append(self.layer.weight.detach().clone())
+
+    body = {k: v for k, v in globals_[0].items() if not k.startswith("layer.")}
+    for server_round in (1, 2):
+        ask(Late, body, server_round, exchange=WeightExchange(exclude="layer.*"))
+    assert torch.equal(heads[1], heads[2])
+
+
 def test_a_weight_that_stays_at_home_is_part_of_the_model(kit, ask, globals_):
     exchange = WeightExchange(exclude="layer.*")
     body = {k: v for k, v in globals_[0].items() if not k.startswith("layer.")}
