@@ -46,7 +46,6 @@ class StateKeeper(Callback):
         self._kept: Kept | None = None
         self._previous = 0
         self._written = False
-        self._model: dict[str, str] = {}
 
     @classmethod
     def from_message(
@@ -84,45 +83,42 @@ class StateKeeper(Callback):
             )
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Called when a fit or evaluation begins: finds the state, and loads weights that do not travel."""
-        this_round = self._bridge.server_round
+        """Called when a fit begins: finds the state, and loads weights that do not travel."""
         if stage == "fit":
             refuse_to_keep_shards(trainer)
             self._folder.make()
-            self._kept = self._folder.find(this_round, self._noted)
-        else:
-            self._kept = self._folder.find(this_round + 1 if this_round else None)
-        self._previous = self._kept.server_round if self._kept else 0
-        self._load_home(pl_module)
+            self._kept = self._folder.find(self._bridge.server_round, self._noted)
+            if self._kept is not None:
+                self._previous = self._kept.server_round
+                load_home(pl_module, self._kept.state["home"])  # averaging callbacks copy the module here
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when optimizers are made and the module is placed: has the fit go on from the state."""
-        self._model = describe_training(trainer, pl_module, self._bridge.at_home)
         if self._kept is None:
             flatten(read_training(trainer, pl_module, self._bridge.at_home))  # complains now, if it does
             return
-        self._folder.refuse_another_model(self._kept, self._model)
+        model = describe_training(trainer, pl_module, self._bridge.at_home)
+        self._folder.refuse_another_model(self._kept, model)
         restore_training(trainer, pl_module, self._kept.state)
         self._kept = None  # the optimizers have it now
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Called when a validation begins: outside a fit, loads the weights that do not travel."""
-        if trainer.state.fn == "validate":
-            self._load_home(pl_module)
+        """Called when a validation begins: outside a fit, loads weights that do not travel."""
+        if trainer.state.fn == "validate" and self._bridge.at_home:
+            this_round = self._bridge.server_round
+            kept = self._folder.find(this_round + 1 if this_round else None)
+            load_home(pl_module, kept.state["home"] if kept else {})
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation ends well: after a fit, keeps the state."""
         if stage == "fit":
+            model = describe_training(trainer, pl_module, self._bridge.at_home)
             state = read_training(trainer, pl_module, self._bridge.at_home)
             if trainer.is_global_zero:
-                self._folder.write(Kept(self._bridge.server_round, self._previous, self._model, state))
+                self._folder.write(Kept(self._bridge.server_round, self._previous, model, state))
                 self._written = True
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Called when the fit raised: takes back the state, if another callback raised after it was kept."""
         if self._written:
             self._folder.remove(self._bridge.server_round)
-
-    def _load_home(self, module: Any) -> None:
-        if self._kept is not None:
-            load_home(module, self._kept.state["home"])

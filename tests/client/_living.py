@@ -6,6 +6,7 @@ As a script it runs both, and prints their digests as JSON.
 import gc
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -116,36 +117,56 @@ def federate(app, root=".", rounds=ROUNDS, callbacks=(), ckpt_path=None, arrival
     return trainer
 
 
-def in_processes(app):
-    """Have a new process answer every train message, as Flower's deployment does."""
+def in_processes(app, killed=None):
+    """Have a new process answer every train message, as Flower's deployment does.
+
+    Args:
+        app: Answers.
+        killed: A client's name and a round in which its process is killed as it keeps its state, and started
+            once more.
+    """
     outer = ClientApp()
     outer.query()(app)
 
     @outer.train()
     def train(message, context):
-        reader, writer = os.pipe()
-        child = os.fork()
-        if not child:
-            try:
-                reply = app(message, context)
-                with os.fdopen(writer, "wb") as pipe:
-                    pipe.write(arrays_to_bytes(from_record(reply.content["arrays"])))
-            finally:
-                os._exit(0)
-        os.close(writer)
-        with os.fdopen(reader, "rb") as pipe:
-            arrays = arrays_from_bytes(pipe.read())
-        os.waitpid(child, 0)
         server_round = message.content["config"]["server-round"]
+        if killed == (name(context), server_round):
+            assert answered(app, message, context, kill=True) == b""
+        arrays = arrays_from_bytes(answered(app, message, context))
         return answer(message, arrays, len(data(context).dataset), name(context), server_round)
 
     return outer
 
 
+def answered(app, message, context, kill=False):
+    """Give what a new process answers; nothing if it is killed."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            if kill:
+                os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            reply = app(message, context)
+            with os.fdopen(writer, "wb") as pipe:
+                pipe.write(arrays_to_bytes(from_record(reply.content["arrays"])))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) == kill
+    return said
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     gc.freeze()
-    fresh = federate(in_processes(kept(Path(sys.argv[1]))))
+    folder = Path(sys.argv[1])
+    fresh = federate(in_processes(kept(folder), killed=("3", 3)))
+    left_behind = [path.name for path in folder.rglob("*.part")]
     memory = federate(lived_on())
     sampled = [record.sampled for record in memory.rounds]
-    print(json.dumps({"fresh": fresh.result.digest, "memory": memory.result.digest, "sampled": sampled}))
+    digests = {"fresh": fresh.result.digest, "memory": memory.result.digest}
+    print(json.dumps({**digests, "sampled": sampled, "left_behind": left_behind}))

@@ -243,6 +243,7 @@ def in_memory(living):
 
 
 def test_a_process_for_every_message_gives_the_digest_of_clients_that_lived_on(tmp_path):
+    """One of the processes is killed as it keeps its state, and asked again."""
     script = Path(__file__).with_name("_living.py")
     root = str(script.parents[2])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([root, *sys.path])}
@@ -250,7 +251,9 @@ def test_a_process_for_every_message_gives_the_digest_of_clients_that_lived_on(t
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
+    assert "3" in found["sampled"][2]
     assert found["fresh"] == found["memory"]
+    assert found["left_behind"] == []
 
 
 @pytest.mark.parametrize("arrival", [None, lambda messages: messages[::-1]], ids=["as_sent", "reversed"])

@@ -235,6 +235,31 @@ def test_what_cannot_be_kept_is_refused_before_the_fit(kit, ask, globals_, tmp_p
     assert (trained, kept_folders(tmp_path)) == ([], [])
 
 
+def test_what_a_kill_left_half_written_is_no_state_and_goes_with_the_next(kit, ask, globals_, tmp_path):
+    ask(kit.AdamLit, globals_[0], 1)
+    half = kept_folders(tmp_path)[0].with_name(".round-00002.part")
+    half.mkdir()
+    (half / "state.json").write_text("{")
+    (half.parent / "notes.txt").write_text("mine")
+    ask(kit.AdamLit, globals_[1], 3)
+    assert sorted(p.name for p in half.parent.iterdir()) == ["notes.txt", "round-00001", "round-00003"]
+
+
+def test_parameters_that_were_added_in_a_fit_are_a_difference(kit, ask, globals_):
+    class Unfreezes(kit.Lit):
+        def configure_optimizers(self):
+            return sgd(self.layer)
+
+        def on_train_start(self):
+            self.optimizers().optimizer.add_param_group({"params": self.norm.parameters()})
+
+    ask(Unfreezes, globals_[0], 1)
+    with pytest.raises(
+        LightningFLError, match=r"group 1, parameter 0: the state has norm\.weight.* this fit noth"
+    ):
+        ask(Unfreezes, globals_[0], 2)
+
+
 class Breaks(Callback):
     def __init__(self, hook):
         setattr(self, hook, self.fail)
