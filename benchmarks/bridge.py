@@ -1,8 +1,8 @@
 """What the bridge costs: beside a fit without it, a plain copy of the weights, and Flower's simulation.
 
 ``python benchmarks/bridge.py`` runs everything (two to three minutes on two cores); name some of ``fit``,
-``packing``, ``engines``, ``memory`` to run those alone. Times of the first two are processor time on one
-thread, the smallest of several interleaved runs; ``engines`` is wall time.
+``packing``, ``keeping``, ``engines``, ``memory`` to run those alone. Times of ``fit`` and ``packing`` are
+processor time on one thread, the smallest of several interleaved runs; the others are wall time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 HOME = tempfile.TemporaryDirectory(prefix="flwr-home-")
@@ -151,6 +153,44 @@ def packing() -> None:
         print(f"  {name:34s} {1e3 * value:6.1f} ms  {value / seconds['plain copy']:5.2f} x")
 
 
+class AdamLit(Lit):
+    """Adam keeps twice the size of the weights."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), 1e-3)
+
+
+def keeping() -> None:
+    ensure_identity()
+    from flwr.app import ConfigRecord, Context
+
+    from lightning_fl_ext.client.kept import StateFolder
+
+    record = to_record(WeightExchange().pack(AdamLit().state_dict()))
+    config = ConfigRecord({"server-round": 1, "run-id": "run"})
+    message = Message(RecordDict({"arrays": record, "config": config}), 7, "train")
+    message.metadata.__dict__["_message_id"] = "1"
+    with tempfile.TemporaryDirectory(prefix="kept-", dir=".") as root:
+        client = client_app(AdamLit, lambda _: loader(1), {"accelerator": "cpu"}, keep_optimizer=root)
+        client(message, Context(1, 7, {"partition-id": 0}, RecordDict(), {}))
+        folder = StateFolder(Path(root), "0", "run")
+        seconds: dict[str, list[float]] = {"written and synced": [], "read and checked": []}
+        for server_round in range(2, 32):
+            start = time.perf_counter()
+            kept = folder.find()
+            read = time.perf_counter()
+            assert kept is not None
+            folder.write(replace(kept, server_round=server_round))
+            seconds["read and checked"].append(read - start)
+            seconds["written and synced"].append(time.perf_counter() - read)
+        size = sum(p.stat().st_size for p in (folder.path / "round-00031").iterdir())
+    weights = sum(len(array.data) for array in record.values())
+    print("keeping the optimizer of a 4 MB model under Adam in this folder, the least and median of 30 times")
+    for name, times in seconds.items():
+        print(f"  {name:20s} {1e3 * min(times):6.1f} ms {1e3 * sorted(times)[15]:6.1f} ms")
+    print(f"  on disk              {size / 1e6:6.2f} MB a round, {size / weights:.2f} x the weights")
+
+
 def engines() -> None:
     from flwr.simulation import run_simulation
 
@@ -218,6 +258,6 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     for noisy in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "flwr"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    for part in sys.argv[1:] or ("packing", "fit", "memory", "engines"):
+    for part in sys.argv[1:] or ("packing", "fit", "keeping", "memory", "engines"):
         globals()[part]()
     HOME.cleanup()

@@ -96,7 +96,7 @@ def choose_folder(settings: RunSettings) -> Path:
     Raises:
         WrongInput: It holds another run, and the run is not to go on.
     """
-    from lightning_fl_ext.server.files import CHECKPOINTS, list_checkpoints
+    from lightning_fl_ext.files import CHECKPOINTS, list_checkpoints
 
     if settings.dir is None:
         if settings.resume:
@@ -127,7 +127,7 @@ def _stoppable(folder: Path) -> Iterator[None]:
 
 
 def _summary(result: FederatedResult, folder: Path) -> dict[str, Any]:
-    from lightning_fl_ext.server.files import CHECKPOINTS, list_checkpoints
+    from lightning_fl_ext.files import CHECKPOINTS, list_checkpoints
 
     checkpoints = list_checkpoints(folder / CHECKPOINTS)
     return {

@@ -6,9 +6,12 @@ import copy
 import gc
 import inspect
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,8 +22,14 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 
 from lightning_fl_ext.client.bridge import FlowerBridge
 from lightning_fl_ext.client.identity import client_id
+from lightning_fl_ext.client.keeper import StateKeeper
+from lightning_fl_ext.client.kept import default_root
 from lightning_fl_ext.client.messages import query_reply, read_config
-from lightning_fl_ext.client.refusals import refuse_script_launcher, refuse_without_validation
+from lightning_fl_ext.client.refusals import (
+    refuse_other_data,
+    refuse_script_launcher,
+    refuse_without_validation,
+)
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import Exchange
 
@@ -46,6 +55,7 @@ def client_app(
     exclude_metrics: tuple[str, ...] = (),
     min_examples: int = 0,
     num_threads: int | None = None,
+    keep_optimizer: bool | str | os.PathLike[str] = False,
 ) -> ClientApp:
     """Make a Flower ``ClientApp`` that trains, evaluates, and tells who it is.
 
@@ -70,12 +80,17 @@ def client_app(
         num_threads: Torch's threads on the processor during a fit. Large sums come out otherwise on another
             number of threads, and engines give clients different numbers: name one to have the same bytes on
             all of them. Default: as many as the engine gives.
+        keep_optimizer: Whether a fit goes on with the optimizers, LR schedulers, gradient scaler, counters of
+            steps and epochs, and the weights that do not travel, from where the client's fit before ended.
+            True keeps them in ``~/.local/state/lightning_fl_ext`` (under ``$XDG_STATE_HOME``, if that is
+            set), a path in that folder; there in a folder for each client and run.
 
     Returns:
         For ``flwr run``, or for :func:`~lightning_fl_ext.run_local`.
 
     Raises:
-        TypeError: ``model`` or ``data`` cannot be called, or ``trainer`` holds no arguments of a Trainer.
+        TypeError: ``model`` or ``data`` cannot be called, ``trainer`` holds no arguments of a Trainer, or
+            ``exchange`` or ``keep_optimizer`` is of another type.
         ValueError: ``num_threads`` is below 1.
 
     Example:
@@ -95,11 +110,13 @@ def client_app(
     }
     FlowerBridge(**options)  # complains now rather than in the first round
     arguments = {"max_epochs": 1, **_QUIET, **(trainer or {})}
+    root = _folder(keep_optimizer)
     app = ClientApp()
 
     @contextmanager
     def run(message: Message, context: Context) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge]]:
         bridge = FlowerBridge.from_message(message, context, **options)
+        keepers = [StateKeeper.from_message(bridge, message, context, root)] if root else []
         own = copy.deepcopy(arguments)
         callbacks = own.pop("callbacks", None) or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
@@ -110,9 +127,13 @@ def client_app(
             message.metadata.message_type,
         )
         with seeded(seed), _threads(num_threads), _quiet(), _collected():
-            local = pl.Trainer(callbacks=[bridge, *callbacks], **own)
+            local = pl.Trainer(callbacks=[bridge, *keepers, *callbacks], **own)
             refuse_script_launcher(local)
-            yield local, model(), data(context), bridge
+            module, source = model(), data(context)
+            refuse_other_data(source)
+            yield local, module, source, bridge
+            for keeper in keepers:
+                keeper.note(context)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -154,6 +175,14 @@ def _check_arguments(model: Any, data: Any, trainer: Any) -> None:
         )
 
 
+def _folder(keep_optimizer: Any) -> Path | None:
+    if isinstance(keep_optimizer, bool):
+        return default_root() if keep_optimizer else None
+    if not isinstance(keep_optimizer, str | os.PathLike):
+        raise TypeError(f"`keep_optimizer` must be True, False or a folder. Got {_kind(keep_optimizer)}.")
+    return Path(keep_optimizer).expanduser().absolute()
+
+
 def _kind(value: Any) -> str:
     return f"an instance of {type(value).__name__}"
 
@@ -189,15 +218,20 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _collected() -> Iterator[None]:
-    """Free the reference cycle that a finished Trainer and module form.
-
-    What is alive before the first fit (imports, mostly) is frozen out of the collector once, so that
-    collecting after each fit costs next to nothing.
-    """
-    if not gc.get_freeze_count():
-        gc.collect()
-        gc.freeze()
+    """Free the reference cycle that a finished Trainer and module form."""
+    _freeze_imports()
     try:
         yield
     finally:
         gc.collect()
+
+
+@cache
+def _freeze_imports() -> None:
+    """Take what is alive before the first fit, imports mostly, out of the collector.
+
+    Collecting after each fit then costs next to nothing. Counting what is frozen costs milliseconds: once.
+    """
+    if not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()

@@ -8,16 +8,21 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 
 from lightning_fl_ext.client.counting import ExampleCounter
+from lightning_fl_ext.client.evaluating import EvaluationHooks
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import outcome_kind, outcome_reply, read_config, read_instruction
 from lightning_fl_ext.client.pooling import MetricCollector
-from lightning_fl_ext.client.refusals import is_averaging, refuse_to_follow_averaging, refuse_zero3
+from lightning_fl_ext.client.refusals import (
+    SPENT,
+    is_averaging,
+    is_spent,
+    refuse_to_follow_averaging,
+    refuse_zero3,
+)
 from lightning_fl_ext.client.retention import Retention, mean
 from lightning_fl_ext.client.state import is_built_later, is_sharded, load_early, load_state, pack_state
 from lightning_fl_ext.client.store import EVALUATION, UPDATE, ResultStore
@@ -32,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class FlowerBridge(Callback):
+class FlowerBridge(EvaluationHooks):
     """Packages each epoch's weights as ordered results, and connects a local fit to Flower.
 
     Alone, it keeps the weights of every epoch with their true number of examples. Made with
@@ -62,10 +67,13 @@ class FlowerBridge(Callback):
         min_examples: If the server pools metrics: with fewer examples in a stage, neither the states nor the
             values of its metrics leave the client.
 
+    Attributes:
+        at_home: Names of the module's state-dict entries that what was received left alone.
+
     Raises:
+        TypeError: ``exchange`` is not an exchange, or a text is given where a tuple of names is meant.
         ValueError: An argument is not one of the above; or, when a fit starts, an averaging callback precedes
             the bridge.
-        TypeError: A text is given where a tuple of names is meant.
 
     Example:
         >>> import lightning.pytorch as L, torch
@@ -108,6 +116,11 @@ class FlowerBridge(Callback):
             raise ValueError("`submit='best'` needs a metric: pass `monitor=`, or choose another `submit`.")
         self.submit = submit
         self.batch_size = batch_size
+        if exchange is not None and not isinstance(exchange, Exchange):
+            raise TypeError(
+                "`exchange` must be an exchange, such as `WeightExchange(exclude='head.*')`. Got"
+                f" {exchange!r}."
+            )
         self.exchange = exchange or WeightExchange()
         self.client_id = client_id
         self._trip = Trip(client_id=client_id)
@@ -117,6 +130,13 @@ class FlowerBridge(Callback):
         self._counter, self._evaluated = ExampleCounter(batch_size), ExampleCounter(batch_size)
         self._global: Arrays | None = None
         self._message: Message | None = None
+        self._idle = False
+        self._first_step: int | None = None
+        self.at_home: list[str] = []
+
+    def __repr__(self) -> str:
+        shown = f"client_id={self.client_id!r}, server_round={self.server_round}, submit={self.submit!r}"
+        return f"{type(self).__name__}({shown}, keep={self._retention.keep!r}, exchange={self.exchange!r})"
 
     # What goes in and what comes out
 
@@ -221,7 +241,11 @@ class FlowerBridge(Callback):
             self._metrics.check(pl_module)
         if stage == "fit":
             refuse_to_follow_averaging(self, trainer.callbacks)
-            self._store.start_fit(trainer)
+            self._first_step, self._idle = None, is_spent(trainer)
+            if self._idle:
+                log.warning("%r: %s", self, SPENT)
+            else:
+                self._store.start_fit(trainer)
             if any(is_averaging(callback) for callback in trainer.callbacks):
                 pl_module.configure_model()  # the averaging callback is about to, and copies what it finds
         else:
@@ -232,6 +256,10 @@ class FlowerBridge(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when the module is built and placed: looks at its metrics, loads again what was received."""
         self._start(trainer, pl_module)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Called when training begins: notes where the Trainer's count of steps stands."""
+        self._first_step = trainer.global_step
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when a validation begins: outside a fit, as when a fit begins."""
@@ -247,52 +275,6 @@ class FlowerBridge(Callback):
     ) -> None:
         """Called after a training batch: counts its examples."""
         self._counter.add(batch)
-
-    def on_validation_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Called before a validation batch: at the first, notes what its metrics have seen before."""
-        if batch_idx == dataloader_idx == 0:
-            self._metrics.evaluation_begins(pl_module)
-
-    def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Called after a validation batch: counts its examples, if they are to be told."""
-        if trainer.state.fn != "fit" or self._metrics.active:
-            self._evaluated.add(batch, dataloader_idx)
-
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Called when a validation ends, before its metrics are reset: takes their states."""
-        self._evaluated.close_epoch(trainer, "validate")
-        if not trainer.sanity_checking:
-            self._metrics.take("validate", trainer, pl_module, self._evaluated.by_dataloader)
-
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Called when a validation has ended: notes by which names its metrics were logged."""
-        self._keep_stage("validate", trainer, pl_module)
-
-    def on_test_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Called before a test batch: at the first, notes what its metrics have seen before."""
-        if batch_idx == dataloader_idx == 0:
-            self._metrics.evaluation_begins(pl_module)
-
-    def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Called after a test batch: counts its examples."""
-        self._evaluated.add(batch, dataloader_idx)
-
-    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Called when a test ends, before its metrics are reset: takes their states."""
-        self._evaluated.close_epoch(trainer)
-        self._metrics.take("test", trainer, pl_module, self._evaluated.by_dataloader)
-
-    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-        """Called when a test has ended: notes by which names its metrics were logged."""
-        self._keep_stage("test", trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when an epoch ends, before any weight averaging: snapshots the weights."""
@@ -315,7 +297,7 @@ class FlowerBridge(Callback):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when the fit ends, after every averaging callback: makes the update."""
-        if not is_sharded(trainer):
+        if not is_sharded(trainer) and not self._idle:
             self._finish(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -335,20 +317,15 @@ class FlowerBridge(Callback):
         self._metrics.check(module)
         self._load(load_state, trainer, module)
 
-    def _load(self, load: Callable[..., None], trainer: Any, module: Any) -> None:
+    def _load(self, load: Callable[..., list[str]], trainer: Any, module: Any) -> None:
         if self._global is not None and not self._store.has(UPDATE):
-            load(trainer, module, self.exchange, self._global)
+            self.at_home = load(trainer, module, self.exchange, self._global)
 
     def _finish(self, trainer: Any, module: Any) -> None:
         arrays: Arrays = pack_state(trainer, module, self.exchange, like=self._global)
         if self.submit != "last" and (results := self.results):
             arrays = mean(results) if self.submit == "mean" else self._retention.best(results).arrays
         self._hold(trainer, UPDATE, arrays, self._counter.largest_epoch)
-
-    def _keep_stage(self, stage: str, trainer: Any, module: Any) -> None:
-        if self._metrics.active and (told := self._metrics.close(stage, trainer, module)) is not None:
-            data = np.frombuffer(told.to_bytes(), dtype=np.uint8)
-            self._store.put(stage, ClientUpdate({ASK: data}, told.pack.num_examples or 0))
 
     def _hold(self, trainer: Any, kind: str, arrays: Arrays, num_examples: int) -> None:
         metrics = {k: v for k, v in _scalars(trainer).items() if k not in self._metrics.kept_back}
@@ -360,7 +337,7 @@ class FlowerBridge(Callback):
             client_id=self.client_id,
             server_round=self._trip.server_round,
             examples_seen=self._counter.total if kind == UPDATE else num_examples,
-            steps=trainer.global_step if kind == UPDATE else 0,
+            steps=0 if self._first_step is None or kind != UPDATE else trainer.global_step - self._first_step,
             epochs=self._counter.epochs if kind == UPDATE else 0,
             metrics=metrics,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from lightning_fl_ext.client.store import EVALUATION, UPDATE
@@ -54,6 +54,17 @@ def read_config(message: Message, key: str, default: int) -> int:
                 return value
             raise LightningFLError(f"the server's config `{key}` must be an integer. Got {value!r}.")
     return default
+
+
+def read_run_id(message: Message, context: Context) -> str:
+    """Tell which run a message belongs to: as the server's configuration says, else Flower's run id.
+
+    The server's own outlives it: a run that goes on after a kill is another run to Flower.
+    """
+    for record in records_of(message.content, ConfigRecord).values():
+        if "run-id" in record:
+            return str(record["run-id"])
+    return str(context.run_id)
 
 
 def outcome_kind(message: Message) -> str:

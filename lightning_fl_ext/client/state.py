@@ -53,7 +53,7 @@ def pack_state(
     return exchange.pack(_undo_precision(trainer, state, like))
 
 
-def load_early(trainer: Any, module: torch.nn.Module, exchange: Exchange, arrays: Arrays) -> None:
+def load_early(trainer: Any, module: torch.nn.Module, exchange: Exchange, arrays: Arrays) -> list[str]:
     """Load what travelled before the strategy has the module, on every rank by itself.
 
     Does nothing if the module's tensors are not there yet (``meta``) or are sharded by an earlier run.
@@ -62,10 +62,12 @@ def load_early(trainer: Any, module: torch.nn.Module, exchange: Exchange, arrays
     state = dict(module.state_dict())
     tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
     if not any(tensor.is_meta or hasattr(tensor, "device_mesh") for tensor in tensors):
-        module.load_state_dict(exchange.unpack(arrays, _undo_precision(trainer, state, arrays)), strict=False)
+        travelled = exchange.unpack(arrays, _undo_precision(trainer, state, arrays))
+        return list(module.load_state_dict(travelled, strict=False).missing_keys)
+    return list(state)
 
 
-def load_state(trainer: Any, module: torch.nn.Module, exchange: Exchange, arrays: Arrays) -> None:
+def load_state(trainer: Any, module: torch.nn.Module, exchange: Exchange, arrays: Arrays) -> list[str]:
     """Load what travelled into the module, leaving alone what did not.
 
     Args:
@@ -74,18 +76,20 @@ def load_state(trainer: Any, module: torch.nn.Module, exchange: Exchange, arrays
         exchange: What of the state dict travels.
         arrays: As the other side packed them.
 
+    Returns:
+        Names of the state-dict entries that did not travel.
+
     Raises:
         StateMismatchError: They do not fit the module.
     """
     if not is_sharded(trainer):
-        load_early(trainer, module, exchange, arrays)
-        return
+        return load_early(trainer, module, exchange, arrays)
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     state = _read(trainer, module)  # empty on the other ranks, which are sent their part
     full = exchange.unpack(arrays, _undo_precision(trainer, state, arrays)) if trainer.is_global_zero else {}
     options = StateDictOptions(full_state_dict=True, strict=False, broadcast_from_rank0=True)
-    set_model_state_dict(trainer.strategy.model, dict(full), options=options)
+    return list(set_model_state_dict(trainer.strategy.model, dict(full), options=options).missing_keys)
 
 
 def _read(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:

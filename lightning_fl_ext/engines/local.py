@@ -26,9 +26,9 @@ class LocalGrid(Grid):
     It behaves as Flower's engines do: messages and contexts are copied on their way, so that nothing is
     shared between clients or with the server; each client keeps a ``Context`` across rounds, committed only
     when the client succeeds; an exception becomes an error reply that holds the traceback; a client that
-    vanished, or was never there, becomes an error reply from the SuperLink. Node ids are random, as they are
-    in Flower, so that nothing can come to depend on them. Clients run when their reply is pulled: a caller
-    that takes replies one at a time holds one at a time.
+    vanished, or was never there, becomes an error reply from the SuperLink. The ids of nodes and of
+    the run are random, as they are in Flower, so that nothing can come to depend on them. Clients run when
+    their reply is pulled: a caller that takes replies one at a time holds one at a time.
 
     Args:
         client_app: Flower's ``ClientApp``.
@@ -78,12 +78,12 @@ class LocalGrid(Grid):
         self._client_app = client_app
         self._arrival = arrival
         self._faults = faults
-        self._run = private.empty_run(1)
+        self._run = private.empty_run(secrets.randbits(62) + 1)
         self._pending: dict[str, Message] = {}
         self._sent = 0
         self._contexts = {
             node_id: Context(
-                run_id=1,
+                run_id=self._run.run_id,
                 node_id=node_id,
                 node_config={"partition-id": i, "num-partitions": num_clients},
                 state=RecordDict(),
@@ -202,7 +202,7 @@ def run_local(
     _check_apps(server_app, client_app)
     grid = LocalGrid(client_app, num_clients, run_config=run_config, arrival=arrival, faults=faults)
     context = Context(
-        run_id=1,
+        run_id=grid.run.run_id,
         node_id=private.SERVER_NODE_ID,
         node_config={},
         state=RecordDict(),

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lightning_fl_ext.files import CHECKPOINTS, TornFilesError, arrays_from_bytes, read_folder
 from lightning_fl_ext.report.history import Contribution, History
 from lightning_fl_ext.report.tensors import TensorDifference, first_difference
 from lightning_fl_ext.results import Arrays
-from lightning_fl_ext.server.files import CHECKPOINTS, TornFilesError, arrays_from_bytes, read_folder
 from lightning_fl_ext.server.result import RoundRecord
 
 _SHAPES_FITS = ("model", "data", "clients", "max-epochs", "model-option", "trainer-option", "client-option")

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.results import digest
-from lightning_fl_ext.server.files import (
+from lightning_fl_ext.files import (
     CHECKPOINTS,
     MANIFEST,
     TornFilesError,
@@ -20,6 +19,7 @@ from lightning_fl_ext.server.files import (
     read_folder,
     write_folder,
 )
+from lightning_fl_ext.results import digest
 from lightning_fl_ext.server.result import RoundRecord
 from lightning_fl_ext.server.strategy_state import encode_strategy, restore_strategy
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 
 
 class CheckpointError(LightningFLError):
@@ -65,6 +65,7 @@ def save_checkpoint(trainer: FederatedTrainer, folder: Path) -> None:
     state, arrays = encode_strategy(trainer.strategy)
     data = {
         "version": _VERSION,
+        "run_id": trainer.run_id,
         "round": trainer.current_round,
         "fingerprint": trainer.fingerprint,
         "digest": digest(trainer.arrays),
@@ -107,7 +108,7 @@ def load_checkpoint(trainer: FederatedTrainer, path: str | Path) -> None:
     if digest(arrays) != data["digest"]:
         raise TornFilesError("the checkpoint's weights do not have the digest written beside them")
     trainer.arrays = arrays
-    trainer.current_round = data["round"]
+    trainer.run_id, trainer.current_round = data["run_id"], data["round"]
     restore_strategy(trainer.strategy, data["strategy"], arrays_from_bytes(files["strategy.safetensors"]))
     for record in data["rounds"]:
         trainer.note(RoundRecord.from_json(record))

@@ -185,7 +185,9 @@ class StrategyDriver:
         record = to_record(arrays)
         given = record if self.reads_every_dtype else dialect.readable(record)
         seed = self.trainer.seed
-        config = ConfigRecord({"run-seed": seed, "server-round": server_round, ASK: True})
+        config = ConfigRecord(
+            {"run-seed": seed, "run-id": self.trainer.run_id, "server-round": server_round, ASK: True}
+        )
         messages = list(self._call(f"configure_{phase}", server_round, given, config, self.grid))
         sampled = tuple(sorted(self.clients[m.metadata.dst_node_id] for m in messages))
         transit = Transit(self.trainer.exchange, arrays, Trip(seed, server_round, "", sampled))

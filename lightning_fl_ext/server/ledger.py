@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.results import digest
-from lightning_fl_ext.server.files import (
+from lightning_fl_ext.files import (
     CHECKPOINTS,
     TornFilesError,
     arrays_from_bytes,
     list_checkpoints,
     read_folder,
 )
+from lightning_fl_ext.results import digest
 
 GENESIS = "0" * 64
 """What stands for the line before the first."""

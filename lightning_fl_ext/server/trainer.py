@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +73,8 @@ class FederatedTrainer:
         callback_metrics: The last value of every metric.
         rounds: Records of the rounds so far.
         result: What :meth:`fit` returned last; None before.
+        run_id: Tells clients one run from another. A fit draws a new one, unless it goes on from a
+            checkpoint; nothing that is computed depends on it.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class FederatedTrainer:
         self.should_stop = False
         self.current_round = 0
         self.ckpt_path: str | Path | None = None
+        self.run_id = secrets.token_hex(16)
         self.fingerprint: dict[str, Any] = {}
         self.callback_metrics: dict[str, float] = {}
         self.rounds: list[RoundRecord] = []
@@ -147,6 +151,7 @@ class FederatedTrainer:
         """
         check_ckpt_path(ckpt_path, self.callbacks)
         self._begin(model, grid, ckpt_path)
+        self.run_id = secrets.token_hex(16)
         check_evaluation(self.model, evaluate)
         with reporting(self):
             if ckpt_path is not None:

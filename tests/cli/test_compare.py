@@ -2,8 +2,8 @@
 
 import json
 
+from lightning_fl_ext.files import arrays_from_bytes, arrays_to_bytes, read_folder, write_folder
 from lightning_fl_ext.results import digest
-from lightning_fl_ext.server.files import arrays_from_bytes, arrays_to_bytes, read_folder, write_folder
 
 
 def test_a_run_equals_its_copy(finished, copied, call):

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
+from lightning_fl_ext.files import arrays_from_bytes, arrays_to_bytes, read_folder, write_folder
 from lightning_fl_ext.report import read_history
-from lightning_fl_ext.server.files import arrays_from_bytes, arrays_to_bytes, read_folder, write_folder
 
 
 def test_a_sound_run_is_sound(finished, call):

@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning.pytorch as L
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -78,10 +79,10 @@ def trainer(strategy, *callbacks, epochs=2, **options):
     )
 
 
-def instruction(kind):
+def instruction(kind, server_round=1):
     ensure_identity()
     weights = {"layer.weight": torch.full((1, 3), 0.5).numpy(), "layer.bias": torch.zeros(1).numpy()}
-    content = {"arrays": to_record(weights), "config": ConfigRecord({"server-round": 1})}
+    content = {"arrays": to_record(weights), "config": ConfigRecord({"server-round": server_round})}
     message = Message(RecordDict(content), 7, kind)
     set_message_id(message, "m")
     return message
@@ -162,6 +163,41 @@ def app(strategy):
         "weights": {k: v.ravel().tolist() for k, v in from_record(reply.content["arrays"]).items()},
         "counts": [reply.content["metrics"]["num-examples"], evaluated.content["metrics"]["num-examples"]],
         "metrics": sorted(evaluated.content["metrics"]),
+    }
+
+
+class WithAdam(Lit):
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 0.05)
+
+
+class TakesWeights(Callback):
+    """Starts every epoch from the weights that the server sends."""
+
+    def on_train_epoch_start(self, trainer, module):
+        with torch.no_grad():
+            module.layer.weight.fill_(0.5)
+            module.layer.bias.fill_(0.0)
+
+
+def keeps(strategy):
+    """A client asked three times, whose optimizer is kept in files, and one long fit."""
+    local = trainer(strategy, TakesWeights(), epochs=3)
+    module = WithAdam()
+    local.fit(module, loader(101))
+    with tempfile.TemporaryDirectory() as root:
+        options = {"accelerator": "cpu", "devices": 2, "strategy": strategy}
+        client = client_app(WithAdam, lambda _: loader(101), options, keep_optimizer=root)
+        to = context()
+        replies = [client(instruction("train", server_round), to) for server_round in (1, 2, 3)]
+        kept = sorted(path.name for path in Path(root).glob("*/*/round-*"))
+    return {
+        "kept": digest(from_record(replies[-1].content["arrays"])),
+        "lived_on": digest({k: v.numpy() for k, v in module.state_dict().items()}),
+        "differ": len({digest(from_record(reply.content["arrays"])) for reply in replies}),
+        "steps": [reply.content["client"]["steps"] for reply in replies],
+        "folders": kept,
+        "noted": to.state["kept-state"]["round"],
     }
 
 

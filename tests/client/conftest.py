@@ -11,8 +11,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_fl_ext import client_app
 from lightning_fl_ext.engines.private import ensure_identity, set_message_id
-from lightning_fl_ext.wire import to_record
+from lightning_fl_ext.wire import from_record, to_record
 
 QUIET = {
     "accelerator": "cpu",
@@ -124,11 +125,43 @@ def fresh_module(seed, make=Lit):
         return make()
 
 
+def weights(reply):
+    assert reply.has_content(), reply.error
+    return from_record(reply.content["arrays"])
+
+
+def adam(module):
+    return torch.optim.Adam(module.parameters(), 0.05)
+
+
+@pytest.fixture
+def globals_():
+    """The global weights of four rounds."""
+    return [arrays_of(fresh_module(seed)) for seed in range(4)]
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Send a client that keeps its state a message; it is made anew each time, and only files live on."""
+
+    def send(
+        make, arrays, server_round, *, data=None, trainer=None, kind="train", run="r", to=None, **options
+    ):
+        sent = message(arrays, kind, server_round)
+        sent.content["config"]["run-id"] = run
+        trainer = {"accelerator": "cpu", "devices": 1, **(trainer or {})}
+        options = {"keep_optimizer": tmp_path / "kept", **options}
+        return client_app(make, data or (lambda _: loader()), trainer, **options)(sent, to or context())
+
+    return send
+
+
 @pytest.fixture
 def kit():
     return SimpleNamespace(
         Lit=Lit,
         Validated=Validated,
+        AdamLit=type("AdamLit", (Lit,), {"configure_optimizers": adam}),
         QUIET=QUIET,
         arrays_of=arrays_of,
         assert_same=assert_same,
@@ -139,4 +172,5 @@ def kit():
         loader=loader,
         message=message,
         trainer=trainer,
+        weights=weights,
     )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader
 
 from lightning_fl_ext import LightningFLError, LocalGrid, WeightExchange, client_app, digest
@@ -319,3 +320,36 @@ def test_the_seed_of_a_fit_is_the_documented_one(kit, source):
 def test_wrong_arguments_are_refused_when_the_app_is_made(arguments, message):
     with pytest.raises(TypeError, match=message):
         client_app(*arguments)
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda kit: None,
+        lambda kit: kit.dataset(),
+        lambda kit: (kit.loader(), kit.loader()),
+        lambda kit: {"train": kit.loader()},
+        lambda kit: torch.ones(3, 3),
+        lambda kit: 3,
+    ],
+    ids=["None", "dataset", "tuple", "dict", "tensor", "int"],
+)
+def test_data_that_is_no_loader_is_refused_at_once(kit, source, wrong, kind):
+    given = wrong(kit)
+    what = "None" if given is None else f"an instance of {type(given).__name__}"
+    client = client_app(kit.Validated, lambda _: given, DEVICE)
+    with pytest.raises(
+        TypeError, match=f"`data` must return a LightningDataModule or a DataLoader. Got {what}"
+    ):
+        client(kit.message(source, kind), kit.context())
+
+
+def test_a_loader_of_another_kind_is_a_loader(kit, source):
+    class Batches:
+        def __iter__(self):
+            return iter(kit.loader())
+
+    for data in (Batches(), CombinedLoader(kit.loader())):
+        reply = client_app(kit.Lit, lambda _, data=data: data, DEVICE)(kit.message(source), kit.context())
+        assert reply.content["metrics"]["num-examples"] == 10

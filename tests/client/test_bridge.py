@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lightning_fl_ext import FlowerBridge, LightningFLError, WeightExchange
+from lightning_fl_ext import FlowerBridge, LightningFLError, WeightExchange, client_app
 from lightning_fl_ext.wire import from_record
 
 
@@ -40,6 +40,21 @@ class Recorder(Callback):
 def test_bad_arguments_are_refused_at_once(arguments, error):
     with pytest.raises(ValueError, match=error):
         FlowerBridge(**arguments)
+
+
+def test_what_is_no_exchange_is_refused_at_once(kit):
+    for make in (FlowerBridge, partial(client_app, kit.Lit, lambda _: kit.loader())):
+        with pytest.raises(TypeError, match=r"`exchange` must be an exchange, such as .*Got 'head'"):
+            make(exchange="head")
+
+
+def test_it_shows_whose_it_is(kit):
+    message = kit.message(kit.arrays_of(kit.Lit()), server_round=4)
+    bridge = FlowerBridge.from_message(message, kit.context(3, of=20), exchange=WeightExchange(include="*"))
+    assert repr(bridge) == (
+        "FlowerBridge(client_id='03', server_round=4, submit='last', keep='last',"
+        " exchange=WeightExchange(include=('*',), exclude=()))"
+    )
 
 
 # What is kept
@@ -314,6 +329,34 @@ def test_a_second_fit_starts_over(kit):
     reference.load_state_dict({k: torch.from_numpy(v) for k, v in source.items()})
     kit.fit(module=reference, max_epochs=2)
     kit.assert_same(bridge.update.arrays, kit.arrays_of(reference))
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 6}], ids=str)
+def test_a_trainer_that_is_spent_leaves_the_results_and_says_so(kit, caplog, limit):
+    """Lightning trains nothing then, and says so at most in a line of its own."""
+    bridge = FlowerBridge(client_id="a")
+    trainer, module = kit.trainer(bridge, **limit), kit.Lit()
+    trainer.fit(module, kit.loader())
+    results, update = [r.digest for r in bridge.results], bridge.update.digest
+    assert not [record for record in caplog.records if "this fit trains nothing" in record.message]
+    trainer.fit(module, kit.loader())
+    assert ([r.digest for r in bridge.results], bridge.update.digest) == (results, update)
+    (said,) = [record.message for record in caplog.records if "this fit trains nothing" in record.message]
+    assert said.startswith("FlowerBridge(client_id='a'")
+    bridge.receive(kit.arrays_of(module))
+    trainer.fit(module, kit.loader())
+    with pytest.raises(LightningFLError, match="has no update"):
+        _ = bridge.update
+
+
+def test_the_same_trainer_may_be_told_to_train_on(kit):
+    bridge = FlowerBridge()
+    trainer, module = kit.trainer(bridge, max_epochs=2), kit.Lit()
+    trainer.fit(module, kit.loader())
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(module, kit.loader())
+    assert [r.epoch for r in bridge.results] == [2]
+    assert (bridge.update.steps, bridge.update.epochs, bridge.update.examples_seen) == (3, 1, 10)
 
 
 def test_receiving_a_new_round_withdraws_the_update_of_the_old_one(kit):

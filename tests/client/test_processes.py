@@ -71,7 +71,7 @@ def check_fit(out):
 
 @pytest.fixture(scope="module")
 def forked():
-    return run("ddp_fork", "fit", "validate", "spool", "app")
+    return run("ddp_fork", "fit", "validate", "spool", "app", "keeps")
 
 
 def test_results_come_back_from_forked_workers(forked):
@@ -92,6 +92,16 @@ def test_a_client_app_over_forked_workers(forked):
     assert forked["app"]["counts"] == [101, 101]
     assert forked["app"]["metrics"] == ["num-examples", "val_loss"]
     assert_trained_as(reference(101, epochs=1), forked["app"]["weights"])
+
+
+def test_an_optimizer_kept_by_forked_workers_goes_on(forked):
+    """Over both processes, whose shuffles follow the count of epochs."""
+    keeps = forked["keeps"]
+    assert keeps["kept"] == keeps["lived_on"]
+    assert keeps["differ"] == 3
+    assert keeps["steps"] == [6, 6, 6]
+    assert keeps["folders"] == ["round-00002", "round-00003"]
+    assert keeps["noted"] == 3
 
 
 def test_results_come_back_from_spawned_workers():

@@ -20,8 +20,7 @@ from lightning_fl_ext import (
     RoundLedger,
     WeightExchange,
 )
-from lightning_fl_ext.server import CallbackError, CheckpointError
-from lightning_fl_ext.server.files import (
+from lightning_fl_ext.files import (
     TornFilesError,
     append_through,
     arrays_from_bytes,
@@ -30,6 +29,7 @@ from lightning_fl_ext.server.files import (
     read_folder,
     write_folder,
 )
+from lightning_fl_ext.server import CallbackError, CheckpointError
 
 ROUNDS = 4
 STATEFUL = (

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_fl_ext import ExactFedAvg, RoundCheckpoint, RoundLedger, replay_ledger, verify_ledger
-from lightning_fl_ext.server import CallbackError, LedgerError
-from lightning_fl_ext.server.files import (
+from lightning_fl_ext.files import (
     TornFilesError,
     arrays_from_bytes,
     arrays_to_bytes,
     read_folder,
     write_folder,
 )
+from lightning_fl_ext.server import CallbackError, LedgerError
 from lightning_fl_ext.server.ledger import check_lines
 
 

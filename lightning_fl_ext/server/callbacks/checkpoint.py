@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_fl_ext.files import CHECKPOINTS, list_checkpoints, make_folder
 from lightning_fl_ext.server.callbacks.base import RoundCallback, monitored
 from lightning_fl_ext.server.checkpointing import CheckpointError, save_checkpoint
-from lightning_fl_ext.server.files import CHECKPOINTS, list_checkpoints, make_folder
 from lightning_fl_ext.server.result import find_best, require_metric
 from lightning_fl_ext.server.strategy_state import encode_strategy
 from lightning_fl_ext.server.values import choice, metric_name, whole_number

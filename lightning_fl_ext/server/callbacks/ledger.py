@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_fl_ext.results import ClientUpdate
-from lightning_fl_ext.server.callbacks.base import RoundCallback
-from lightning_fl_ext.server.files import (
+from lightning_fl_ext.files import (
     append_through,
     arrays_to_bytes,
     make_folder,
     write_file,
     write_folder,
 )
+from lightning_fl_ext.results import ClientUpdate
+from lightning_fl_ext.server.callbacks.base import RoundCallback
 from lightning_fl_ext.server.ledger import GENESIS, LedgerError, check_lines, make_line
 from lightning_fl_ext.server.rejection import Rejection
 

@@ -10,12 +10,15 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
+
+if TYPE_CHECKING:
+    import torch
 
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
@@ -28,21 +31,22 @@ class TornFilesError(LightningFLError):
     """A set of files is incomplete or altered."""
 
 
-def arrays_to_bytes(arrays: Arrays) -> bytes:
-    """Serialise named arrays as safetensors, with their order."""
+def tensors_to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Serialise named tensors as safetensors, with their order.
+
+    Args:
+        tensors: Contiguous, on the CPU, and no two in the same memory.
+    """
     import torch
     from safetensors.torch import save
 
-    from lightning_fl_ext.wire import to_torch
-
-    tensors = {name: to_torch(array) for name, array in arrays.items()}
     pairs = [name for name, tensor in tensors.items() if tensor.is_complex()]  # real and imaginary part
-    tensors |= {name: torch.view_as_real(tensors[name]) for name in pairs}
-    return bytes(save(tensors, {"names": json.dumps(list(arrays)), "pairs": json.dumps(pairs)}))
+    real = {**tensors, **{name: torch.view_as_real(tensors[name]) for name in pairs}}
+    return bytes(save(real, {"names": json.dumps(list(tensors)), "pairs": json.dumps(pairs)}))
 
 
-def arrays_from_bytes(data: bytes) -> dict[str, NDArray[Any]]:
-    """Read what :func:`arrays_to_bytes` wrote, in the same order.
+def tensors_from_bytes(data: bytes) -> dict[str, torch.Tensor]:
+    """Read what :func:`tensors_to_bytes` wrote, in the same order.
 
     Raises:
         TornFilesError: These are not such bytes.
@@ -51,15 +55,31 @@ def arrays_from_bytes(data: bytes) -> dict[str, NDArray[Any]]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from lightning_fl_ext.wire import to_numpy
-
     try:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         tensors |= {name: torch.view_as_complex(tensors[name]) for name in json.loads(header["pairs"])}
-        return {name: to_numpy(tensors[name]) for name in json.loads(header["names"])}
+        return {name: tensors[name] for name in json.loads(header["names"])}
     except (SafetensorError, KeyError, ValueError) as error:
         raise TornFilesError(f"not a safetensors file of this package ({error})") from None
+
+
+def arrays_to_bytes(arrays: Arrays) -> bytes:
+    """Serialise named arrays as safetensors, with their order."""
+    from lightning_fl_ext.wire import to_torch
+
+    return tensors_to_bytes({name: to_torch(array) for name, array in arrays.items()})
+
+
+def arrays_from_bytes(data: bytes) -> dict[str, NDArray[Any]]:
+    """Read what :func:`arrays_to_bytes` wrote, in the same order.
+
+    Raises:
+        TornFilesError: These are not such bytes.
+    """
+    from lightning_fl_ext.wire import to_numpy
+
+    return {name: to_numpy(tensor) for name, tensor in tensors_from_bytes(data).items()}
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -1,0 +1,127 @@
+"""Everything in a Trainer that goes on from fit to fit: read as a tree of plain values, and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+
+
+def read_training(trainer: Any, module: torch.nn.Module, at_home: Collection[str]) -> dict[str, Any]:
+    """Read the state of optimizers, schedulers, scaler and data module, the counters, and local weights.
+
+    Args:
+        trainer: A Lightning Trainer that has just fitted. In several processes every rank makes this call.
+        module: Its LightningModule.
+        at_home: Names of state-dict entries that do not travel.
+
+    Returns:
+        A tree that shares its tensors with the optimizers and the module.
+    """
+    strategy, inner = trainer.strategy, trainer.fit_loop.epoch_loop
+    state = module.state_dict()
+    return {
+        "optimizers": [strategy.optimizer_state(optimizer) for optimizer in strategy.optimizers],
+        "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+        "precision": trainer.precision_plugin.state_dict(),
+        "data": trainer.datamodule.state_dict() if trainer.datamodule is not None else {},
+        "home": {name: state[name] for name in at_home if name in state},
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "batches": inner.batch_progress.total.ready,
+        "logged": inner._batches_that_stepped,
+    }
+
+
+def restore_training(trainer: Any, module: torch.nn.Module, state: Mapping[str, Any]) -> None:
+    """Put back what :func:`read_training` read. The fit then trains as many epochs and steps as it was to.
+
+    Args:
+        trainer: A Lightning Trainer whose fit is about to start, with optimizers and schedulers made.
+        module: Its LightningModule.
+        state: Read in a fit of the same model; see :func:`describe_training`.
+    """
+    trainer.strategy.load_optimizer_state_dict({"optimizer_states": state["optimizers"]})
+    for optimizer, saved in zip(trainer.strategy.optimizers, state["optimizers"], strict=True):
+        _undo_casts(optimizer, saved)
+    for config, saved in zip(trainer.lr_scheduler_configs, state["schedulers"], strict=True):
+        config.scheduler.load_state_dict(saved)
+    if state["precision"]:
+        trainer.precision_plugin.load_state_dict(state["precision"])
+    if state["data"] and trainer.datamodule is not None:
+        trainer.datamodule.load_state_dict(state["data"])
+    load_home(module, state["home"])
+    _restore_counters(trainer, state)
+
+
+def load_home(module: torch.nn.Module, entries: Mapping[str, Any]) -> None:
+    """Load the entries of a state dict that the module has by now, in their shapes."""
+    state = module.state_dict()
+    fitting = {n: v for n, v in entries.items() if n in state and _describe(state[n]) == _describe(v)}
+    module.load_state_dict(fitting, strict=False)
+
+
+def describe_training(trainer: Any, module: torch.nn.Module, at_home: Collection[str]) -> dict[str, str]:
+    """Describe what a state belongs to, part by part: two fits may share a state if they are described alike.
+
+    Args:
+        trainer: A Lightning Trainer whose fit is about to start.
+        module: Its LightningModule.
+        at_home: Names of state-dict entries that do not travel.
+    """
+    names = {parameter: name for name, parameter in module.named_parameters(remove_duplicate=False)}
+    described = {"precision": str(trainer.precision)}
+    for i, optimizer in enumerate(trainer.strategy.optimizers):
+        described[f"optimizer {i}"] = type(optimizer).__qualname__
+        for g, group in enumerate(optimizer.param_groups):
+            for p, parameter in enumerate(group["params"]):
+                name = names.get(parameter, "a parameter outside the module")
+                described[f"optimizer {i}, group {g}, parameter {p}"] = f"{name}: {_describe(parameter)}"
+    for i, config in enumerate(trainer.lr_scheduler_configs):
+        described[f"scheduler {i}"] = type(config.scheduler).__qualname__
+    state = module.state_dict()
+    home = [name for name in at_home if name in state]
+    return described | {f"`{name}`, which does not travel": _describe(state[name]) for name in home}
+
+
+def _describe(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return type(value).__qualname__
+    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+
+
+def _undo_casts(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Give state tensors the dtype they had: torch casts them to that of their parameter as it loads them."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entries in saved.get("state", {}).items():
+        loaded = optimizer.state[parameters[index]] if isinstance(index, int) else {}
+        for name, value in entries.items():
+            if isinstance(value, torch.Tensor) and name in loaded and loaded[name].dtype != value.dtype:
+                loaded[name] = value.to(loaded[name].device)
+
+
+def _restore_counters(trainer: Any, state: Mapping[str, Any]) -> None:
+    outer, inner = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    for progress in (outer.epoch_progress.total, outer.epoch_progress.current):
+        _set(progress, state["epochs"])
+    _set(inner.automatic_optimization.optim_progress.optimizer.step.total, state["steps"])
+    _set(inner.manual_optimization.optim_step_progress.total, state["steps"])
+    _set(inner.batch_progress.total, state["batches"])
+    inner._batches_that_stepped = state["logged"]
+    # Limits count from the start of this fit.
+    outer.max_epochs = _later(outer.max_epochs, state["epochs"])
+    outer.min_epochs = _later(outer.min_epochs, state["epochs"])
+    inner.max_steps = _later(inner.max_steps, state["steps"])
+    inner.min_steps = _later(inner.min_steps, state["steps"])
+    # Else Lightning would make the first epoch's iterator twice, which draws from the generator twice.
+    outer._resuming_from_checkpoint = state["epochs"] > 0
+
+
+def _set(progress: Any, count: int) -> None:
+    for name in vars(progress):
+        setattr(progress, name, count)
+
+
+def _later(limit: int | None, by: int) -> int | None:
+    return limit if limit is None or limit < 0 else limit + by
