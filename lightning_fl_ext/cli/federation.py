@@ -89,6 +89,8 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
             round_timeout=None,
             enable_progress_bar=any(isinstance(callback, RoundProgressBar) for callback in callbacks),
             exchange=exchange,
+            monitor=settings.monitor,
+            mode=settings.mode,
         )
     return Federation(client, trainer, model, _load_evaluation(settings.evaluate))
 
@@ -156,10 +158,10 @@ def _make_callbacks(settings: RunSettings) -> list[RoundCallback]:
         raise WrongInput("`--patience` needs a metric to watch: give `--monitor`.")
     callbacks: list[RoundCallback] = [
         RoundLedger(settings.keep_updates),
-        RoundCheckpoint(settings.keep_checkpoints, settings.monitor, settings.mode),
+        RoundCheckpoint(settings.keep_checkpoints),
     ]
-    if settings.monitor is not None and settings.patience is not None:
-        callbacks.append(RoundEarlyStopping(settings.monitor, settings.mode, settings.patience))
+    if settings.patience is not None:
+        callbacks.append(RoundEarlyStopping(patience=settings.patience))
     return callbacks
 
 

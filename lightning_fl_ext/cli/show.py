@@ -104,5 +104,6 @@ def _print(history: History, console: Console) -> None:
 
 
 def _left_out(record: RoundRecord) -> str:
-    reasons = [f"{r.client_id}: {r.reason}" for r in record.rejected]
-    return ", ".join(["void"] * record.void + reasons)
+    from lightning_fl_ext.report.history import left_out
+
+    return ", ".join(["void"] * record.void + [f"{r.client_id}: {r.reason}" for r in left_out(record)])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from lightning_fl_ext.report.families import Family, Series
+from lightning_fl_ext.report.history import left_out
 from lightning_fl_ext.report.scales import (
     LARGEST,
     nice_ticks,
@@ -16,7 +17,6 @@ from lightning_fl_ext.report.scales import (
     show_number,
     show_tick,
 )
-from lightning_fl_ext.server.rejection import Reason
 from lightning_fl_ext.server.result import RoundRecord
 
 WIDTH, HEIGHT = 560, 280
@@ -145,7 +145,9 @@ def make_chart(family: Family, rounds: Sequence[RoundRecord]) -> Chart:
         return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 2)
 
     alone = len(series) == 1
-    events = tuple(_event(record, x_of(record.server_round)) for record in rounds if _eventful(record))
+    events = tuple(
+        _event(record, x_of(record.server_round)) for record in rounds if record.void or left_out(record)
+    )
     chart = Chart(
         title=family.title[:1].upper() + family.title[1:],
         summary=_summary(family, series, numbers, show),
@@ -206,12 +208,11 @@ def _bars(marks: Sequence[Sequence[Mark | None]], slot: float) -> list[Bar]:
     ]
 
 
-def _eventful(record: RoundRecord) -> bool:
-    return record.void or any(r.reason is not Reason.METRIC for r in record.rejected)
-
-
 def _event(record: RoundRecord, x: float) -> Event:
-    out = [f"{r.client_id} ({r.reason})" for r in record.rejected if r.reason is not Reason.METRIC]
+    out = [
+        f"{r.client_id} ({r.reason}{', evaluation' if r.phase == 'evaluate' else ''})"
+        for r in left_out(record)
+    ]
     shown = ", ".join(out[:8]) + (f" and {len(out) - 8} more" if len(out) > 8 else "")
     parts = ["void, the model stays"] * record.void + ([f"left out: {shown}"] if out else [])
     return Event(x, f"round {record.server_round}: " + "; ".join(parts), record.void)

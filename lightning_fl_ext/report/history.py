@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fl_ext.server.ledger import LedgerError, check_lines, verify_ledger
+from lightning_fl_ext.server.rejection import Reason, Rejection
 from lightning_fl_ext.server.result import RoundRecord
 
 SETTINGS_FILE = "run.toml"
@@ -78,6 +79,14 @@ class History:
             for client in (*record.sampled, *record.accepted, *(r.client_id for r in record.rejected))
         }
         return sorted(seen)
+
+
+def left_out(record: RoundRecord) -> list[Rejection]:
+    """Give the clients whose update or evaluation was left out of a round.
+
+    A client without examples is not: it had nothing to give. Nor is one of which a metric alone is missing.
+    """
+    return [r for r in record.rejected if r.reason not in (Reason.METRIC, Reason.IDLE)]
 
 
 def read_history(path: str | Path) -> History:

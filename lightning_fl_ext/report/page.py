@@ -12,11 +12,10 @@ from typing import Any
 
 from lightning_fl_ext.report import charts
 from lightning_fl_ext.report.families import Family, group_metrics
-from lightning_fl_ext.report.history import History
+from lightning_fl_ext.report.history import History, left_out
 from lightning_fl_ext.report.participation import lay_out
 from lightning_fl_ext.report.scales import round_ticks, show_bytes, show_number
 from lightning_fl_ext.report.text import shown
-from lightning_fl_ext.server.rejection import Reason
 
 _COUNTS = {"clients_accepted", "clients_rejected"}  # the table counts them in a column of its own
 _NAMED = 3
@@ -154,9 +153,7 @@ def _tiles(history: History, families: Sequence[Family]) -> list[Tile]:
     tiles.append(
         Tile("Rounds", str(len(history.rounds)), f"{void} void" if void else state, "warns" if void else "")
     )
-    out = Counter(
-        r.client_id for record in history.rounds for r in record.rejected if r.reason is not Reason.METRIC
-    )
+    out = Counter(r.client_id for record in history.rounds for r in left_out(record))
     named = [(shown(client, 16), times) for client, times in sorted(out.items())[:_NAMED]]
     who = ", ".join(f"client {name}" + (f" ({times}×)" if times > 1 else "") for name, times in named)
     more = f" and {len(out) - _NAMED} more" if len(out) > _NAMED else ""

@@ -11,7 +11,7 @@ from lightning_fl_ext.server.result import RoundRecord
 MAX_CLIENTS = 60
 """Rows of the grid; of more clients, those that were left out most often are shown."""
 
-COUNTED, PARTLY, OUT, ABSENT = "counted", "partly", "left-out", "not-asked"
+COUNTED, PARTLY, OUT, IDLE, ABSENT = "counted", "partly", "left-out", "idle", "not-asked"
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Row:
 
     @property
     def asked(self) -> int:
-        """Number of rounds in which it was asked."""
-        return sum(cell.status != ABSENT for cell in self.cells)
+        """Number of rounds in which it was asked, and had something to train on."""
+        return sum(cell.status not in (ABSENT, IDLE) for cell in self.cells)
 
     @property
     def left_out(self) -> int:
@@ -103,15 +103,21 @@ def lay_out(rounds: Sequence[RoundRecord], clients: Sequence[str]) -> Participat
 
 def _cell(client: str, number: int, accepted: bool, sampled: bool, rejections: list[Rejection]) -> Cell:
     where = f"client {client}, round {number}"
-    why = "; ".join(f"{r.reason}{f' at {r.key}' if r.key else ''}" for r in rejections)
+    idle = [r for r in rejections if r.reason is Reason.IDLE]
+    others = [r for r in rejections if r.reason is not Reason.IDLE]
     if accepted:
-        metric = all(r.reason is Reason.METRIC for r in rejections)
-        what = "a metric" if metric else "something else of it"
-        return (
-            Cell(PARTLY, f"{where}: counted; {what} was left out: {why}")
-            if why
-            else Cell(COUNTED, f"{where}: counted")
-        )
-    if sampled or rejections:
-        return Cell(OUT, f"{where}: left out{f': {why}' if why else ''}")
+        parts = "; ".join(f"{_part(r)} was left out: {_why(r)}" for r in others)
+        return Cell(PARTLY, f"{where}: counted; {parts}") if parts else Cell(COUNTED, f"{where}: counted")
+    if idle and not others:
+        return Cell(IDLE, f"{where}: {idle[0].got or 'no examples'}")
+    if sampled or others:
+        return Cell(OUT, f"{where}: left out{': ' if others else ''}{'; '.join(map(_why, others))}")
     return Cell(ABSENT, f"{where}: not asked")
+
+
+def _part(rejection: Rejection) -> str:
+    return "a metric" if rejection.reason is Reason.METRIC else "its evaluation"
+
+
+def _why(rejection: Rejection) -> str:
+    return f"{rejection.reason} at {rejection.key}" if rejection.key else str(rejection.reason)

@@ -28,6 +28,7 @@ def test_a_run_gives_the_digest_of_the_same_run_in_python(project, federate):
     run_local(server_app(lit.Lit, trainer), client, num_clients=3)
     assert f"digest of the final model: {trainer.result.digest}" in done.out
     assert "round 2/2  clients 2/2  train_loss" in done.out
+    assert "left out" not in done.out  # no client is asked to evaluate a model that cannot be
     assert "to look at it: lightning-fl-ext show run" in done.out
 
 

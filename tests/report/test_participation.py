@@ -1,5 +1,6 @@
 """The grid says for each client and round what became of it."""
 
+from lightning_fl_ext.report.history import left_out
 from lightning_fl_ext.report.participation import MAX_CLIENTS, lay_out
 from lightning_fl_ext.server.rejection import Reason, Rejection
 from lightning_fl_ext.server.result import RoundRecord
@@ -19,10 +20,20 @@ def test_every_cell_tells_what_became_of_a_client(records):
 
 
 def test_a_client_that_trained_but_failed_to_evaluate_counted_partly():
-    failed = Rejection("a", 1, Reason.CLIENT_ERROR, got="ValueError")
+    failed = Rejection("a", 1, Reason.CLIENT_ERROR, got="ValueError", phase="evaluate")
     grid = lay_out([RoundRecord(1, ("a",), ("a",), (failed,))], ["a"])
     assert grid.rows[0].cells[0].status == "partly"
-    assert "something else of it was left out: client-error" in grid.rows[0].cells[0].says
+    assert "its evaluation was left out: client-error" in grid.rows[0].cells[0].says
+
+
+def test_a_client_without_examples_is_idle_and_not_left_out():
+    idle = Rejection("a", 1, Reason.IDLE, got="no training examples")
+    unmeasured = Rejection("b", 1, Reason.IDLE, got="no validation examples", phase="evaluate")
+    record = RoundRecord(1, ("a", "b"), ("b",), (idle, unmeasured))
+    grid = lay_out([record], ["a", "b"])
+    assert [row.cells[0].status for row in grid.rows] == ["idle", "counted"]
+    assert [row.asked for row in grid.rows] == [0, 1]
+    assert left_out(record) == []
 
 
 def test_a_client_nobody_asked_whose_reply_came_is_left_out():
