@@ -49,20 +49,22 @@ def bits(logs: list[Log], way: str, code: str | None = None) -> Any:
 def print_tables(runs: Runs) -> None:
     """Print one line for each code, and one for every round of the dithered one."""
     print(
-        "\nMean over the seeds [range]: the last round's accuracy, bits per parameter of a message's arrays,"
+        "\nMean over the seeds [range]: accuracy of the mean mask in the last round, and over the last five, and"
     )
-    print("progress of the masks from the server's θ to the client's (1: unbiased), bytes beside the arrays")
-    heads = f"{'mean mask':22}{'sampled':9}{'bits up':25}{'last':8}down   MB all progress    up  down"
+    print("of sampled masks; bits per parameter up, up in the last round, down, down at most; MB in all;")
+    print("progress of masks from the server's θ to the client's (1: unbiased); bytes beside the arrays")
+    heads = f"{'accuracy':22}{'five':7}{'sampled':9}{'bits up':25}{'last':8}down   most    MB all  progress  up  down"
     print(f"{'partition':10}{'up':20} seeds  {heads}")
     for code, partition, logs in rows(runs):
         accuracy, sampled = ([log[-1][name] for log in logs] for name in ("accuracy", "sampled"))
+        five = [r["accuracy"] for log in logs for r in log[-5:]]
         up, down = bits(logs, "up", code), bits(logs, "down")
         megabytes = CLIENTS * (up + down).sum(axis=1).mean() * SIZE / 8e6
         progress, *besides = (mean_of(logs, name) for name in ("progress", "besides_up", "besides_down"))
         print(
-            f"{partition:10}{code:20} {len(logs):5}  {spread(accuracy, 3)}{np.mean(sampled):7.3f}"
-            f"  {spread(up.mean(axis=1), 4)}{up[:, -1].mean():7.4f}{down.mean():7.2f}{megabytes:9.1f}"
-            f"{progress:9.3f}{besides[0]:6.0f}{besides[1]:6.0f}"
+            f"{partition:10}{code:20} {len(logs):5}  {spread(accuracy, 3)}{np.mean(five):5.3f}"
+            f"{np.mean(sampled):7.3f}  {spread(up.mean(axis=1), 4)}{up[:, -1].mean():7.4f}{down.mean():7.2f}"
+            f"{down.max():7.2f}{megabytes:9.1f}{progress:9.3f}{besides[0]:6.0f}{besides[1]:6.0f}"
         )
     print("\nDithered masks by round: bits up, bits down, down given the last round's counts, share of a")
     print("client's scores that its training did not move, accuracy of the mean mask")
