@@ -132,11 +132,12 @@ def _refuse_gaps(names: Sequence[str], packs: Sequence[MetricPack]) -> None:
         having = [pack for pack in packs if name in pack.metrics]
         lacking = [pack for pack in packs if not _is_told(name, [pack])]
         if lacking:
-            odd, does = (lacking[0], "lacks") if len(lacking) <= len(having) else (having[0], "sent")
+            few = len(lacking) <= len(having)
+            odd = lacking[0] if few else having[0]
+            verbs = ("lacks", "sent") if few else ("sent", "lack")
             raise MetricMismatch(
-                f"{odd} {does} the metric `{name}`, which {len(having)} of {len(packs)} clients sent. Build "
-                "the same module on every client. One that is to do without it can say so: "
-                f'`exclude_metrics=("{name}",)`.',
+                f"{odd} {verbs[0]} the metric `{name}`, which most clients {verbs[1]}. Build the same module "
+                f'on every client. One that is to do without it can say so: `exclude_metrics=("{name}",)`.',
                 client_id=odd.client_id,
                 metric=name,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -72,8 +72,12 @@ class Rejection:
 
 
 def in_order(rejections: Iterable[Rejection]) -> tuple[Rejection, ...]:
-    """Sort by client and phase, each once, so that the order of arrival does not show."""
-    return tuple(sorted(dict.fromkeys(rejections), key=lambda r: (r.client_id, r.phase, r.reason, r.key)))
+    """Sort by client and phase, each once, so that the order of arrival does not show.
+
+    That a client is idle is told once in a round, not for its fit and its evaluation.
+    """
+    once = {replace(r, phase="") if r.reason is Reason.IDLE else r: r for r in rejections}
+    return tuple(sorted(once.values(), key=lambda r: (r.client_id, r.phase, r.reason, r.key)))
 
 
 def lines_of(rejections: Iterable[Rejection], shown: int = 5) -> list[str]:

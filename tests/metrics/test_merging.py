@@ -471,7 +471,9 @@ def test_a_client_that_packed_other_metrics_is_named():
     packs = [client(client_id=name) for name in ("a", "b")]
     packs.append(pack_metrics(nn.ModuleDict({"n": SumMetric()}), client_id="c"))
     server = nn.ModuleDict({"m": MulticlassAccuracy(3), "n": SumMetric()})
-    with pytest.raises(MetricMismatch, match=r"client 'c' lacks the metric `m`, which 2 of 3") as caught:
+    with pytest.raises(
+        MetricMismatch, match=r"client 'c' lacks the metric `m`, which most clients sent"
+    ) as caught:
         merge_metrics(server, packs)
     assert (caught.value.client_id, caught.value.metric) == ("c", "m")
 
@@ -480,7 +482,9 @@ def test_a_client_that_packed_more_than_most_is_named():
     packs = [pack_metrics(nn.ModuleDict({"n": SumMetric()}), client_id=name) for name in ("b", "c")]
     packs.append(client())
     server = nn.ModuleDict({"m": MulticlassAccuracy(3), "n": SumMetric()})
-    with pytest.raises(MetricMismatch, match=r"client 'a' sent the metric `m`, which 1 of 3") as caught:
+    with pytest.raises(
+        MetricMismatch, match=r"client 'a' sent the metric `m`, which most clients lack"
+    ) as caught:
         merge_metrics(server, packs)
     assert caught.value.client_id == "a"
 
