@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -382,6 +384,25 @@ def test_a_set_of_files_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
             write_folder(folder, {"a": b"3"})
     assert read_folder(folder) == {"a": b"1", "b": b"2"}
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc which file is synced")
+def test_every_file_is_on_the_disk_before_the_folder_has_its_name(tmp_path, monkeypatch):
+    events = []
+    fsync, rename = os.fsync, os.rename
+
+    def recording_fsync(handle):
+        events.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    def recording_rename(source, target):
+        events.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(os, "rename", recording_rename)
+    write_folder(tmp_path / "set", {"a": b"1", "b": b"2"})
+    assert events == ["a", "b", "manifest.json", ".set.part", "rename", tmp_path.name]
 
 
 def test_a_fit_without_checkpoints_writes_nothing(toy, tmp_path, caplog):

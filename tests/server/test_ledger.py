@@ -16,7 +16,7 @@ from lightning_fl_ext.files import (
     write_folder,
 )
 from lightning_fl_ext.server import CallbackError, LedgerError
-from lightning_fl_ext.server.ledger import check_lines
+from lightning_fl_ext.server.ledger import check_lines, make_line
 
 
 def fit(toy, folder, callbacks=None, ckpt_path=None, faults=None, **options):
@@ -68,7 +68,18 @@ def test_a_round_s_line_names_who_counted_and_who_did_not(toy, tmp_path):
     assert (rejected["client_id"], rejected["reason"], rejected["key"]) == ("01", "not-finite", "bias")
 
 
+def hashed_anew(lines):
+    """Alter a line and give it the hash that fits, as whoever falsifies a ledger would."""
+    body = {key: value for key, value in json.loads(lines[2]).items() if key != "hash"}
+    body["accepted"][0]["num_examples"] += 1
+    content = {key: value for key, value in body.items() if key not in ("index", "event", "previous")}
+    _, line = make_line(body["previous"], body["index"], body["event"], content)
+    assert line != lines[2]
+    return [*lines[:2], line, *lines[3:]]
+
+
 CHANGES = {
+    "altered and hashed anew": (hashed_anew, "line 4 (entry 3) does not follow the line before it"),
     "altered": (lambda lines: [*lines[:2], lines[2].replace(b"10", b"11", 1), *lines[3:]], "line 3"),
     "reordered": (
         lambda lines: [*lines[:2], lines[3], lines[2], *lines[4:]],

@@ -101,6 +101,11 @@ ROWS = {
         Reason.SHAPE,
         "bias",
     ),
+    "announced shape": (
+        payload(lambda packed: setattr(packed, "shape", (3, 2))),
+        Reason.SHAPE,
+        "weight",
+    ),
     "transposed": (arrays(lambda named: {**named, "weight": named["weight"].T}), Reason.SHAPE, "weight"),
     "dtype": (
         arrays(lambda named: {**named, "bias": named["bias"].astype(np.float64)}),

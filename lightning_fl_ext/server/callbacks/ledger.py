@@ -97,9 +97,7 @@ class RoundLedger(RoundCallback):
         """Called when all rounds are done: closes the ledger."""
         assert trainer.result is not None
         content = {"rounds": trainer.current_round, "digest": trainer.result.digest}
-        head, index = self._head, self._index
         self._append(trainer, "end", content)
-        self._head, self._index = head, index  # a run that is prolonged goes on before its end
 
     def state_dict(self) -> dict[str, Any]:
         """Give the head of the chain."""
