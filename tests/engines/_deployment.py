@@ -18,7 +18,7 @@ from _process import Process
 import lightning_fl_ext
 
 _CONNECTION = "loopback"
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -69,7 +69,7 @@ class Deployment(contextlib.ExitStack):
         self.folder = folder.resolve()
         self.nodes: dict[str, Process] = {}
         self._runs = 0
-        env = {**os.environ, **_ENVIRONMENT, **_paths(), **(env or {})}
+        env = {**os.environ, **ENVIRONMENT, **paths(), **(env or {})}
         self._env = {name: value for name, value in env.items() if value is not None}
         self._tls = self.folder / "tls" if secure else None
         self._port = free_port()
@@ -205,7 +205,7 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def _paths() -> dict[str, str]:
+def paths() -> dict[str, str]:
     """Have the processes find this environment's programs and this copy of the package."""
     first = {"PATH": Path(sys.executable).parent, "PYTHONPATH": Path(lightning_fl_ext.__file__).parents[1]}
     return {name: f"{path}{os.pathsep}{os.environ.get(name, '')}" for name, path in first.items()}

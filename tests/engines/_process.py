@@ -129,6 +129,12 @@ class Process:
         if self.is_running:
             self._running.terminate()
 
+    def kill_alone(self) -> None:
+        """End it at once, but nothing that it started."""
+        if self.is_running:
+            self._running.kill()
+            self._running.wait()
+
     def kill(self) -> None:
         """End it and all that it started at once, as if its machine had lost power."""
         while family := self.family():

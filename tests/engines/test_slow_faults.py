@@ -85,3 +85,28 @@ def test_a_client_that_lacks_a_package_is_left_out_and_a_run_whose_server_app_wa
             "client `c`, round 1: client-error: ModuleNotFoundError: No module named 'no_such_package'"
         ]
         assert second.accepted == ("a", "b", "c")
+
+
+def test_a_run_that_cannot_go_on_says_why(tmp_path):
+    with Federation(tmp_path / "f", "a", "b") as federation:
+        federation.add_nodes({"twin of b": {"partition-id": 1, "num-partitions": 2}})
+        run = federation.run(max_rounds=1, min_accepted=2)
+        why = {
+            "[void, the model stays: 1 of 3 updates count, `min_accepted` is 2]",
+            "client `1`, round 1: duplicate-client, `client-id`: expected one node of this name, got several",
+            "none of the 1 round(s) counts, and the model is the one the run began with.",
+        }
+        said = run.wait(timeout=180)
+        assert {line for line in why if line in said} == why
+        complaints = {
+            "raise": "all 3 clients asked failed, before any round has worked. One of them: client `0`, round"
+            " 1: client-error: OSError: the disk is full",
+            "wait": "none of the 3 clients asked in round 1 answered within 20 s. Look after the clients, or"
+            " wait longer with `round_timeout`.",
+        }
+        for what, complaint in complaints.items():
+            for name in ("a", "b"):
+                federation.order(name, 1, what)
+            run = federation.run(round_timeout=20.0, output_dir=tmp_path / what)
+            assert complaint in run.wait(timeout=180)
+            assert federation.status(run) == "finished:failed"

@@ -16,6 +16,7 @@ def main(grid, context):
         max_rounds=config["max-rounds"],
         strategy=ExactFedAvg(fraction_evaluate=0.0, min_available_nodes=clients),
         callbacks=[RoundCheckpoint(), RoundLedger()],
+        min_accepted=config["min-accepted"],
         default_root_dir=config["output-dir"],
         round_timeout=config["round-timeout"],
     )
