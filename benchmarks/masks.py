@@ -48,12 +48,11 @@ def bits(logs: list[Log], way: str, code: str | None = None) -> Any:
 
 def print_tables(runs: Runs) -> None:
     """Print one line for each code, and one for every round of the dithered one."""
-    print(
-        "\nMean over the seeds [range]: accuracy of the mean mask in the last round, and over the last five, and"
-    )
-    print("of sampled masks; bits per parameter up, up in the last round, down, down at most; MB in all;")
+    print("\nMean over the seeds [range]: accuracy of the mean mask in the last round, over the last five,")
+    print("and of sampled masks; bits per parameter up, up in the last round, down, down at most; MB in all;")
     print("progress of masks from the server's θ to the client's (1: unbiased); bytes beside the arrays")
-    heads = f"{'accuracy':22}{'five':7}{'sampled':9}{'bits up':25}{'last':8}down   most    MB all  progress  up  down"
+    heads = f"{'accuracy':22}{'five':7}{'sampled':9}{'bits up':25}{'last':8}down   most    MB all"
+    heads += "  progress  up  down"
     print(f"{'partition':10}{'up':20} seeds  {heads}")
     for code, partition, logs in rows(runs):
         accuracy, sampled = ([log[-1][name] for log in logs] for name in ("accuracy", "sampled"))
