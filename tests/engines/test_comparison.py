@@ -1,7 +1,7 @@
 """One app on every engine."""
 
 import pytest
-from _comparison import compare
+from _comparison import REFERENCE, compare
 
 
 @pytest.mark.engines
@@ -13,3 +13,4 @@ def test_every_engine_gives_the_same_model_and_the_same_ledger(tmp_path):
         assert len(set(digests.values())) == 1, (strategy, digests)
         # Who was sampled, each client's update, its metrics, and the model after each round.
         assert len({outcome.ledger(strategy) for outcome in outcomes.values()}) == 1, strategy
+        assert b'"train_f1"' in outcomes[REFERENCE].ledger(strategy), "pooled from the clients' states"

@@ -1,7 +1,7 @@
 """One federation for every engine: three strategies one after the other, so that engines start once.
 
 What tends to differ between engines is in it: convolutions, which sum otherwise on another number of threads,
-batch norm, dropout, shuffled data, and three of four clients in each round.
+batch norm, dropout, shuffled data, a metric that is pooled, and three of four clients in each round.
 """
 
 import json
@@ -15,6 +15,7 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAdam
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassF1Score
 
 from lightning_fl_ext import (
     ExactFedAvg,
@@ -44,10 +45,14 @@ class Lit(L.LightningModule):
             nn.Dropout(0.2),
             nn.Linear(32, 2),
         )
+        self.f1 = MulticlassF1Score(2)
 
     def training_step(self, batch, _):
         x, y = batch
-        return nn.functional.cross_entropy(self.net(x), y)
+        logits = self.net(x)
+        self.f1(logits, y)
+        self.log("train_f1", self.f1, on_step=False, on_epoch=True)
+        return nn.functional.cross_entropy(logits, y)
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=0.01)
