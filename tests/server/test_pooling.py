@@ -515,12 +515,12 @@ def test_clients_without_an_id_and_clients_by_registered_names_are_pooled(tmp_pa
 def test_the_progress_shows_the_pooled_values_and_who_is_idle(tmp_path):
     out = io.StringIO()
     progress = RoundProgressBar(Console(file=out, width=300, highlight=False))
-    trainer = run(tmp_path, LogsObjects, callbacks=[progress])
+    trainer = run(tmp_path, LogsObjects, callbacks=[progress], enable_progress_bar=True)
     names = ("val/MulticlassF1Score", "val/MulticlassRecall", "val_acc", "val_loss")
     line, idle, *_ = out.getvalue().splitlines()
     for name in names:
         assert f"{name} {trainer.callback_metrics[name]:.4g}" in line
-    assert idle == "  client `2`, round 1: idle: no validation examples"
+    assert idle == "  client `2`, round 1, evaluation: idle: no validation examples"
 
 
 def test_the_loggers_get_the_pooled_values(tmp_path):
