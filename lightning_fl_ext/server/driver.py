@@ -154,7 +154,7 @@ class StrategyDriver:
         dialect.make_readable(messages, common | {self.count_key})
         metrics = self._call("aggregate_evaluate", server_round, messages)
         measured, left_out = self._measure("evaluate", metrics, exchange, heads)
-        return measured, [replace(rejection, phase="evaluate") for rejection in exchange.rejected + left_out]
+        return measured, exchange.rejected + left_out
 
     def seeded(self, server_round: int, purpose: str) -> AbstractContextManager[None]:
         """Seed all global random state for one purpose in a round, and put it back afterwards."""

@@ -43,7 +43,8 @@ class Rejection:
         key: Where in the reply; ``""`` if it is about the whole.
         expected: What would have passed.
         got: What came.
-        phase: ``"train"``, or ``"evaluate"``: then the client's update may count all the same.
+        phase: ``"evaluate"`` for a reply to an evaluation, of a client whose update may count all the same;
+            ``"train"`` for all else.
     """
 
     client_id: str

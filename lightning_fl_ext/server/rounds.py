@@ -164,9 +164,8 @@ class RoundExchange:
             self._reject(client, why)
 
     def _reject(self, client: str, why: Rejected) -> None:
-        rejection = Rejection(
-            client, self.server_round, why.reason, why.key, why.expected, why.got, self.phase
-        )
+        phase = "train" if why.reason is Reason.METRIC else self.phase  # a metric is named once
+        rejection = Rejection(client, self.server_round, why.reason, why.key, why.expected, why.got, phase)
         self.rejected.append(rejection)
         if self.raise_on_bad and why.reason is not Reason.IDLE:
             raise BadUpdateError(f"{rejection}. To go on without it, use `on_bad_update='exclude'`.")
