@@ -50,7 +50,8 @@ examples: $(READY)  ## Run every example, one by one, in a temporary folder
 	for example in "$$root"/examples/*.py; do \
 	    echo "== $${example##*/}"; \
 	    MPLBACKEND=Agg "$$root/$(BIN)/python" "$$example" || exit 1; \
-	done
+	done && \
+	echo "== digits_app" && cd "$$root/examples/digits_app" && "$$root/$(BIN)/python" -m digits_app
 
 bench:  ## List the benchmark commands
 	@for script in benchmarks/*.py; do \

@@ -1,8 +1,8 @@
-"""What the bridge costs: beside a fit without it, a plain copy of the weights, and Flower's simulation.
+"""What the bridge costs: beside a fit without it, and a plain copy of the weights.
 
 ``python benchmarks/bridge.py`` runs everything (two to three minutes on two cores); name some of ``fit``,
-``packing``, ``keeping``, ``engines``, ``memory`` to run those alone. Times of ``fit`` and ``packing`` are
-processor time on one thread, the smallest of several interleaved runs; the others are wall time.
+``packing``, ``keeping``, ``memory`` to run those alone. Times of ``fit`` and ``packing`` are processor time on
+one thread, the smallest of several interleaved runs; the others are wall time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import gc
 import logging
 import os
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,26 +18,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-HOME = tempfile.TemporaryDirectory(prefix="flwr-home-")
-os.environ |= {
-    "FLWR_HOME": HOME.name,
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
+import lightning.pytorch as L
+import torch
+from flwr.app import ArrayRecord, Message, RecordDict
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-import lightning.pytorch as L  # noqa: E402
-import torch  # noqa: E402
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict  # noqa: E402
-from flwr.clientapp import ClientApp  # noqa: E402
-from flwr.serverapp import ServerApp  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
-
-from lightning_fl_ext import FlowerBridge, WeightExchange, client_app, run_local  # noqa: E402
-from lightning_fl_ext.engines.private import ensure_identity  # noqa: E402
-from lightning_fl_ext.wire import to_record  # noqa: E402
+from lightning_fl_ext import FlowerBridge, WeightExchange, client_app
+from lightning_fl_ext.engines.private import ensure_identity
+from lightning_fl_ext.wire import to_record
 
 QUIET = {
     "accelerator": "cpu",
@@ -48,7 +36,6 @@ QUIET = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-CLIENTS = 10
 
 
 class Lit(L.LightningModule):
@@ -191,49 +178,6 @@ def keeping() -> None:
     print(f"  on disk              {size / 1e6:6.2f} MB a round, {size / weights:.2f} x the weights")
 
 
-def engines() -> None:
-    from flwr.simulation import run_simulation
-
-    rounds, times = 20, []
-    client = ClientApp()
-
-    @client.train()
-    def train(message: Message, context: Any) -> Message:
-        content = RecordDict(
-            {"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 1})}
-        )
-        return Message(content, reply_to=message)
-
-    server = ServerApp()
-
-    @server.main()
-    def main(grid: Any, context: Any) -> None:
-        while len(list(grid.get_node_ids())) < CLIENTS:
-            time.sleep(0.1)
-        record = to_record(WeightExchange().pack(nn.Linear(64, 10).state_dict()))
-        for _ in range(rounds):
-            start = time.perf_counter()
-            messages = [
-                Message(RecordDict({"arrays": record}), node, "train") for node in grid.get_node_ids()
-            ]
-            replies = list(grid.send_and_receive(messages))
-            assert len(replies) == CLIENTS
-            assert not any(reply.has_error() for reply in replies)
-            times.append(time.perf_counter() - start)
-
-    def per_client() -> float:
-        return 1e3 * sum(sorted(times)[: rounds // 2]) / (rounds // 2) / CLIENTS
-
-    run_local(server, client, CLIENTS)
-    local = per_client()
-    times.clear()
-    run_simulation(server, client, CLIENTS, backend_config={"client_resources": {"num_cpus": 1}})
-    ray = per_client()
-    print(f"{CLIENTS} clients that do nothing, mean of the faster half of {rounds} rounds")
-    print(f"  this process      {local:8.3f} ms per client and round")
-    print(f"  Ray simulation    {ray:8.3f} ms per client and round: {ray / local:.0f} x (target >= 10 x)")
-
-
 def memory() -> None:
     def resident() -> float:
         with open("/proc/self/statm") as file:
@@ -258,6 +202,5 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     for noisy in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "flwr"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    for part in sys.argv[1:] or ("packing", "fit", "keeping", "memory", "engines"):
+    for part in sys.argv[1:] or ("packing", "fit", "keeping", "memory"):
         globals()[part]()
-    HOME.cleanup()

@@ -9,6 +9,8 @@ Each measurement has a process of its own. Start is the time until the first cli
 importing is done by then, but Ray has to start. A round's time is the median of the rounds after the first,
 in which Ray's actors import what they need. Memory is the largest sum over all processes of what belongs to
 them alone and their part of what they share (PSS), less what this process took before the run began.
+"Processors" is the processor time of all of them in a later round, which other work on the machine disturbs
+least.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 HOME = tempfile.TemporaryDirectory(prefix="flwr-home-")
@@ -95,14 +97,25 @@ def idle() -> ClientApp:
     return app
 
 
+def family() -> list[psutil.Process]:
+    this = psutil.Process()
+    return [this, *this.children(recursive=True)]
+
+
 class Stopwatch(RoundCallback):
-    """Notes when each round begins, and when the last one ends."""
+    """Notes the time, and the processor time of all processes, as each round begins and the last one ends."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
+        self.work: list[float] = []
 
     def on_round_start(self, trainer: FederatedTrainer) -> None:
         self.times.append(time.perf_counter())
+        self.work.append(0.0)
+        for process in family():
+            with contextlib.suppress(psutil.Error):
+                used = process.cpu_times()
+                self.work[-1] += used.user + used.system
 
     on_fit_end = on_round_start
 
@@ -110,15 +123,14 @@ class Stopwatch(RoundCallback):
 @contextlib.contextmanager
 def watched() -> Iterator[dict[str, float]]:
     """Look at the memory of this process and all it starts, again and again; note the most, in MB."""
-    this, stop, found = psutil.Process(), threading.Event(), {"peak": 0.0, "processes": 1}
+    stop, found = threading.Event(), {"peak": 0.0, "processes": 1}
 
     def look() -> float:
-        total = 0.0
-        family = [this, *this.children(recursive=True)]
-        for process in family:
+        total, processes = 0.0, family()
+        for process in processes:
             with contextlib.suppress(psutil.Error):
                 total += process.memory_full_info().pss / 1e6
-        found["processes"] = max(found["processes"], len(family))
+        found["processes"] = max(found["processes"], len(processes))
         return total
 
     before = look()
@@ -137,7 +149,10 @@ def watched() -> Iterator[dict[str, float]]:
         found["peak"] = max(found["peak"], look() - before)
 
 
-def measure(engine: str, work: str, clients: int, rounds: int) -> dict[str, float]:
+def measure(engine: str, work: str, clients: int, rounds: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    for noisy in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "flwr"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     stopwatch = Stopwatch()
     strategy = ExactFedAvg(fraction_evaluate=0.0, min_available_nodes=clients)
     trainer = FederatedTrainer(
@@ -156,59 +171,56 @@ def measure(engine: str, work: str, clients: int, rounds: int) -> dict[str, floa
             run_simulation(server, client, clients, backend_config=resources)
     assert trainer.result is not None
     assert all(len(record.accepted) == clients for record in trainer.rounds), "a client was left out"
-    took = [after - before for before, after in zip(stopwatch.times, stopwatch.times[1:], strict=False)]
+    first, *later = (1e3 * (after - before) / clients for before, after in pairwise(stopwatch.times))
+    work = [1e3 * (after - before) / clients for before, after in pairwise(stopwatch.work)]
     return {
         "start": stopwatch.times[0] - start,
-        "first": 1e3 * took[0] / clients,
-        "next": 1e3 * statistics.median(took[1:]) / clients,
-        "digest": trainer.result.digest,  # type: ignore[dict-item]
+        "first": first,
+        "later": statistics.median(later),
+        "work": statistics.median(work[1:]),
+        "digest": trainer.result.digest,
         **memory,
     }
+
+
+def in_a_process_of_its_own(*arguments: Any) -> dict[str, Any]:
+    """Measure; this module is imported there, as `flwr run` imports an app, not pickled piece by piece."""
+    program = f"import engines, json; print(json.dumps(engines.measure{arguments}))"
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    folder = {"PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, env=os.environ | folder, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of the clients")
     parser.add_argument("--rounds", type=int, default=4, help="default: 4")
-    parser.add_argument(
-        "--one", nargs=3, metavar=("ENGINE", "WORK", "CLIENTS"), help="one measurement, as JSON"
-    )
     arguments = parser.parse_args()
     if arguments.rounds < 2:
         parser.error("the first round is not measured: --rounds must be at least 2")
-    if arguments.one:
-        engine, work, clients = arguments.one
-        print(json.dumps(measure(engine, work, int(clients), arguments.rounds)))
-        return
-    print(f"{arguments.rounds} rounds, {CORES} cores; ms are per client and round")
-    print(f"{'':28} {'start':>8} {'round 1':>10} {'later':>10} {'memory':>9} {'processes':>10}")
+    print(f"{arguments.rounds} rounds, {CORES} cores; ms per client and round")
+    print(f"{'':30}    start    round 1      later  processors    memory  processes")
     for work, clients in WORK.items():
         clients = clients // 10 if arguments.quick else clients
         found = {}
         for engine, name in ENGINES.items():
-            command = [sys.executable, __file__, "--rounds", str(arguments.rounds)]
-            command += ["--one", engine, work, str(clients)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(done.stderr)
-            of = found[engine] = json.loads(done.stdout.splitlines()[-1])
+            of = found[engine] = in_a_process_of_its_own(engine, work, clients, arguments.rounds)
             print(
-                f"{clients:5} x {work:8} {name:14} {of['start']:6.1f} s {of['first']:7.2f} ms"
-                f" {of['next']:7.2f} ms {of['peak']:6.0f} MB {of['processes']:10.0f}",
+                f"{clients:5} x {work:7} {name:14} {of['start']:6.1f} s {of['first']:7.2f} ms"
+                f" {of['later']:7.2f} ms  {of['work']:7.2f} ms {of['peak']:6.0f} MB {of['processes']:10}",
                 flush=True,
             )
         here, ray = found["local"], found["ray"]
         same = "the same digest" if here["digest"] == ray["digest"] else "ANOTHER digest"
         print(
-            f"{'':12} Ray / this process: {ray['next'] / here['next']:.2f} x the time of a later round,"
-            f" {ray['peak'] / max(here['peak'], 1):.1f} x the memory, {same}"
+            f"        Ray / this process: {ray['later'] / here['later']:.2f} x the time of a later round,"
+            f" {ray['work'] / here['work']:.2f} x the processor time, {ray['peak'] / here['peak']:.0f} x the"
+            f" memory, {same}"
         )
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    for noisy in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "flwr"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
     main()
-    HOME.cleanup()

@@ -58,7 +58,7 @@ def run_here(folder: Path) -> None:
 
     from lightning_fl_ext import run_local
 
-    run_config = {"output-dir": str(folder)}
+    run_config = {"run-dir": str(folder)}
     with (folder / "log").open("w") as log, contextlib.redirect_stdout(log):
         run_local(compared_app.server, compared_app.client, compared_app.CLIENTS, run_config=run_config)
 
@@ -71,7 +71,7 @@ def simulate(folder: Path, actors: int) -> None:
         "init-args-num-cpus": 2,
     }
     with Deployment(folder / "servers", simulation=True, env=THREADS_AS_GIVEN) as deployment:
-        deployment.submit(APP, {"output-dir": str(folder)}, simulation).wait(TIMEOUT)
+        deployment.submit(APP, {"run-dir": str(folder)}, simulation).wait(TIMEOUT)
 
 
 def deploy(folder: Path) -> None:
@@ -79,7 +79,7 @@ def deploy(folder: Path) -> None:
     nodes = {str(i): {"partition-id": i, "num-partitions": 4} for i in range(4)}
     with Deployment(folder / "servers", secure=True, env=THREADS_AS_GIVEN) as deployment:
         deployment.add_nodes(nodes)
-        deployment.submit(APP, {"output-dir": str(folder)}).wait(TIMEOUT)
+        deployment.submit(APP, {"run-dir": str(folder)}).wait(TIMEOUT)
 
 
 ENGINES: dict[str, Callable[[Path], None]] = {

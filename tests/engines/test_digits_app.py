@@ -30,7 +30,7 @@ def ledger_here(apps, tmp_path):
     """Runs the app in this process, in a named folder, and gives its ledger."""
 
     def run(folder="here", **changes):
-        changes["output-dir"] = str(tmp_path / folder)
+        changes["run-dir"] = str(tmp_path / folder)
         run_local(*apps, 10, run_config=config(**changes))
         return (tmp_path / folder / "ledger.jsonl").read_bytes()
 
@@ -41,7 +41,7 @@ def ledger_here(apps, tmp_path):
 def test_flwr_run_simulates_ten_supernodes_and_gives_what_this_process_gives(ledger_here, tmp_path):
     folder = tmp_path / "there"
     with Deployment(tmp_path / "servers", simulation=True) as deployment:
-        run = deployment.submit(APP, config(**{"output-dir": str(folder)}), {"num-supernodes": 10})
+        run = deployment.submit(APP, config(**{"run-dir": str(folder)}), {"num-supernodes": 10})
         said = run.wait(timeout=300)
         assert deployment.status(run) == "finished:completed", said
     assert "clients 5/5" in said
@@ -56,7 +56,7 @@ def test_the_run_config_chooses_strategy_and_model(ledger_here, strategy, rate):
     assert end["event"] == "end"
 
 
-def test_a_run_goes_on_in_its_output_dir(ledger_here):
+def test_a_run_goes_on_in_its_folder(ledger_here):
     ledger_here("resumed", **{"num-server-rounds": 1})
-    resumed = ledger_here("resumed", **{"num-server-rounds": 2, "ckpt-path": "last"})
+    resumed = ledger_here("resumed", **{"num-server-rounds": 2})
     assert resumed == ledger_here("whole", **{"num-server-rounds": 2})

@@ -7,7 +7,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam
 
 from digits_app.task import exchange, model
-from lightning_fl_ext import ExactFedAvg, FederatedTrainer, FedPM, RoundCheckpoint, RoundLedger, server_app
+from lightning_fl_ext import ExactFedAvg, FederatedTrainer, FedPM, RoundCheckpoint, RoundLedger
 
 STRATEGIES = {"ExactFedAvg": ExactFedAvg, "FedAdam": FedAdam, "FedPM": FedPM}
 
@@ -18,6 +18,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds."""
     config = context.run_config
+    folder = config["run-dir"]
     strategy = STRATEGIES[config["strategy"]](
         fraction_train=config["fraction-train"],
         fraction_evaluate=config["fraction-evaluate"],
@@ -27,8 +28,8 @@ def main(grid: Grid, context: Context) -> None:
         max_rounds=config["num-server-rounds"],
         strategy=strategy,
         seed=config["seed"],
-        callbacks=[RoundCheckpoint(), RoundLedger()],
-        default_root_dir=config["output-dir"] or f"runs/{context.run_id}",
+        callbacks=[RoundCheckpoint(), RoundLedger()] if folder else [],
+        default_root_dir=folder or ".",
         exchange=exchange(config),
     )
-    server_app(partial(model, config), trainer)(grid, context)
+    trainer.fit(partial(model, config), grid, ckpt_path="last" if folder else None)

@@ -103,7 +103,7 @@ def answer(message, context):
 
 @server.main()
 def main(grid, context):
-    folder = Path(context.run_config["output-dir"])
+    folder = Path(context.run_config["run-dir"])
     outcome = {}
     for name in STRATEGIES:
         module, exchange = federation(name)
