@@ -235,8 +235,8 @@ def is_evaluation(reply, client):
     )
 
 
-def of_the_evaluation(trainer, client):
-    return [r for r in trainer.rounds[-1].rejected if r.client_id == client and r.phase == "evaluate"]
+def metrics_left_out(trainer, client):
+    return [r for r in trainer.rounds[-1].rejected if r.client_id == client and r.reason is Reason.METRIC]
 
 
 def reasons(trainer, key=None):
@@ -704,7 +704,7 @@ def test_what_one_client_leaves_out_is_pooled_from_the_others_and_named(tmp_path
     assert trainer.callback_metrics["val_acc"] == pytest.approx(float(of_others["val_acc"]), abs=1e-6)
     for name in set(want) - {"val_acc"}:
         assert trainer.callback_metrics[name] == pytest.approx(float(want[name]), abs=1e-6), name
-    (named,) = of_the_evaluation(trainer, "3")
+    (named,) = metrics_left_out(trainer, "3")
     assert str(named).endswith("odd-metric, `acc`: expected metric states, got left out by the client")
 
 
@@ -799,7 +799,7 @@ def test_a_client_with_other_metrics_is_left_out_by_name_and_the_others_count(tm
         "one has fewer": ((more, usual), "acc", "lacks the metric `acc`, which most clients sent."),
     }[kind]
     trainer = run(tmp_path, server, client=app_of([server, server, server, other]))
-    (rejection,) = of_the_evaluation(trainer, "3")
+    (rejection,) = metrics_left_out(trainer, "3")
     assert rejection.key == metric
     assert rejection.got.startswith(difference)
     assert f"`exclude_metrics=({metric!r},)`" in rejection.got.replace('"', "'")
