@@ -1,8 +1,8 @@
 """What the bridge costs: beside a fit without it, and a plain copy of the weights.
 
 ``python benchmarks/bridge.py`` runs everything (two to three minutes on two cores); name some of ``fit``,
-``packing``, ``keeping``, ``memory`` to run those alone. Times of ``fit`` and ``packing`` are processor time on
-one thread, the smallest of several interleaved runs; the others are wall time.
+``packing``, ``keeping``, ``memory`` to run those alone. Times of ``fit`` and ``packing`` are processor time
+on one thread, the smallest of several interleaved runs; the others are wall time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
