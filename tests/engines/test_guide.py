@@ -61,7 +61,7 @@ class Reader:
 
     def terminal(self, command, name, says=""):
         """Open a terminal for a command that goes on."""
-        typed = f"cd '{self.trial}'\nexec {command}"
+        typed = f"cd '{self.trial}'\nexec env {command}"
         return Process(
             ["sh", "-ec", typed], self.folder / name, self.env, is_ready=lambda process: says in process.log
         )
@@ -73,7 +73,7 @@ def undisturbed(folder):
     from digits_app import client, server
 
     config = tomllib.loads((DIGITS / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    run_local(server.app, client.app, 3, run_config={**config, "min-clients": 3, "output-dir": str(folder)})
+    run_local(server.app, client.app, 3, run_config={**config, "min-clients": 3, "run-dir": str(folder)})
     return digest(folder)
 
 
