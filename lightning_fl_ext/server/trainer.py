@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ from lightning_fl_ext.server.arguments import (
 )
 from lightning_fl_ext.server.callbacks.base import RoundCallback, call_hook
 from lightning_fl_ext.server.callbacks.checkpoint import RoundCheckpoint
+from lightning_fl_ext.server.callbacks.ledger import RoundLedger
 from lightning_fl_ext.server.callbacks.progress import RoundProgressBar
 from lightning_fl_ext.server.central import check_evaluation, evaluate_centrally
 from lightning_fl_ext.server.checkpointing import fingerprint, load_checkpoint
 from lightning_fl_ext.server.driver import StrategyDriver
+from lightning_fl_ext.server.lock import alone_in
 from lightning_fl_ext.server.rejection import in_order
 from lightning_fl_ext.server.reporting import log_record, refuse_in_vain, reporting, warn_of
 from lightning_fl_ext.server.result import FederatedResult, RoundRecord, require_metric
@@ -146,14 +149,16 @@ class FederatedTrainer:
 
         Raises:
             LightningFLError: Too few clients, a checkpoint of another run, a bad update under
-                ``on_bad_update="raise"``, an error in a callback, no such metric as ``monitor`` in the first
+                ``on_bad_update="raise"``, an error in a callback, another run that is at work in
+                ``default_root_dir``, no such metric as ``monitor`` in the first
                 round, or nothing but void rounds. Checkpoints of the rounds before stay.
         """
         check_ckpt_path(ckpt_path, self.callbacks)
         self._begin(model, grid, ckpt_path)
         self.run_id = secrets.token_hex(16)
         check_evaluation(self.model, evaluate)
-        with reporting(self):
+        writes = any(isinstance(callback, RoundCheckpoint | RoundLedger) for callback in self.callbacks)
+        with reporting(self), alone_in(self.default_root_dir) if writes else nullcontext():
             if ckpt_path is not None:
                 load_checkpoint(self, ckpt_path)
             call_hook(self, "on_fit_start")
