@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +60,10 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def _hold(descriptor: int, folder: Path) -> bool:
     """Lock a folder, and tell whether it is nobody else's."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,5 +1,6 @@
 """A folder is one run's at a time."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -79,6 +80,6 @@ def test_a_file_system_without_locks_is_used_as_it_is(toy, tmp_path, holder, mon
     def no_locks(descriptor, operation):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     trainer = toy.make_trainer(callbacks=RoundLedger(), default_root_dir=tmp_path)
     assert len(trainer.fit(toy.Net(), toy.make_grid(2)).rounds) == 2
