@@ -17,13 +17,15 @@ Expected output (digests and figures may differ on other hardware or torch build
     accuracy on held-out digits: 0.944
     ledger: 8 rounds, whole
     plot: ...
-    report: lightning-fl-ext show ...
+    report: .venv/bin/lightning-fl-ext show ...
     once more, with the clients answering in another order ...
     the same digest: True
 """
 
 import logging
+import os
 import random
+import sys
 import tempfile
 from pathlib import Path
 
@@ -172,7 +174,8 @@ def main():
     ledger = verify_ledger(folder / "first")
     print(f"ledger: {ledger.rounds} rounds, {'whole' if ledger.ok else ledger.problems}")
     print(f"plot: {folder / 'rounds.png'}")
-    print(f"report: lightning-fl-ext show {folder / 'first'}")
+    command = os.path.relpath(Path(sys.executable).with_name("lightning-fl-ext"))
+    print(f"report: {command} show {folder / 'first'}")
     print("once more, with the clients answering in another order ...")
     again = run(folder / "second", arrival=shuffled, progress=False)
     print(f"digest: {again.digest}\nthe same digest: {again.digest == result.digest}")
