@@ -21,10 +21,10 @@ demo: $(READY)  ## Train ten simulated clients on handwritten digits, and show w
 	@$(BIN)/python examples/federated_digits.py
 
 test: $(READY)  ## Run all tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(READY)  ## Run the tests that start no other engine
-	$(BIN)/python -m pytest -n 2 -m 'not engines'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not engines'
 
 engines: $(READY)  ## Train one federation on every engine, and compare the digests
 	@$(BIN)/python tests/engines/_comparison.py

@@ -29,3 +29,8 @@ from hypothesis import settings  # noqa: E402
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the engines: they mostly wait, so another worker has time for everything else."""
+    items.sort(key=lambda item: item.get_closest_marker("engines") is None)

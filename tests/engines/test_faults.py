@@ -4,6 +4,7 @@ import pytest
 from _faults import Federation
 
 
+@pytest.mark.slow
 @pytest.mark.engines
 def test_clients_that_raise_hang_or_are_killed_are_left_out_by_name_and_take_part_again(tmp_path):
     with Federation(tmp_path / "f", "lyon", "oslo", "porto", secure=True) as federation:
