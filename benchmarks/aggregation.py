@@ -26,7 +26,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from lightning_fl_ext.aggregation import ExactMean, exact_mean, kernels
 from lightning_fl_ext.results import Arrays
-from lightning_fl_ext.wire.records import from_record, to_record
+from lightning_fl_ext.wire.records import from_record, to_record, written_record
 
 WEIGHT = "num-examples"
 
@@ -56,7 +56,7 @@ def updates_of(records: list[RecordDict]) -> Iterator[tuple[Arrays, int]]:
 def at_once(records: list[RecordDict], threads: int) -> ArrayRecord:
     """Do what `ExactFedAvg` does with a list of replies."""
     like = from_record(records[0].array_records["arrays"])
-    return to_record(exact_mean(like, updates_of(records), threads=threads))
+    return written_record(like, lambda out: exact_mean(like, updates_of(records), threads=threads, out=out))
 
 
 def exact(records: list[RecordDict], at_once: int, threads: int) -> ExactMean:
@@ -68,7 +68,8 @@ def exact(records: list[RecordDict], at_once: int, threads: int) -> ExactMean:
 
 
 def exact_record(records: list[RecordDict], at_once: int, threads: int) -> ArrayRecord:
-    return to_record(exact(records, at_once, threads).result())
+    like = from_record(records[0].array_records["arrays"])
+    return written_record(like, exact(records, at_once, threads).result)
 
 
 def exact_record_numpy(records: list[RecordDict], at_once: int, threads: int) -> ArrayRecord:
@@ -129,7 +130,6 @@ def compare(parameters: int, clients: int, repeats: int, threads: int) -> None:
         "fold four": lambda: mean.add_many(updates_of(records[:4])),
         "result": mean.result,
         "merge": lambda: other.merge(mean),
-        "encode the result": partial(to_record, mean.result()),
     }
     for name, work in parts.items():
         wall, processor = min(seconds(work) for _ in range(repeats))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fl_ext.aggregation.errors import AggregationOverflow, InvalidUpdate
 from lightning_fl_ext.aggregation.float_sums import FloatSums
 from lightning_fl_ext.aggregation.integer_sum import IntegerSum
-from lightning_fl_ext.aggregation.structure import INTEGERS, Arrays, check_update, structure_of
+from lightning_fl_ext.aggregation.structure import INTEGERS, Arrays, Entry, check_update, structure_of
 from lightning_fl_ext.errors import LightningFLError
 
 MAX_UPDATES = 2**17
@@ -122,15 +123,22 @@ class ExactMean:
         self._total_weight += other._total_weight
         self._num_updates += other._num_updates
 
-    def result(self) -> dict[str, NDArray[Any]]:
-        """Return the mean of what was added so far: new arrays, in the global model's order and dtypes.
+    def result(self, out: Mapping[str, NDArray[Any]] | None = None) -> dict[str, NDArray[Any]]:
+        """Return the mean of what was added so far, in the global model's order and dtypes.
+
+        Args:
+            out: Arrays to write to and to return, of the global model's names, shapes and dtypes, writable
+                and C-contiguous; by default new ones.
 
         Raises:
             LightningFLError: If nothing was added.
+            ValueError: If ``out`` is not as said.
         """
         if not self._num_updates:
             raise LightningFLError(_NOTHING)
-        return self._joined(self._floats.mean(self._total_weight), self._integers, self._total_weight)
+        means = self._to_write(out)
+        self._floats.mean(self._total_weight, means)
+        return self._with_integers(means, self._integers, self._total_weight)
 
     def _checked(self, updates: Iterable[tuple[Arrays, int]]) -> list[tuple[Arrays, int]]:
         updates = list(updates)
@@ -145,15 +153,31 @@ class ExactMean:
             integers = {name: total.add(arrays[name], weight) for name, total in integers.items()}
         return integers
 
-    def _joined(
-        self, floats: Arrays, integers: Mapping[str, IntegerSum], total_weight: int
+    def _to_write(self, out: Mapping[str, NDArray[Any]] | None) -> dict[str, NDArray[Any]]:
+        if out is None:
+            return {name: np.empty(entry.shape, entry.dtype) for name, entry in self._structure.items()}
+        if unfit := [name for name, entry in self._structure.items() if not _can_take(out.get(name), entry)]:
+            raise ValueError(
+                f"`out`: expected writable C-contiguous arrays like the global model's, got something else"
+                f" for {unfit[:5]}. Make them by np.empty(array.shape, array.dtype)"
+            )
+        return {name: out[name] for name in self._structure}
+
+    @staticmethod
+    def _with_integers(
+        means: dict[str, NDArray[Any]], integers: Mapping[str, IntegerSum], total_weight: int
     ) -> dict[str, NDArray[Any]]:
-        means = {**floats, **{name: total.mean(total_weight) for name, total in integers.items()}}
-        return {name: means[name] for name in self._structure}
+        for name, total in integers.items():
+            means[name][...] = total.mean(total_weight)
+        return means
 
 
 def exact_mean(
-    like: Arrays, updates: Iterable[tuple[Arrays, int]], *, threads: int | None = None
+    like: Arrays,
+    updates: Iterable[tuple[Arrays, int]],
+    *,
+    threads: int | None = None,
+    out: Mapping[str, NDArray[Any]] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Average updates that are all at hand: what `ExactMean` gives, to the bit, in less time and memory.
 
@@ -163,12 +187,14 @@ def exact_mean(
         like: See `ExactMean`.
         updates: See `ExactMean.add_many`.
         threads: See `ExactMean`.
+        out: See `ExactMean.result`; after an error, what it holds is undefined.
 
     Returns:
         See `ExactMean.result`.
 
     Raises:
         LightningFLError: If there are no updates; and whatever `ExactMean.add_many` raises.
+        ValueError: If ``out`` is not as said.
 
     Example:
         >>> import numpy as np
@@ -180,8 +206,18 @@ def exact_mean(
     if not updates:
         raise LightningFLError(_NOTHING)
     total_weight = sum(weight for _, weight in updates)
-    floats = mean._floats.mean_of(updates, total_weight)
-    return mean._joined(floats, mean._integers_with(updates), total_weight)
+    integers, means = mean._integers_with(updates), mean._to_write(out)
+    mean._floats.mean_of(updates, total_weight, means)
+    return mean._with_integers(means, integers, total_weight)
+
+
+def _can_take(array: NDArray[Any] | None, entry: Entry) -> bool:
+    return (
+        isinstance(array, np.ndarray)
+        and (array.shape, array.dtype) == (entry.shape, entry.dtype)
+        and array.flags.c_contiguous
+        and array.flags.writeable
+    )
 
 
 def _check_number(updates: int) -> None:

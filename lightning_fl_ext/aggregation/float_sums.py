@@ -100,24 +100,24 @@ class FloatSums:
         self._total += other._total
         self._bounds = bounds
 
-    def mean(self, count: int) -> dict[str, Array]:
-        """Divide by ``count``, rounding once to each array's dtype."""
-        means = self._empty()
+    def mean(self, count: int, out: Arrays) -> None:
+        """Divide by ``count``, rounding once to each array's dtype, and write to ``out``."""
+        means = self._flat_views(out)
 
         def divide(blocks: Sequence[_Block]) -> None:
             for name, part, place in blocks:
                 self._kernels.mean(*self._sums(place), float(count), means[name][part])
 
         self._share_out(divide, self._total.size)
-        return self._shaped(means)
 
-    def mean_of(self, updates: Sequence[tuple[Arrays, int]], count: int) -> dict[str, Array]:
+    def mean_of(self, updates: Sequence[tuple[Arrays, int]], count: int, out: Arrays) -> None:
         """Divide the sums of these updates alone by ``count``, with the bits and errors of `fold` and `mean`.
 
         Each block is summed and divided before the next, so its sums never leave the processor's cache; it
         gets a second word if its own numbers need one.
         """
-        flats, weights, means = self._flattened(updates), [weight for _, weight in updates], self._empty()
+        flats, weights = self._flattened(updates), [weight for _, weight in updates]
+        means = self._flat_views(out)
         journal: _Journal = []
 
         def average(blocks: Sequence[_Block]) -> None:
@@ -137,7 +137,6 @@ class FloatSums:
 
         self._share_out(average, self._total.size * len(flats))
         self._grown(journal, weights)
-        return self._shaped(means)
 
     def _flattened(self, updates: Iterable[tuple[Arrays, int]]) -> _Flats:
         return [
@@ -145,13 +144,8 @@ class FloatSums:
             for arrays, weight in updates
         ]
 
-    def _empty(self) -> dict[str, Array]:
-        return {name: np.empty(_size(entry), _part(entry.dtype)) for name, entry in self._entries.items()}
-
-    def _shaped(self, flats: Mapping[str, Array]) -> dict[str, Array]:
-        return {
-            name: flats[name].view(entry.dtype).reshape(entry.shape) for name, entry in self._entries.items()
-        }
+    def _flat_views(self, out: Arrays) -> dict[str, Array]:
+        return {name: out[name].reshape(-1).view(_part(entry.dtype)) for name, entry in self._entries.items()}
 
     def _add(self, flats: _Flats, journal: _Journal) -> None:
         """Add updates, writing down for every block the magnitudes seen so far."""

@@ -61,7 +61,7 @@ class Kernels(NamedTuple):
         if out.dtype == np.float64:
             self.double(total, high, count, out)
         elif out.dtype == np.float32:
-            self.single(total, high, count, 2**24, out)
+            self.single(total, high, count, 2**27, out)
         else:  # by way of 24 bits rounded to odd: ml_dtypes rounds once from float32, twice from float64
             odd = np.empty(out.shape, np.float32)
             self.single(total, high, count, 2**29, odd)
@@ -186,4 +186,4 @@ def _fused() -> Kernels | None:
 
         return fold
 
-    return Kernels(2**15, fold_with(1), fold_with(-1), compiled(_double_loop), compiled(_single_loop))
+    return Kernels(2**16, fold_with(1), fold_with(-1), compiled(_double_loop), compiled(_single_loop))

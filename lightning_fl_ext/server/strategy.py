@@ -13,8 +13,9 @@ from lightning_fl_ext.aggregation import ExactMean, exact_mean
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.server.clients import declared_id
 from lightning_fl_ext.server.screening import common_metrics
-from lightning_fl_ext.wire import from_record, to_record
+from lightning_fl_ext.wire import from_record
 from lightning_fl_ext.wire.contents import records_of
+from lightning_fl_ext.wire.records import written_record
 
 
 class ExactFedAvg(FedAvg):
@@ -55,21 +56,23 @@ class ExactFedAvg(FedAvg):
         """
         heads: list[RecordDict] = []
         updates = self._updates(replies, heads)
+        like, self._like = self._like, None
+        record: ArrayRecord | None = None
         if isinstance(replies, Sequence):
-            at_hand = list(updates)
-            arrays = exact_mean(self._like or at_hand[0][0], at_hand) if at_hand else None
+            if at_hand := list(updates):
+                model = like or at_hand[0][0]
+                record = written_record(model, lambda out: exact_mean(model, at_hand, out=out))
         else:
             mean: ExactMean | None = None
             for update in updates:
-                mean = mean or ExactMean(self._like or update[0])
+                like = like or update[0]
+                mean = mean or ExactMean(like)
                 mean.add(*update)
                 del update
-            arrays = mean.result() if mean else None
-            del mean  # two or four times the model's size
-        self._like = None
-        if arrays is None:
+            record = written_record(like, mean.result) if mean and like is not None else None
+        if record is None:
             return None, None
-        return to_record(arrays), aggregate_heads(heads, self.train_metrics_aggr_fn, self.weighted_by_key)
+        return record, aggregate_heads(heads, self.train_metrics_aggr_fn, self.weighted_by_key)
 
     def _updates(self, replies: Iterable[Message], heads: list[RecordDict]) -> Iterator[tuple[Arrays, int]]:
         """Read replies one by one, keeping the heads alone."""

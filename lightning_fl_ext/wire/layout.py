@@ -37,6 +37,43 @@ def copy_in_layout(array: NDArray[Any]) -> NDArray[Any]:
     return np.ndarray(array.shape, array.dtype.newbyteorder("="), buffer=data, offset=len(header))
 
 
+class Blank:
+    """Room for an array in the layout of a message: written to first, then put into the message as it is.
+
+    Args:
+        like: An array of the shape and dtype, whose values are not read.
+
+    Example:
+        >>> blank = Blank(np.zeros(3))
+        >>> np.add(1, 2, out=blank.writable())
+        array([3., 3., 3.])
+        >>> written = blank.written()
+        >>> written.tolist(), message_bytes(written) is written.base
+        ([3.0, 3.0, 3.0], True)
+    """
+
+    def __init__(self, like: NDArray[Any]) -> None:
+        self._shape, self._dtype = like.shape, like.dtype.newbyteorder("=")
+        header = _header(like)
+        self._start = len(header)
+        self._stream = io.BytesIO(bytes(self._start + like.nbytes))  # of which it takes possession
+        self._stream.write(header)
+
+    def writable(self) -> NDArray[Any]:
+        """View the room as an array, C-contiguous and of zeros at first."""
+        data = np.frombuffer(self._stream.getbuffer(), np.uint8)  # np.ndarray would not hold on to it
+        return data[self._start :].view(self._dtype).reshape(self._shape)
+
+    def written(self) -> NDArray[Any]:
+        """Give what was written, read-only; without a copy if no writable view is left by then."""
+        try:
+            self._stream.write(b"")  # refuses while there is a view
+            data = self._stream.getvalue()
+        except BufferError:
+            data = bytes(self._stream.getbuffer())
+        return np.ndarray(self._shape, self._dtype, data, self._start)
+
+
 def message_bytes(array: NDArray[Any], bare: bool = False) -> bytes:
     """Give an array's bytes as they lie in a message; without a copy if it is a view of just those.
 

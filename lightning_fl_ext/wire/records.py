@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
-from itertools import starmap
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import numpy as np
@@ -16,16 +14,13 @@ from numpy.typing import NDArray
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.results.dtypes import EXTENDED_FLOATS
-from lightning_fl_ext.wire.layout import message_bytes
+from lightning_fl_ext.wire.layout import Blank, message_bytes
 
 NUMPY_STYPE = "numpy.ndarray"
 """Flower's own serialisation: the bytes of ``np.save``. Any strategy reads it."""
 
 RAW_STYPE = "lightning_fl_ext.raw"
 """Little-endian C-ordered bytes without a header: for dtypes that ``np.save`` would lose, and for codes."""
-
-THREADED_FROM = 2**24
-"""Bytes to serialise from which starting threads pays."""
 
 _KINDS = "biufc"  # bool, integers, floats, complex
 
@@ -63,12 +58,24 @@ def to_record(arrays: Arrays, bare: Collection[str] = ()) -> ArrayRecord:
         >>> record["w"].dtype, record["w"].stype, record["w"].numpy().sum()
         ('float32', 'numpy.ndarray', np.float32(6.0))
     """
-    jobs = [(name, array, name in bare) for name, array in arrays.items()]
-    if sum(array.nbytes for array in arrays.values()) < THREADED_FROM:
-        return ArrayRecord(dict(zip(arrays, starmap(_pack, jobs), strict=True)))
-    with ThreadPoolExecutor() as pool:  # joining bytes lets go of the interpreter
-        packed = pool.map(_pack, *zip(*jobs, strict=True))
-        return ArrayRecord(dict(zip(arrays, packed, strict=True)))
+    return ArrayRecord({name: _pack(name, array, name in bare) for name, array in arrays.items()})
+
+
+def written_record(like: Arrays, write: Callable[[dict[str, NDArray[Any]]], object]) -> ArrayRecord:
+    """Have new arrays written straight into the bytes of a record, so that none is copied into it.
+
+    Args:
+        like: Arrays of the names, shapes and dtypes to write; values are not read.
+        write: Called with the arrays to write to, of which it must not keep any.
+
+    Example:
+        >>> record = written_record({"w": np.zeros(2)}, lambda out: np.add(1, 2, out=out["w"]))
+        >>> from_record(record)["w"]
+        array([3., 3.])
+    """
+    blanks = {name: Blank(array) for name, array in like.items()}
+    write({name: blank.writable() for name, blank in blanks.items()})
+    return to_record({name: blank.written() for name, blank in blanks.items()})
 
 
 def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:

@@ -1,5 +1,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise, permutations
 from typing import Any
 
@@ -398,6 +399,50 @@ def test_nothing_has_no_mean() -> None:
         mean.result()
     with pytest.raises(LightningFLError, match="nothing to average"):
         exact_mean({"w": np.zeros(1)}, [])
+
+
+def test_means_are_written_to_arrays_that_the_caller_made(same_bits: Same) -> None:
+    model = {
+        "half": np.zeros(3, np.float16),
+        "complex": np.zeros((2, 2), np.complex64),
+        "steps": np.array(0),
+        "open": np.zeros(2, np.bool_),
+        "w": np.zeros((2, 3), np.float32),
+    }
+    generator = np.random.default_rng(0)
+    updates = [
+        ({name: (9 * generator.standard_normal(a.shape)).astype(a.dtype) for name, a in model.items()}, n)
+        for n in (3, 5, 7)
+    ]
+    expected = exact_mean(model, updates)
+    out = {name: np.ones_like(array) for name, array in reversed(model.items())}
+    for average in (partial(exact_mean, model, updates), mean_of(updates).result):
+        written = average(out=out)
+        assert list(written) == list(model)
+        assert all(written[name] is out[name] for name in model)
+        assert same_bits(written, expected)
+        for array in out.values():
+            array[...] = 0
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        {},
+        {"w": np.zeros((3, 2))},
+        {"w": np.zeros((2, 3), np.float32)},
+        {"w": np.zeros((3, 2)).T},
+        {"w": np.broadcast_to(0.0, (2, 3))},
+        {"w": [[0.0] * 3] * 2},
+    ],
+    ids=["missing", "shape", "dtype", "order", "read-only", "list"],
+)
+def test_what_a_mean_cannot_be_written_to_is_refused(out: Any) -> None:
+    update = ({"w": np.ones((2, 3))}, 2)
+    with pytest.raises(ValueError, match=r"`out`: expected writable C-contiguous .* for \['w'\]"):
+        exact_mean(update[0], [update], out=out)
+    with pytest.raises(ValueError, match="`out`"):
+        mean_of([update]).result(out)
 
 
 def test_threads_must_be_positive() -> None:

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Array
 
 from lightning_fl_ext.wire import from_record, to_record
-from lightning_fl_ext.wire.layout import copy_in_layout, message_bytes
+from lightning_fl_ext.wire.layout import Blank, copy_in_layout, message_bytes
 
 ARRAYS = {
     "float32": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -20,6 +20,7 @@ ARRAYS = {
     "strided": np.arange(10.0)[::2],
     "big_endian": np.arange(3, dtype=">f4"),
     "bfloat16": np.arange(4).astype(ml_dtypes.bfloat16),
+    "empty_bfloat16": np.zeros((2, 0), ml_dtypes.bfloat16),
 }
 
 
@@ -40,7 +41,37 @@ def test_the_copy_holds_the_same_and_is_put_into_a_message_as_it_lies(array):
     assert message_bytes(array) == message_bytes(view), "with and without a copy: the same bytes"
 
 
-@pytest.mark.parametrize("name", [name for name in ARRAYS if name != "bfloat16"])
+@pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
+def test_a_blank_is_put_into_a_message_as_it_was_written(array):
+    blank = Blank(array)
+    writable = blank.writable()
+    assert (writable.shape, writable.dtype.name) == (array.shape, array.dtype.name)
+    assert writable.flags.c_contiguous
+    assert writable.flags.aligned
+    assert not writable.any()
+    writable[...] = array
+    where = writable.ctypes.data
+    del writable
+    written = blank.written()
+    assert message_bytes(written) is written.base
+    assert message_bytes(written) == message_bytes(array)
+    assert written.ctypes.data == where or not array.size, "without a copy"
+
+
+def test_what_is_written_later_does_not_change_what_was_given_out():
+    blank = Blank(np.zeros(2))
+    kept = blank.writable()
+    kept[...] = 1
+    written = blank.written()
+    kept[...] = 2
+    assert written.tolist() == [1, 1]
+    del kept
+    again = blank.written()
+    blank.writable()[...] = 3
+    assert again.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("name", [name for name in ARRAYS if "bfloat16" not in name])
 def test_the_bytes_are_those_flower_writes(name):
     assert message_bytes(ARRAYS[name]) == as_flower_writes(ARRAYS[name])
     np.testing.assert_array_equal(
