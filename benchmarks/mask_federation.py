@@ -109,20 +109,25 @@ class Digits:
         with torch.no_grad():
             return float((net(self.x[TRAIN:]).argmax(1) == self.y[TRAIN:]).float().mean())
 
-    def fit(self, net: nn.Module, client: int, lr: float) -> None:
-        """One client's local training."""
+    def fit(self, net: nn.Module, client: int, lr: float) -> float:
+        """One client's local training; returns the loss of the last batch."""
         optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=lr)
         net.train()
         for _ in range(EPOCHS):
             share = torch.tensor(self.shares[client])[torch.randperm(len(self.shares[client]))]
             for batch in share.split(BATCH):
                 optimizer.zero_grad()
-                F.cross_entropy(net(self.x[batch]), self.y[batch]).backward()
+                loss = F.cross_entropy(net(self.x[batch]), self.y[batch])
+                loss.backward()
                 optimizer.step()
+        return loss.item()
 
 
-def lean_app(net: nn.Module, data: Digits, exchange: Exchange, lr: float) -> ClientApp:
-    """A ClientApp without a Trainer. Clients run one after the other and share `net`."""
+def lean_app(net: nn.Module, data: Digits, exchange: Exchange, lr: float, notes: Log) -> ClientApp:
+    """A ClientApp without a Trainer. Clients run one after the other and share `net`.
+
+    What is measured goes to `notes`: in the messages is what any module would send, with its training loss.
+    """
     app = ClientApp()
 
     @app.query()
@@ -137,27 +142,31 @@ def lean_app(net: nn.Module, data: Digits, exchange: Exchange, lr: float) -> Cli
         net.load_state_dict(exchange.unpack(received, net.state_dict()), strict=False)
         start = _trainable(net)
         with seeded(derive_seed(trip.run_seed, trip.server_round, client, "train")):
-            data.fit(net, int(client), lr)
+            loss = data.fit(net, int(client), lr)
         end = _trainable(net)
         if not end.isfinite().all():
             raise FloatingPointError("a score is infinite")
         packed = exchange.pack(net.state_dict())
         sent = exchange.to_server(packed, received, trip)
-        metrics = {
-            "still": float((end == start).double().mean()),
-            "progress": progress(packed, received, exchange.from_client(sent, received, trip)),
-            "besides_down": float(besides_arrays(message.content)),
-        }
         update = ClientUpdate(
             sent,
             len(data.shares[int(client)]),
             client_id=client,
             server_round=trip.server_round,
-            metrics=metrics,
+            metrics={"train_loss": loss},
         )
-        besides = besides_arrays(outcome_reply(message, update, {}, exchange.coded).content)
-        metrics["besides_up"] = float(besides + len("besides_up") + 16)  # itself, and not less
-        return outcome_reply(message, update, {}, exchange.coded)
+        reply = outcome_reply(message, update, {}, exchange.coded)
+        notes.append(
+            {
+                "up": length(reply.content),
+                "down": length(message.content),
+                "besides_up": length(reply.content) - array_bytes(reply.content),
+                "besides_down": length(message.content) - array_bytes(message.content),
+                "still": float((end == start).double().mean()),
+                "progress": progress(packed, received, exchange.from_client(sent, received, trip)),
+            }
+        )
+        return reply
 
     return app
 
@@ -171,17 +180,23 @@ def progress(packed: Arrays, received: Arrays, decoded: Arrays) -> float:
     return float(np.dot(decoded[MASKS] - theta, moved) / np.dot(moved, moved))
 
 
-def besides_arrays(content: RecordDict) -> int:
-    """Bytes of a message beside the data of its arrays: names, shapes, metrics, config."""
-    data = sum(len(a.data) for r in content.values() if isinstance(r, ArrayRecord) for a in r.values())
-    return len(recorddict_to_proto(content).SerializeToString()) - data
+def length(content: RecordDict) -> int:
+    """Bytes of all that a message holds, as it travels: arrays and their headers, names, metrics, config."""
+    return len(recorddict_to_proto(content).SerializeToString())
+
+
+def array_bytes(content: RecordDict) -> int:
+    """Bytes of the arrays' data."""
+    records = (record for record in content.values() if isinstance(record, ArrayRecord))
+    return sum(len(array.data) for record in records for array in record.values())
 
 
 class RoundLog(RoundCallback):
     """Keeps of every round what the tables show, per client."""
 
-    def __init__(self, code: str) -> None:
+    def __init__(self, code: str, notes: Log) -> None:
         self.code = code
+        self.notes = notes
         self.log: Log = []
 
     def on_round_start(self, trainer: FederatedTrainer) -> None:
@@ -191,14 +206,14 @@ class RoundLog(RoundCallback):
     def on_round_end(self, trainer: FederatedTrainer) -> None:
         """Note the round."""
         record = trainer.rounds[-1]
-        metrics = record.metrics
+        notes = {name: float(np.mean([note[name] for note in self.notes])) for name in self.notes[0]}
+        self.notes.clear()
         self.log.append(
             {
-                "up": {self.code: metrics["bytes_up"] / CLIENTS},
-                "down": metrics["bytes_down"] / CLIENTS,
-                "accuracy": metrics["server_accuracy"],
-                "sampled": metrics["server_sampled"],
-                **{name: metrics[name] for name in ("still", "progress", "besides_up", "besides_down")},
+                **notes,
+                "up": {self.code: notes["up"]},
+                "accuracy": record.metrics["server_accuracy"],
+                "sampled": record.metrics["server_sampled"],
                 "digest": record.digest,
             }
         )
@@ -230,8 +245,9 @@ def federate(code: str, exchange: Exchange, partition: str, seed: int, rounds: i
         samples = [data.accuracy(net.bake("sample")) for _ in range(5)] if masked else [accuracy]
         return {"accuracy": accuracy, "sampled": float(np.mean(samples))}
 
-    log = RoundLog(code)
-    app = lean_app(make(), data, exchange, lr=0.1 if masked else 1e-3)
+    notes: Log = []
+    log = RoundLog(code, notes)
+    app = lean_app(make(), data, exchange, 0.1 if masked else 1e-3, notes)
     with tempfile.TemporaryDirectory() as folder:
         trainer = FederatedTrainer(
             max_rounds=rounds,

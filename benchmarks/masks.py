@@ -11,7 +11,8 @@ kept in `--out`, so the command can be stopped and goes on where it was.
 Compared: masks dithered, stratified, and by minimal random coding; θ in float32; FedAvg of the weights in
 float32, with Adam at 0.001. Packed masks are the dithered ones: their first rounds are run as well, the
 models' digests must be equal, and a packed message has the same length in every round (with `--quick`, all
-rounds). Bits are per parameter and client, of the arrays in Flower's messages with all their headers.
+rounds). Bits are per parameter and client, of all that Flower's messages hold: arrays with their headers,
+names, ids, the config, the count of examples and one metric, the training loss.
 """
 
 from __future__ import annotations

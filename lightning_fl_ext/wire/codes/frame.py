@@ -15,7 +15,7 @@ from lightning_fl_ext.errors import LightningFLError
 
 __all__ = ["MaskCodeError", "MaskKey"]
 
-VERSION = 1
+VERSION = 2
 _MAGIC = b"LM"
 _FIELDS = struct.Struct("<2sBBIIII")  # magic, version, kind, body bytes, round, model, sender
 _CHECKSUM_BYTES = 8

@@ -85,14 +85,14 @@ def decode_groups(data: bytes, sizes: Sequence[int]) -> tuple[list[NDArray[np.bo
             raise altered("a context holds more ones than bits")
         rules.append(_rule(ones, size))
 
-    low, data = _take_bits(data, sum(rarer * k for rarer, _, k in rules))
+    low, data = take_bits(data, sum(rarer * k for rarer, _, k in rules))
     total = sum(rarer for rarer, _, _ in rules)
     longest = total + sum(size >> k for size, (_, _, k) in zip(sizes, rules, strict=True))
     high = np.unpackbits(np.frombuffer(data[: -(-longest // 8)], dtype=np.uint8)).view(np.bool_)
     ends = np.flatnonzero(high)[:total]
     if ends.size < total:
         raise altered("the body ends early")
-    _, data = _take_bits(data, int(ends[-1]) + 1 if total else 0)
+    _, data = take_bits(data, int(ends[-1]) + 1 if total else 0)
 
     groups, start = [], 0
     for size, (rarer, inverted, k) in zip(sizes, rules, strict=True):
@@ -157,7 +157,7 @@ def _pack(parts: Sequence[NDArray[np.bool_]]) -> bytes:
     return np.packbits(np.concatenate(parts)).tobytes() if parts else b""
 
 
-def _take_bits(data: bytes, count: int) -> tuple[NDArray[np.uint8], bytes]:
+def take_bits(data: bytes, count: int) -> tuple[NDArray[np.uint8], bytes]:
     """Read `count` bits and their padding, which must be 0; return them and the data after them."""
     size = -(-count // 8)
     if len(data) < size:

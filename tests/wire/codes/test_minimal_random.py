@@ -1,8 +1,25 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lightning_fl_ext.wire.codes import MaskKey, decode_mask, encode_mask, to_fixed_point
-from lightning_fl_ext.wire.codes.minimal_random import _gumbel
+from lightning_fl_ext.wire.codes import (
+    MaskCodeError,
+    MaskKey,
+    decode_mask,
+    encode_mask,
+    minimal_random,
+    to_fixed_point,
+)
+from lightning_fl_ext.wire.codes.candidates import CANDIDATES, weigh
+from lightning_fl_ext.wire.codes.minimal_random import (
+    _decode_numbers,
+    _divergence,
+    _encode_numbers,
+    _gumbel,
+    _log_odds,
+)
+from lightning_fl_ext.wire.codes.rice import read_varint
 
 HEADER = 28
 
@@ -13,6 +30,26 @@ def masks(theta, public, rounds):
         yield decode_mask(encode_mask(theta, public, key, "random"), public, key)
 
 
+def reference_divergence(theta, public):
+    """In bits, per parameter, in floating point."""
+    q, p = theta / 65536, public / 65536
+    return q * np.log2(q / p) + (1 - q) * np.log2((1 - q) / (1 - p))
+
+
+def test_compiled_and_plain_loops_choose_the_same_masks(monkeypatch):
+    p = np.random.default_rng(0).uniform(0.1, 0.9, 3000)
+    theta, public, key = to_fixed_point(p * 0.9), to_fixed_point(p), MaskKey(1, 1, "m", "c")
+    plain = encode_mask(theta, public, key, "random")
+    asked = []
+    monkeypatch.setattr(minimal_random, "COMPILED_FROM", 3000)
+    monkeypatch.setattr(
+        minimal_random, "weigh", lambda *a, compiled: asked.append(compiled) or weigh(*a, compiled)
+    )
+    assert encode_mask(theta, public, key, "random") == plain
+    assert asked
+    assert all(asked)
+
+
 def test_small_updates_arrive_almost_whole_on_average():
     """The mean over many draws lies between p and q, nearly at q, where a block's divergence is small."""
     size, rounds = 512, 400
@@ -21,14 +58,16 @@ def test_small_updates_arrive_almost_whole_on_average():
     theta, public = to_fixed_point(q), to_fixed_point(p)
     mean = np.mean(list(masks(theta, public, rounds)), axis=0)
     progress = ((mean - p) * np.sign(q - p)).mean() / 0.06
-    assert 0.85 < progress < 1.05
+    assert 0.88 < progress < 1.02
     assert abs((mean - p)[q > p].mean() + (mean - p)[q < p].mean()) < 0.01
 
 
-def test_without_an_update_the_masks_have_the_servers_law():
+def test_without_an_update_the_masks_have_the_servers_law_and_cost_next_to_nothing():
     public = to_fixed_point(np.tile([0.1, 0.5, 0.9], 400))
     mean = np.mean(list(masks(public, public, 30)), axis=0).reshape(-1, 3).mean(0)
     assert mean == pytest.approx([0.1, 0.5, 0.9], abs=0.02)
+    many = np.tile(public, 500)
+    assert len(encode_mask(many, many, MaskKey(1, 1, "m", "c"), "random")) < HEADER + 10
 
 
 @pytest.mark.parametrize("step", [0.001, 0.02, 0.1, 0.4])
@@ -37,16 +76,50 @@ def test_the_block_shrinks_as_the_update_grows(step):
     size = 20_000
     p = np.full(size, 0.5)
     theta, public = to_fixed_point(p + step), to_fixed_point(p)
-    q, p = theta / 65536, public / 65536
-    divergence = (q * np.log2(q / p) + (1 - q) * np.log2((1 - q) / (1 - p))).mean()
-    block = np.clip(3 / divergence // 16 * 16, 16, 4080)
-    body = len(encode_mask(theta, public, MaskKey(1, 1, "m", "c"), "random")) - HEADER
-    assert body == 1 + np.ceil(size / block)
+    expected = np.clip(3 / reference_divergence(theta, public).mean(), 1, 4096)
+    block, _ = read_varint(encode_mask(theta, public, MaskKey(1, 1, "m", "c"), "random")[HEADER:])
+    assert block == pytest.approx(expected, abs=1, rel=0.01)
+
+
+@given(st.lists(st.tuples(st.integers(1, 65535), st.integers(1, 65535)), min_size=1))
+def test_the_divergence_is_that_of_the_formula(pairs):
+    theta, public = np.array(pairs, dtype=np.uint16).T
+    expected = reference_divergence(theta, public).sum()
+    divergence = _divergence(theta, public, _log_odds()[public]) / 2**32
+    assert divergence == pytest.approx(expected, abs=1e-4 * len(pairs))
+
+
+def test_small_numbers_are_chosen_more_often_and_cost_less_than_nine_bits():
+    """Theis and Yosri: with noise in order, a number costs about the divergence, its logarithm and some."""
+    size = 40_000
+    p = np.random.default_rng(0).uniform(0.2, 0.8, size)
+    theta, public = to_fixed_point(p + np.where(p < 0.5, 0.06, -0.06)), to_fixed_point(p)
+    body = encode_mask(theta, public, MaskKey(1, 1, "m", "c"), "random")[HEADER:]
+    block, rest = read_varint(body)
+    count = -(-size // block)
+    numbers = _decode_numbers(rest, count)
+    assert np.median(numbers) < CANDIDATES / 8
+    assert 3 < 8 * len(rest) / count < 6
+
+
+@given(st.lists(st.integers(0, CANDIDATES - 1)))
+def test_numbers_come_back(numbers):
+    numbers = np.array(numbers, dtype=np.uint16)
+    assert _decode_numbers(_encode_numbers(numbers), numbers.size).tolist() == numbers.tolist()
+
+
+@pytest.mark.parametrize("change", ["cut", "longer", "flipped padding"])
+def test_what_is_no_list_of_numbers_is_refused(change):
+    data = _encode_numbers(np.arange(CANDIDATES, dtype=np.uint16)[:307])
+    changed = {"cut": data[:-1], "longer": data + b"\0", "flipped padding": data[:-1] + b"\xff"}[change]
+    assert sum(max(int(n).bit_length() - 1, 0) for n in range(307)) % 8, "there is padding"
+    with pytest.raises(MaskCodeError):
+        _decode_numbers(changed, 307)
 
 
 def test_gumbel_noise_draws_in_proportion_to_powers_of_two():
-    weights = np.array([0, -1, -2, 1.5]) * 2**16
+    weights = np.array([0, -1, -2, 1.5]) * 2**10
     noise = _gumbel()[np.random.default_rng(0).integers(0, 2**16, (200_000, 4))]
     drawn = np.bincount(np.argmax(weights + noise, axis=1), minlength=4) / 200_000
-    expected = 2 ** (weights / 2**16)
+    expected = 2 ** (weights / 2**10)
     assert drawn == pytest.approx(expected / expected.sum(), abs=0.005)
