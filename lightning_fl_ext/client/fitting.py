@@ -137,7 +137,8 @@ class FitHooks(EvaluationHooks):
 
     def _finish(self, trainer: Any, module: Any) -> None:
         arrays: Arrays = pack_state(trainer, module, self.exchange, like=self._global)
-        if self._retention.submit != "last" and (epochs := self._store.epochs):
+        # Not on the other ranks: rank 0 may still be removing files that they would read.
+        if trainer.is_global_zero and self._retention.submit != "last" and (epochs := self._store.epochs):
             arrays = self._retention.submitted(epochs)
         counts = {
             "examples_seen": self._counter.total,
