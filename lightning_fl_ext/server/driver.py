@@ -23,18 +23,14 @@ from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server import dialect
 from lightning_fl_ext.server.callbacks.base import call_hook
 from lightning_fl_ext.server.clients import Clients, declared_id
+from lightning_fl_ext.server.magnitudes import is_finite
+from lightning_fl_ext.server.measuring import common_metrics
 from lightning_fl_ext.server.pooling import pool_metrics, reduce_scalars
 from lightning_fl_ext.server.quorum import innermost, wait_for_clients
 from lightning_fl_ext.server.rejection import Reason, Rejection
 from lightning_fl_ext.server.result import RoundRecord
 from lightning_fl_ext.server.rounds import RoundExchange
-from lightning_fl_ext.server.screening import (
-    Limits,
-    common_metrics,
-    is_finite,
-    screen_evaluate_reply,
-    screen_train_reply,
-)
+from lightning_fl_ext.server.screening import Limits, screen_evaluate_reply, screen_train_reply
 from lightning_fl_ext.server.transit import Transit
 from lightning_fl_ext.wire import Trip, from_record, to_record
 
