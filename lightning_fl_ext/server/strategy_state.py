@@ -56,7 +56,7 @@ def encode_strategy(strategy: Strategy, where: str = "") -> tuple[dict[str, Any]
         place = f"{where}.{name}"
         if isinstance(value, Strategy):
             kind, (data, found) = _STRATEGY, encode_strategy(value, f"{place}.{type(value).__name__}")
-        elif hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
+        elif _has_state(value):
             kind, (data, found) = _STATE, flatten(value.state_dict(), place, _ADVICE)
         elif callable(value):
             continue
@@ -71,15 +71,16 @@ def restore_strategy(strategy: Strategy, state: dict[str, Any], tensors: dict[st
     """Put back what :func:`encode_strategy` took apart.
 
     Raises:
-        LightningFLError: An attribute refuses its state, as an accountant of another configuration does.
+        LightningFLError: An attribute refuses its state, as an accountant of another configuration does; or
+            the run that was stopped had none, or this one has none.
     """
     for name, kept in state.items():
-        current = getattr(strategy, name, None)
+        current: Any = getattr(strategy, name, None)
         if _STRATEGY in kept:
-            restore_strategy(current, kept[_STRATEGY], tensors)  # type: ignore[arg-type]
-        elif _STATE in kept:
+            restore_strategy(current, kept[_STRATEGY], tensors)
+        elif _STATE in kept or _has_state(current):
             try:
-                current.load_state_dict(unflatten(kept[_STATE], tensors))  # type: ignore[union-attr]
+                _load(current, kept, tensors)
             except Exception as error:
                 raise LightningFLError(
                     f"strategy attribute `{type(strategy).__name__}.{name}` does not take the checkpoint's"
@@ -87,3 +88,17 @@ def restore_strategy(strategy: Strategy, state: dict[str, Any], tensors: dict[st
                 ) from error
         elif not callable(current):
             setattr(strategy, name, unflatten(kept[_VALUE], tensors))
+
+
+def _load(current: Any, kept: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    if not _has_state(current) or _STATE not in kept:
+        there = "an object's state" if _STATE in kept else "a plain value"
+        raise LightningFLError(
+            f"it is an instance of {type(current).__name__}, and the checkpoint holds {there}. Use what the"
+            " checkpoint was made with, or start anew in another `default_root_dir`."
+        )
+    current.load_state_dict(unflatten(kept[_STATE], tensors))
+
+
+def _has_state(value: Any) -> bool:
+    return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
