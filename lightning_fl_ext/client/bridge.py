@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from numpy.typing import NDArray
 
-from lightning_fl_ext.client.counting import ExampleCounter
-from lightning_fl_ext.client.evaluating import EvaluationHooks
+from lightning_fl_ext.client.fitting import FitHooks
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import outcome_kind, outcome_reply, read_config, read_instruction
 from lightning_fl_ext.client.pooling import MetricCollector
-from lightning_fl_ext.client.refusals import (
-    SPENT,
-    is_averaging,
-    is_spent,
-    refuse_to_follow_averaging,
-    refuse_zero3,
-)
-from lightning_fl_ext.client.retention import Retention, mean
-from lightning_fl_ext.client.state import is_built_later, is_sharded, load_early, load_state, pack_state
+from lightning_fl_ext.client.retention import Retention
 from lightning_fl_ext.client.store import EVALUATION, UPDATE, ResultStore
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.metrics.stage import ASK, STAGES
@@ -34,10 +22,8 @@ from lightning_fl_ext.wire import Exchange, Trip, WeightExchange
 if TYPE_CHECKING:
     from flwr.app import Context, Message
 
-log = logging.getLogger(__name__)
 
-
-class FlowerBridge(EvaluationHooks):
+class FlowerBridge(FitHooks):
     """Packages each epoch's weights as ordered results, and connects a local fit to Flower.
 
     Alone, it keeps the weights of every epoch with their true number of examples. Made with
@@ -110,10 +96,6 @@ class FlowerBridge(EvaluationHooks):
         exclude_metrics: tuple[str, ...] = (),
         min_examples: int = 0,
     ) -> None:
-        if submit not in ("last", "mean", "best"):
-            raise ValueError(f"`submit` must be 'last', 'mean' or 'best'. Got {submit!r}.")
-        if submit == "best" and monitor is None:
-            raise ValueError("`submit='best'` needs a metric: pass `monitor=`, or choose another `submit`.")
         self.submit = submit
         self.batch_size = batch_size
         if exchange is not None and not isinstance(exchange, Exchange):
@@ -125,13 +107,10 @@ class FlowerBridge(EvaluationHooks):
         self.client_id = client_id
         self._trip = Trip(client_id=client_id)
         self._metrics = MetricCollector(allow_example_states, exclude_metrics, min_examples)
-        self._retention = Retention(keep, monitor if submit == "best" else None, mode)
+        self._retention = Retention(keep, submit, monitor, mode)
         self._store = ResultStore(spool_dir, owner=f"client `{client_id}`" if client_id else "this client")
-        self._counter, self._evaluated = ExampleCounter(batch_size), ExampleCounter(batch_size)
         self._global: Arrays | None = None
         self._message: Message | None = None
-        self._idle = False
-        self._first_step: int | None = None
         self.at_home: list[str] = []
 
     def __repr__(self) -> str:
@@ -230,128 +209,6 @@ class FlowerBridge(EvaluationHooks):
         stages = {s: self._store.get(s).arrays[ASK].tobytes() for s in STAGES if self._store.has(s)}
         return outcome_reply(self._message, outcome, stages, self.exchange.coded)
 
-    # The hooks
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Called when a fit or evaluation begins: checks its place and loads what was received."""
-        refuse_zero3(trainer)
-        self._counter, self._evaluated = ExampleCounter(self.batch_size), ExampleCounter(self.batch_size)
-        self._metrics.begin()
-        if not is_built_later(pl_module):
-            self._metrics.check(pl_module)
-        if stage == "fit":
-            refuse_to_follow_averaging(self, trainer.callbacks)
-            self._first_step, self._idle = None, is_spent(trainer)
-            if self._idle:
-                log.warning("%r: %s", self, SPENT)
-            else:
-                self._store.start_fit(trainer)
-            if any(is_averaging(callback) for callback in trainer.callbacks):
-                pl_module.configure_model()  # the averaging callback is about to, and copies what it finds
-        else:
-            self._store.start_evaluation(trainer)
-        with suppress(LightningFLError) if is_built_later(pl_module) else nullcontext():
-            self._load(load_early, trainer, pl_module)
-
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Called when the module is built and placed: looks at its metrics, loads again what was received."""
-        self._start(trainer, pl_module)
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Called when training begins: notes where the Trainer's count of steps stands."""
-        self._first_step = trainer.global_step
-
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Called when a validation begins: outside a fit, as when a fit begins."""
-        if trainer.state.fn == "validate":
-            self._start(trainer, pl_module)
-
-    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Called when a test begins: as when a fit begins."""
-        self._start(trainer, pl_module)
-
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Called after a training batch: counts its examples."""
-        self._counter.add(batch)
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Called when an epoch ends, before any weight averaging: snapshots the weights."""
-        num_examples = self._counter.close_epoch(trainer)
-        self._metrics.take("train", trainer, pl_module, self._counter.by_dataloader)
-        arrays = pack_state(trainer, pl_module, self.exchange, like=self._global)
-        metrics = _scalars(trainer)
-        if trainer.is_global_zero:
-            result = EpochResult(arrays, num_examples, epoch=trainer.current_epoch, metrics=metrics)
-            self._retention.check(result)
-            self._store.add(result)
-            for old in self._retention.surplus(self._store.epochs):
-                self._store.remove(old)
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Called when training ends: under a sharded strategy the last moment to collect the weights."""
-        self._keep_stage("train", trainer, pl_module)
-        if is_sharded(trainer):
-            self._finish(trainer, pl_module)
-
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Called when the fit ends, after every averaging callback: makes the update."""
-        if not is_sharded(trainer) and not self._idle:
-            self._finish(trainer, pl_module)
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Called when the fit or evaluation raised: withholds its outcome and says what is left."""
-        fn = trainer.state.fn.value
-        reason = f"`Trainer.{fn}` raised {type(exception).__name__}: {exception}".rstrip(".")
-        log.warning("%s", self._store.fail(UPDATE if fn == "fit" else EVALUATION, reason))
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Called when a fit or evaluation ends well: notes what an evaluation found."""
-        if stage in ("validate", "test"):
-            self._hold(trainer, EVALUATION, {}, self._evaluated.largest_epoch)
-
-    # How
-
-    def _start(self, trainer: Any, module: Any) -> None:
-        self._metrics.check(module)
-        self._load(load_state, trainer, module)
-
-    def _load(self, load: Callable[..., list[str]], trainer: Any, module: Any) -> None:
-        if self._global is not None and not self._store.has(UPDATE):
-            self.at_home = load(trainer, module, self.exchange, self._global)
-
-    def _finish(self, trainer: Any, module: Any) -> None:
-        arrays: Arrays = pack_state(trainer, module, self.exchange, like=self._global)
-        if self.submit != "last" and (results := self.results):
-            arrays = mean(results) if self.submit == "mean" else self._retention.best(results).arrays
-        self._hold(trainer, UPDATE, arrays, self._counter.largest_epoch)
-
-    def _hold(self, trainer: Any, kind: str, arrays: Arrays, num_examples: int) -> None:
-        metrics = {k: v for k, v in _scalars(trainer).items() if k not in self._metrics.kept_back}
-        if not trainer.is_global_zero:
-            return
-        outcome = ClientUpdate(
-            arrays,
-            num_examples,
-            client_id=self.client_id,
-            server_round=self._trip.server_round,
-            examples_seen=self._counter.total if kind == UPDATE else num_examples,
-            steps=0 if self._first_step is None or kind != UPDATE else trainer.global_step - self._first_step,
-            epochs=self._counter.epochs if kind == UPDATE else 0,
-            metrics=metrics,
-        )
-        self._store.put(kind, outcome)
-
     def __getstate__(self) -> dict[str, Any]:
         # Lightning binds `log` and `log_dict` of the module to every callback; they must not travel with it.
         return {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}
-
-
-def _scalars(trainer: Any) -> dict[str, float]:
-    """Read the logged scalars. Those with ``sync_dist`` may be reduced here: every rank makes this call."""
-    return {
-        str(name): float(value)
-        for name, value in trainer.callback_metrics.items()
-        if not isinstance(value, torch.Tensor) or value.numel() == 1
-    }

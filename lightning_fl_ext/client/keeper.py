@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ConfigRecord, Context, Message
 from lightning.pytorch.callbacks import Callback
 
-from lightning_fl_ext.client.kept import Kept, StateFolder
+from lightning_fl_ext.client.kept import Kept, StateFolder, encode_state
 from lightning_fl_ext.client.messages import outcome_kind, read_run_id
 from lightning_fl_ext.client.refusals import refuse_to_keep_shards
 from lightning_fl_ext.client.store import UPDATE
@@ -18,7 +18,6 @@ from lightning_fl_ext.client.training import (
     read_training,
     restore_training,
 )
-from lightning_fl_ext.client.trees import flatten
 from lightning_fl_ext.errors import LightningFLError
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ class StateKeeper(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when optimizers are made and the module is placed: has the fit go on from the state."""
         if self._kept is None:
-            flatten(read_training(trainer, pl_module, self._bridge.at_home))  # complains now, if it does
+            encode_state(read_training(trainer, pl_module, self._bridge.at_home))  # complains now, if it does
             return
         model = describe_training(trainer, pl_module, self._bridge.at_home)
         self._folder.refuse_another_model(self._kept, model)

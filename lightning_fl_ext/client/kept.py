@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_fl_ext.client.trees import flatten, unflatten
+import torch
+
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.files import (
     TornFilesError,
@@ -23,6 +24,7 @@ from lightning_fl_ext.files import (
     tensors_to_bytes,
     write_folder,
 )
+from lightning_fl_ext.trees import flatten, unflatten
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,15 @@ class Kept:
     previous: int
     model: Mapping[str, str]
     state: Any
+
+
+def encode_state(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Take a state apart into JSON data and the tensors that it refers to.
+
+    Raises:
+        LightningFLError: It holds what is neither plain nor a tensor.
+    """
+    return flatten(state, advice="Hold it in another form, or run without `keep_optimizer`.")
 
 
 def default_root() -> Path:
@@ -163,7 +174,7 @@ class StateFolder:
             LightningFLError: It cannot be written, or holds what is neither plain nor a tensor. What lay
                 there before is as it was.
         """
-        data, tensors = flatten(kept.state)
+        data, tensors = encode_state(kept.state)
         header = {
             "version": _VERSION,
             "client_id": self.client_id,

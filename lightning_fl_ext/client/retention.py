@@ -1,25 +1,23 @@
-"""Which epochs of a fit to keep, which is best, and what their mean is."""
+"""Which epochs of a fit to keep, and which weights to hand in."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from numpy.typing import NDArray
 
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.results import EpochResult
+from lightning_fl_ext.results import Arrays, EpochResult
 
 
 @dataclass(frozen=True)
 class Retention:
-    """Keeps the last epochs and, besides, the best one by a metric.
+    """Keeps the last epochs and, if the best one is to be handed in, that one besides.
 
     Args:
         keep: ``"all"``, ``"last"`` or a number of epochs.
-        monitor: Metric of the best epoch; None if no epoch is kept for being best.
+        submit: What to hand in: the ``"last"`` weights, the kept epochs' ``"mean"``, or the ``"best"`` epoch.
+        monitor: Metric of the best epoch.
         mode: Whether its ``"min"`` or ``"max"`` is best.
 
     Raises:
@@ -28,17 +26,22 @@ class Retention:
     Example:
         >>> losses = [0.5, 0.3, 0.4, 0.6]
         >>> epochs = [EpochResult({}, 8, epoch=e, metrics={"loss": v}) for e, v in enumerate(losses)]
-        >>> [r.epoch for r in Retention("last", monitor="loss").surplus(epochs)]
+        >>> [r.epoch for r in Retention("last").surplus(epochs)]
+        [0, 1, 2]
+        >>> [r.epoch for r in Retention("last", "best", monitor="loss").surplus(epochs)]
         [0, 2]
-        >>> Retention(2, monitor="loss").best(epochs).epoch
-        1
     """
 
     keep: int | str
+    submit: str = "last"
     monitor: str | None = None
     mode: str = "min"
 
     def __post_init__(self) -> None:
+        if self.submit not in ("last", "mean", "best"):
+            raise ValueError(f"`submit` must be 'last', 'mean' or 'best'. Got {self.submit!r}.")
+        if self.submit == "best" and self.monitor is None:
+            raise ValueError("`submit='best'` needs a metric: pass `monitor=`, or choose another `submit`.")
         number = isinstance(self.keep, int) and not isinstance(self.keep, bool) and self.keep >= 1
         if self.keep not in ("all", "last") and not number:
             raise ValueError(f"`keep` must be 'all', 'last' or a number from 1. Got {self.keep!r}.")
@@ -51,7 +54,7 @@ class Retention:
         Raises:
             LightningFLError: It has not logged the monitored metric.
         """
-        if self.monitor is not None and self.monitor not in result.metrics:
+        if self.submit == "best" and self.monitor not in result.metrics:
             raise LightningFLError(
                 f"`monitor={self.monitor!r}` was not logged by the end of epoch {result.epoch}, when"
                 " callbacks run (a module's own `on_train_epoch_end` runs later). Logged were: "
@@ -63,10 +66,25 @@ class Retention:
         if self.keep == "all":
             return []
         newest = 1 if self.keep == "last" else int(self.keep)
-        best = self.best(results) if self.monitor is not None else None
+        best = self._best(results) if self.submit == "best" else None
         return [result for result in results[:-newest] if result is not best]
 
-    def best(self, results: Sequence[EpochResult]) -> EpochResult:
+    def submitted(self, results: Sequence[EpochResult]) -> Arrays:
+        """Give the weights to hand in, unless they are the last: the best epoch's, or the exact mean.
+
+        Args:
+            results: The kept epochs, at least one, by epoch.
+        """
+        if self.submit == "best":
+            return self._best(results).arrays
+        from lightning_fl_ext.aggregation import ExactMean
+
+        total = ExactMean(results[0].arrays)
+        for result in results:
+            total.add(result.arrays, result.num_examples)
+        return total.result()
+
+    def _best(self, results: Sequence[EpochResult]) -> EpochResult:
         """Give the best of the results by the monitored metric; the earliest of equals, NaN last."""
 
         def rank(result: EpochResult) -> tuple[bool, float]:
@@ -74,17 +92,3 @@ class Retention:
             return math.isnan(value), value if self.mode == "min" else -value
 
         return min(results, key=rank)
-
-
-def mean(results: Sequence[EpochResult]) -> dict[str, NDArray[Any]]:
-    """Give the exact mean over epochs' weights, weighted by their examples.
-
-    Args:
-        results: At least one, of one model.
-    """
-    from lightning_fl_ext.aggregation import ExactMean
-
-    total = ExactMean(results[0].arrays)
-    for result in results:
-        total.add(result.arrays, result.num_examples)
-    return total.result()

@@ -17,6 +17,8 @@ from lightning_fl_ext.files import (
     arrays_to_bytes,
     list_checkpoints,
     read_folder,
+    tensors_from_bytes,
+    tensors_to_bytes,
     write_folder,
 )
 from lightning_fl_ext.results import digest
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2
+_VERSION = 3
 
 
 class CheckpointError(LightningFLError):
@@ -62,7 +64,7 @@ def save_checkpoint(trainer: FederatedTrainer, folder: Path) -> None:
         trainer: At the end of a round.
         folder: To be made.
     """
-    state, arrays = encode_strategy(trainer.strategy)
+    state, tensors = encode_strategy(trainer.strategy)
     data = {
         "version": _VERSION,
         "run_id": trainer.run_id,
@@ -77,7 +79,7 @@ def save_checkpoint(trainer: FederatedTrainer, folder: Path) -> None:
         folder,
         {
             "model.safetensors": arrays_to_bytes(trainer.arrays),
-            "strategy.safetensors": arrays_to_bytes(arrays),
+            "strategy.safetensors": tensors_to_bytes(tensors),
             "state.json": json.dumps(data).encode(),
         },
     )
@@ -109,7 +111,7 @@ def load_checkpoint(trainer: FederatedTrainer, path: str | Path) -> None:
         raise TornFilesError("the checkpoint's weights do not have the digest written beside them")
     trainer.arrays = arrays
     trainer.run_id, trainer.current_round = data["run_id"], data["round"]
-    restore_strategy(trainer.strategy, data["strategy"], arrays_from_bytes(files["strategy.safetensors"]))
+    restore_strategy(trainer.strategy, data["strategy"], tensors_from_bytes(files["strategy.safetensors"]))
     for record in data["rounds"]:
         trainer.note(RoundRecord.from_json(record))
     for key, callback in _keyed(trainer):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +14,8 @@ from lightning_fl_ext.aggregation.structure import MAX_WEIGHT
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.server.clients import client_record
-from lightning_fl_ext.server.rejection import Reason, Rejected, Rejection
+from lightning_fl_ext.server.magnitudes import first_not_finite, magnitude_bound, update_norm
+from lightning_fl_ext.server.rejection import Reason, Rejected
 from lightning_fl_ext.wire import from_record
 from lightning_fl_ext.wire.contents import records_of
 
@@ -156,9 +156,9 @@ def _screen_announced(name: str, packed: Array, like: NDArray[Any]) -> None:
 def _screen_values(name: str, array: NDArray[Any], count: int, max_term: float | None) -> None:
     if array.dtype.kind in "biu":
         return
-    bound = _bound(array)
+    bound = magnitude_bound(array)
     if not math.isfinite(bound) and not np.isfinite(array).all():
-        raise Rejected(Reason.NOT_FINITE, name, "finite values", _first_not_finite(array))
+        raise Rejected(Reason.NOT_FINITE, name, "finite values", first_not_finite(array))
     if max_term is not None and not bound * count < max_term:
         largest = float(np.abs(array).max(initial=0))
         if not largest * count < max_term:
@@ -189,94 +189,6 @@ def _screen_keys(expected: list[str], got: list[str]) -> None:
             raise Rejected(Reason.PREFIX, extra[0] if extra else "", missing[0], f"{extra[0]} (`{prefix}`)")
     shown = [f"missing {missing[:3]}"] * bool(missing) + [f"unexpected {extra[:3]}"] * bool(extra)
     raise Rejected(Reason.KEYS, (missing + extra)[0], f"the model's {len(expected)} keys", ", ".join(shown))
-
-
-def is_finite(array: NDArray[Any]) -> bool:
-    """Tell whether an array holds neither NaN nor infinities, in one pass without a copy if it does not.
-
-    Example:
-        >>> is_finite(np.full(10, 3e38, dtype=np.float32)), is_finite(np.array([1.0, np.inf, -np.inf]))
-        (True, False)
-    """
-    return array.dtype.kind in "biu" or math.isfinite(_bound(array)) or bool(np.isfinite(array).all())
-
-
-def _bound(array: NDArray[Any]) -> float:
-    """Give a number that no magnitude in the array exceeds; not finite if one is not, or if it overflows.
-
-    The root of the sum of squares, a little enlarged for rounding, and for squares too small to count.
-    """
-    flat = np.ravel(array, order="K")
-    if flat.dtype not in (np.float32, np.float64):
-        flat = flat.view(flat.real.dtype) if flat.dtype.kind == "c" else flat.astype(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return 1.01 * math.sqrt(float(np.dot(flat, flat))) + 1e-18 if flat.size else 0.0
-
-
-def update_norm(arrays: Arrays, like: Arrays, block: int = 1 << 13) -> float:
-    """Compute the L2 norm of the difference of the floating arrays, in float64, block by block.
-
-    Example:
-        >>> update_norm({"w": np.array([3.0, 4.0])}, {"w": np.zeros(2)})
-        5.0
-    """
-    total = 0.0
-    for name, array in arrays.items():
-        if array.dtype.kind in "biu":
-            continue
-        new, old = array.reshape(-1), like[name].reshape(-1)
-        difference = np.empty(min(block, new.size), np.complex128 if array.dtype.kind == "c" else np.float64)
-        for start in range(0, new.size, block):
-            part = slice(start, start + block)
-            here = difference[: new[part].size]
-            np.copyto(here, new[part])
-            here -= old[part]
-            total += float(np.vdot(here, here).real)
-    return math.sqrt(total)
-
-
-def common_metrics(
-    metrics: Mapping[str, Mapping[str, Any]], server_round: int
-) -> tuple[set[str], list[Rejection]]:
-    """Find the metrics every client reports in the same form, and name the others.
-
-    Args:
-        metrics: By client id.
-        server_round: The current round.
-
-    Returns:
-        The common keys, and a `Rejection` for every metric of a client that not all share. The updates
-        themselves still count.
-
-    Example:
-        >>> common, odd = common_metrics({"a": {"loss": 1.0}, "b": {"loss": 2.0, "f1": 0.5}}, 3)
-        >>> common, str(odd[0])
-        ({'loss'}, 'client `b`, round 3: odd-metric, `f1`: expected a metric of all 2 clients, got 1 of them')
-    """
-    forms = [
-        {(key, len(v) if isinstance(v, list) else -1) for key, v in of_client.items()}
-        for of_client in metrics.values()
-    ]
-    common = set.intersection(*forms) if forms else set()
-    odd = [
-        Rejection(
-            client,
-            server_round,
-            Reason.METRIC,
-            key,
-            f"a metric of all {len(forms)} clients",
-            f"{sum((key, length) in form for form in forms)} of them",
-        )
-        for client, form in sorted(zip(metrics, forms, strict=True))
-        for key, length in sorted(form - common)
-    ]
-    return {key for key, _ in common}, odd
-
-
-def _first_not_finite(array: NDArray[Any]) -> str:
-    flat = array.reshape(-1)
-    index = int(np.flatnonzero(~np.isfinite(flat))[0])
-    return f"{flat[index]} at index {[int(i) for i in np.unravel_index(index, array.shape)]}"
 
 
 def _is_finite_number(value: Any) -> bool:

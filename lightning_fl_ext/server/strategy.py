@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import FedAvg
 from lightning_fl_ext.aggregation import ExactMean, exact_mean
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.server.clients import declared_id
-from lightning_fl_ext.server.screening import common_metrics
+from lightning_fl_ext.server.measuring import common_metrics
 from lightning_fl_ext.wire import from_record
 from lightning_fl_ext.wire.contents import records_of
 from lightning_fl_ext.wire.records import written_record

@@ -240,7 +240,7 @@ class FederatedTrainer:
 
     def _evaluate_centrally(self, evaluate: Any) -> dict[str, float]:
         self._write_model()
-        with self._driver.seeded(self.current_round, "evaluate"):
+        with seeded(derive_seed(self.seed, self.current_round, "", "evaluate")):
             return evaluate_centrally(self.model, evaluate, self.current_round)
 
     def _write_model(self) -> None:

@@ -327,7 +327,8 @@ def test_a_strategy_whose_state_cannot_be_saved_is_refused_before_the_first_roun
             super().__init__()
             self.memory = {1, 2}
 
-    with pytest.raises(CallbackError, match=r"on_fit_start.*`Odd.memory` of type set cannot be saved"):
+    says = r"on_fit_start.*`Odd\.memory` of type builtins\.set cannot be kept.*without `RoundCheckpoint`"
+    with pytest.raises(CallbackError, match=says):
         fit(toy, tmp_path, Odd())
 
 

@@ -48,16 +48,21 @@ class ZeroConcentrated:
 
 
 def fit(toy, folder, rounds, *, max_epsilon=None, faults=None):
-    inner = FedAvg(weighted_by_key="one")  # an accountant asks for equal weights
     accountant = ZeroConcentrated(max_epsilon)
+    result, strategy = fit_with(accountant, toy, folder, rounds, faults)
+    assert accountant.num_releases == 0  # each fit starts with a copy
+    return result, strategy.privacy_spent()
+
+
+def fit_with(accountant, toy, folder, rounds, faults=None):
+    inner = FedAvg(weighted_by_key="one")  # an accountant asks for equal weights
     strategy = DifferentialPrivacyServerSideFixedClipping(inner, 2.0, 0.5, 5, accountant=accountant)
     trainer = toy.make_trainer(
         strategy, max_rounds=rounds, callbacks=RoundCheckpoint(), default_root_dir=folder
     )
     grid = toy.make_grid(5, toy.make_app(extra={"one": 1}), faults=faults)
     result = trainer.fit(toy.Net(), grid, ckpt_path="last")
-    assert accountant.num_releases == 0  # each fit starts with a copy
-    return result, trainer.strategy.privacy_spent()
+    return result, trainer.strategy
 
 
 def test_a_resumed_run_goes_on_with_what_it_had_spent(toy, tmp_path):
@@ -87,6 +92,20 @@ def test_going_on_with_another_budget_is_refused(toy, tmp_path):
         LightningFLError, match=r"`\w+FixedClipping.accountant` does not take.*the budget is another"
     ):
         fit(toy, tmp_path, 2, max_epsilon=90.0)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "holds"),
+    [
+        (None, ZeroConcentrated(), "an instance of ZeroConcentrated, and the checkpoint holds a plain value"),
+        (ZeroConcentrated(), None, "an instance of NoneType, and the checkpoint holds an object's state"),
+    ],
+    ids=["only now", "only then"],
+)
+def test_going_on_is_refused_where_only_one_of_the_runs_has_an_accountant(toy, tmp_path, then, now, holds):
+    fit_with(then, toy, tmp_path, 1)
+    with pytest.raises(LightningFLError, match=rf"`\w+FixedClipping.accountant` does not take.*{holds}"):
+        fit_with(now, toy, tmp_path, 2)
 
 
 def test_a_spent_budget_ends_the_run_with_the_rounds_before_intact(toy, tmp_path):

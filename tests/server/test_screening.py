@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from lightning_fl_ext import LocalGrid, RoundCheckpoint, RoundLedger, digest, verify_ledger
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.server import BadUpdateError, Reason
-from lightning_fl_ext.server.screening import MAX_EXAMPLES, common_metrics, is_finite, update_norm
+from lightning_fl_ext.server.magnitudes import is_finite, update_norm
+from lightning_fl_ext.server.measuring import common_metrics
+from lightning_fl_ext.server.screening import MAX_EXAMPLES
 from lightning_fl_ext.wire import from_record
 
 BAD = "02"

@@ -8,7 +8,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg
 
 from lightning_fl_ext import RoundCallback, digest
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.server.screening import update_norm
+from lightning_fl_ext.server.magnitudes import update_norm
 from lightning_fl_ext.wire import to_numpy
 
 

@@ -10,12 +10,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from flwr.app import ArrayRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_fl_ext import LightningFLError
-from lightning_fl_ext.client.trees import flatten, unflatten
 from lightning_fl_ext.files import tensors_from_bytes, tensors_to_bytes
+from lightning_fl_ext.trees import flatten, unflatten
+from lightning_fl_ext.wire import to_record
 
 
 def through_files(tree):
@@ -115,6 +117,18 @@ def test_numpy_arrays_and_scalars_keep_their_types(value):
     assert_identical(through_files([value]), [value])
 
 
+def test_an_array_record_comes_back_as_one_with_the_same_bytes():
+    arrays = {
+        "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "a": np.array([1.5], dtype=ml_dtypes.bfloat16),
+        "n": np.array(3),
+    }
+    (back,) = through_files([to_record(arrays)])
+    assert type(back) is ArrayRecord
+    assert list(back) == list(arrays)
+    assert [array.data for array in back.values()] == [array.data for array in to_record(arrays).values()]
+
+
 def test_an_array_that_came_back_can_be_written_to():
     through_files([np.zeros(2)])[0][0] = 1
 
@@ -189,6 +203,11 @@ def test_anything_else_is_refused_with_its_place_and_type(value, kind):
         LightningFLError, match=rf"`optimizer\.groups\.1\.fn` of type .*{kind} cannot be kept"
     ):
         flatten({"groups": [0, {"fn": value}]}, "optimizer")
+
+
+def test_the_error_ends_with_what_to_do():
+    with pytest.raises(LightningFLError, match=r"tuples and dicts of them\. Leave it out\.$"):
+        flatten([object()], advice="Leave it out.")
 
 
 @pytest.mark.parametrize("key", [torch.ones(1), np.int64(1), Colour.RED, frozenset()], ids=repr)

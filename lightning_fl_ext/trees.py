@@ -1,4 +1,4 @@
-"""State dicts and other trees of plain values and tensors, taken apart into JSON data and named tensors."""
+"""State dicts and other trees of plain values, tensors and arrays, as JSON data and named tensors."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from flwr.app import ArrayRecord
 
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.wire import to_numpy, to_torch
+from lightning_fl_ext.wire import from_record, to_numpy, to_record, to_torch
 
 _PLAIN = (type(None), bool, int, float, str)
 _TENSOR, _STRIDE, _ARRAY, _SCALAR = "tensor", "stride", "array", "scalar"
-_TUPLE, _DICT, _COUNTER, _DTYPE = "tuple", "dict", "counter", "dtype"
+_TUPLE, _DICT, _COUNTER, _RECORD, _DTYPE = "tuple", "dict", "counter", "record", "dtype"
 
 
-def flatten(tree: Any, name: str = "state") -> tuple[Any, dict[str, torch.Tensor]]:
+def flatten(tree: Any, name: str = "state", advice: str = "") -> tuple[Any, dict[str, torch.Tensor]]:
     """Take a tree apart, without pickle.
 
     Args:
-        tree: ``None``, booleans, numbers, strings, dense tensors, numpy arrays and scalars, torch dtypes; and
-            lists, tuples and dicts of them. A dict's keys are plain values, or tuples of these.
+        tree: ``None``, booleans, numbers, strings, dense tensors, numpy arrays and scalars, array records,
+            torch dtypes; and lists, tuples and dicts of them. A dict's keys are plain values, or tuples of
+            these.
         name: What the tree is called in tensors' names and in errors.
+        advice: What an error says to do.
 
     Returns:
         JSON data, and the tensors it refers to: copies, contiguous and on the CPU.
@@ -38,7 +41,10 @@ def flatten(tree: Any, name: str = "state") -> tuple[Any, dict[str, torch.Tensor
          {'state.0.0': tensor([1., 1.])})
     """
     tensors: dict[str, torch.Tensor] = {}
-    return _encode(tree, name, tensors), tensors
+    try:
+        return _encode(tree, name, tensors), tensors
+    except LightningFLError as error:
+        raise LightningFLError(f"{error} {advice}".rstrip()) from None
 
 
 def unflatten(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
@@ -60,6 +66,8 @@ def unflatten(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         return to_numpy(tensors[data[_ARRAY]]).copy()
     if _SCALAR in data:
         return to_numpy(tensors[data[_SCALAR]])[()]
+    if _RECORD in data:
+        return to_record({name: to_numpy(tensors[where]) for name, where in data[_RECORD].items()})
     if _DTYPE in data:
         return getattr(torch, data[_DTYPE])
     if _TUPLE in data:
@@ -82,6 +90,9 @@ def _encode(value: Any, where: str, tensors: dict[str, torch.Tensor]) -> Any:
         with suppress(TypeError):  # of a dtype that torch does not have
             tensor = to_torch(np.asarray(value))
             return {_ARRAY if kind is np.ndarray else _SCALAR: _add(tensors, where, tensor)}
+    if kind is ArrayRecord:
+        arrays = from_record(value).items()
+        return {_RECORD: {k: _add(tensors, f"{where}.{k}", to_torch(array)) for k, array in arrays}}
     if kind is torch.dtype:
         return {_DTYPE: str(value).removeprefix("torch.")}
     if kind is list:
@@ -93,8 +104,7 @@ def _encode(value: Any, where: str, tensors: dict[str, torch.Tensor]) -> Any:
         return {_COUNTER if kind is Counter else _DICT: pairs}
     raise LightningFLError(
         f"`{where}` of type {kind.__module__}.{kind.__qualname__} cannot be kept: expected numbers, strings,"
-        " dense tensors, arrays, or lists, tuples and dicts of them. Hold it in another form, or run without"
-        " `keep_optimizer`."
+        " dense tensors, arrays, or lists, tuples and dicts of them."
     )
 
 

@@ -1,0 +1,69 @@
+"""How large values are: whether they are finite, a bound on them, and the norm of an update."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_fl_ext.results import Arrays
+
+
+def is_finite(array: NDArray[Any]) -> bool:
+    """Tell whether an array holds neither NaN nor infinities, in one pass without a copy if it does not.
+
+    Example:
+        >>> is_finite(np.full(10, 3e38, dtype=np.float32)), is_finite(np.array([1.0, np.inf, -np.inf]))
+        (True, False)
+    """
+    return (
+        array.dtype.kind in "biu" or math.isfinite(magnitude_bound(array)) or bool(np.isfinite(array).all())
+    )
+
+
+def first_not_finite(array: NDArray[Any]) -> str:
+    """Say which value is the first that is not finite, and where.
+
+    Example:
+        >>> first_not_finite(np.array([[1.0, 2.0], [np.nan, np.inf]]))
+        'nan at index [1, 0]'
+    """
+    flat = array.reshape(-1)
+    index = int(np.flatnonzero(~np.isfinite(flat))[0])
+    return f"{flat[index]} at index {[int(i) for i in np.unravel_index(index, array.shape)]}"
+
+
+def magnitude_bound(array: NDArray[Any]) -> float:
+    """Give a number that no magnitude in the array exceeds; not finite if one is not, or if it overflows.
+
+    The root of the sum of squares, a little enlarged for rounding, and for squares too small to count.
+    """
+    flat = np.ravel(array, order="K")
+    if flat.dtype not in (np.float32, np.float64):
+        flat = flat.view(flat.real.dtype) if flat.dtype.kind == "c" else flat.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return 1.01 * math.sqrt(float(np.dot(flat, flat))) + 1e-18 if flat.size else 0.0
+
+
+def update_norm(arrays: Arrays, like: Arrays, block: int = 1 << 13) -> float:
+    """Compute the L2 norm of the difference of the floating arrays, in float64, block by block.
+
+    Example:
+        >>> update_norm({"w": np.array([3.0, 4.0])}, {"w": np.zeros(2)})
+        5.0
+    """
+    total = 0.0
+    for name, array in arrays.items():
+        if array.dtype.kind in "biu":
+            continue
+        new, old = array.reshape(-1), like[name].reshape(-1)
+        difference = np.empty(min(block, new.size), np.complex128 if array.dtype.kind == "c" else np.float64)
+        for start in range(0, new.size, block):
+            part = slice(start, start + block)
+            here = difference[: new[part].size]
+            np.copyto(here, new[part])
+            here -= old[part]
+            total += float(np.vdot(here, here).real)
+    return math.sqrt(total)
