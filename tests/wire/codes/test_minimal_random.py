@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,7 +21,8 @@ from lightning_fl_ext.wire.codes.minimal_random import (
     _gumbel,
     _log_odds,
 )
-from lightning_fl_ext.wire.codes.rice import read_varint
+from lightning_fl_ext.wire.codes.rice import read_varint, write_varint
+from lightning_fl_ext.wire.codes.wavelet import encode_integers
 
 HEADER = 28
 
@@ -48,6 +51,14 @@ def test_compiled_and_plain_loops_choose_the_same_masks(monkeypatch):
     assert encode_mask(theta, public, key, "random") == plain
     assert asked
     assert all(asked)
+
+
+def test_into_how_many_parts_the_work_is_cut_leaves_no_trace(exchange, monkeypatch):
+    payload = encode_mask(exchange.theta, exchange.public, exchange.key, "random")
+    mask = decode_mask(payload, exchange.public, exchange.key)
+    monkeypatch.setattr(minimal_random, "_AT_ONCE", 1)
+    assert encode_mask(exchange.theta, exchange.public, exchange.key, "random") == payload
+    assert np.array_equal(decode_mask(payload, exchange.public, exchange.key), mask)
 
 
 def test_small_updates_arrive_almost_whole_on_average():
@@ -115,6 +126,34 @@ def test_what_is_no_list_of_numbers_is_refused(change):
     assert sum(max(int(n).bit_length() - 1, 0) for n in range(307)) % 8, "there is padding"
     with pytest.raises(MaskCodeError):
         _decode_numbers(changed, 307)
+
+
+def test_numbers_of_more_candidates_than_there_are_are_refused():
+    for length, bits in ((9, b"\xff"), (10, b"\xff\x80"), (10, b"\xff")):
+        data = encode_integers(np.array([length], np.uint16), 4) + bits
+        if length == 9:
+            assert _decode_numbers(data, 1).tolist() == [CANDIDATES - 1]
+        else:
+            with pytest.raises(MaskCodeError):
+                _decode_numbers(data, 1)
+
+
+@pytest.mark.parametrize("block", [0, 4097])
+def test_blocks_of_a_size_that_is_never_written_are_refused(block):
+    public, numbers = np.full(4000, 30_000, np.uint16), _encode_numbers(np.array([5], np.uint16))
+    key = MaskKey(1, 1, "m", "c")
+    assert minimal_random.decode(write_varint(4096) + numbers, public, key).size == 4000
+    with pytest.raises(MaskCodeError, match=f"blocks of {block} parameters"):
+        minimal_random.decode(write_varint(block) + numbers, public, key)
+
+
+def test_a_few_bytes_that_claim_the_smallest_blocks_cost_little_memory():
+    public = np.full(200_000, 30_000, np.uint16)
+    tracemalloc.start()
+    minimal_random.decode(write_varint(1) + b"\0" * 4, public, MaskKey(1, 1, "m", "c"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60 * public.size
 
 
 def test_gumbel_noise_draws_in_proportion_to_powers_of_two():
