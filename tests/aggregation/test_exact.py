@@ -433,9 +433,10 @@ def test_means_are_written_to_arrays_that_the_caller_made(same_bits: Same) -> No
         {"w": np.zeros((2, 3), np.float32)},
         {"w": np.zeros((3, 2)).T},
         {"w": np.broadcast_to(0.0, (2, 3))},
+        {"w": np.frombuffer(bytes(48)).reshape(2, 3)},
         {"w": [[0.0] * 3] * 2},
     ],
-    ids=["missing", "shape", "dtype", "order", "read-only", "list"],
+    ids=["missing", "shape", "dtype", "order", "broadcast", "read-only", "list"],
 )
 def test_what_a_mean_cannot_be_written_to_is_refused(out: Any) -> None:
     update = ({"w": np.ones((2, 3))}, 2)
