@@ -83,11 +83,16 @@ def _choose_block(divergence: int, size: int) -> int:
 
 
 def _blocks(values: NDArray[Any], block: int, padding: int) -> NDArray[Any]:
-    """Deal the parameters out to blocks in turn, so that each has its share of every layer."""
-    count = -(-values.size // block)
-    padded = np.full(count * block, padding, dtype=values.dtype)
+    """Deal the parameters out to blocks in turn, so that each has its share of every layer.
+
+    To an odd number of blocks: one that divides the length of rows, mostly a power of two, would deal whole
+    columns to the same few, and what depends on one input would all be in them.
+    """
+    count = -(-values.size // block) | 1
+    length = max(1, -(-values.size // count))
+    padded = np.full(count * length, padding, dtype=values.dtype)
     padded[: values.size] = values
-    return np.ascontiguousarray(padded.reshape(block, count).T)
+    return np.ascontiguousarray(padded.reshape(length, count).T)
 
 
 def _unblock(masks: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:

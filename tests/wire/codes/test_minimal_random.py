@@ -15,11 +15,13 @@ from lightning_fl_ext.wire.codes import (
 )
 from lightning_fl_ext.wire.codes.candidates import CANDIDATES, weigh
 from lightning_fl_ext.wire.codes.minimal_random import (
+    _blocks,
     _decode_numbers,
     _divergence,
     _encode_numbers,
     _gumbel,
     _log_odds,
+    _unblock,
 )
 from lightning_fl_ext.wire.codes.rice import read_varint, write_varint
 from lightning_fl_ext.wire.codes.wavelet import encode_integers
@@ -92,6 +94,25 @@ def test_the_block_shrinks_as_the_update_grows(step):
     assert block == pytest.approx(expected, abs=1, rel=0.01)
 
 
+@pytest.mark.parametrize("block", [4096, 2048, 1000, 64, 3, 1])
+def test_every_block_gets_its_share_of_each_column_of_a_layer(block):
+    """Also where rows of 64 could be dealt to 32, 64 or 128 blocks, and a column always to the same."""
+    layer = np.arange(2048 * 64) % 64
+    blocks = _blocks((layer == 5).astype(np.uint8), block, 0)
+    assert block / 2 <= blocks.shape[1] <= block
+    shares = blocks.sum(axis=1)
+    assert shares.max() - shares.min() <= 2
+
+
+@given(st.integers(0, 300), st.integers(1, 40))
+def test_parameters_that_are_dealt_to_blocks_come_back_in_order(size, block):
+    values = np.arange(size) % 7 == 0
+    blocks = _blocks(values, block, False)
+    assert blocks.size
+    assert blocks.shape[1] <= block
+    assert np.array_equal(_unblock(blocks, size), values)
+
+
 @given(st.lists(st.tuples(st.integers(1, 65535), st.integers(1, 65535)), min_size=1))
 def test_the_divergence_is_that_of_the_formula(pairs):
     theta, public = np.array(pairs, dtype=np.uint16).T
@@ -107,7 +128,7 @@ def test_small_numbers_are_chosen_more_often_and_cost_less_than_nine_bits():
     theta, public = to_fixed_point(p + np.where(p < 0.5, 0.06, -0.06)), to_fixed_point(p)
     body = encode_mask(theta, public, MaskKey(1, 1, "m", "c"), "random")[HEADER:]
     block, rest = read_varint(body)
-    count = -(-size // block)
+    count = -(-size // block) | 1
     numbers = _decode_numbers(rest, count)
     assert np.median(numbers) < CANDIDATES / 8
     assert 3 < 8 * len(rest) / count < 6
