@@ -128,7 +128,7 @@ class ExactMean:
 
         Args:
             out: Arrays to write to and to return, of the global model's names, shapes and dtypes, writable
-                and C-contiguous; by default new ones.
+                and C-contiguous, without a byte in common; by default new ones.
 
         Raises:
             LightningFLError: If nothing was added.
@@ -187,7 +187,8 @@ def exact_mean(
         like: See `ExactMean`.
         updates: See `ExactMean.add_many`.
         threads: See `ExactMean`.
-        out: See `ExactMean.result`; after an error, what it holds is undefined.
+        out: See `ExactMean.result`; nor may they share memory with an update, which is not looked for: the
+            means would be wrong. After an error, what they hold is undefined.
 
     Returns:
         See `ExactMean.result`.

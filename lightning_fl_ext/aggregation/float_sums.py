@@ -130,10 +130,12 @@ class FloatSums:
                     peaks: list[float] = []
                     for terms, term_weights in _groups(flats, block):
                         peaks.extend(self._kernels.fold(total, high, terms, term_weights))
-                    if sum(map(_bound, weights, _largest(peaks, len(weights)))) < ONE_WORD:
+                    bound = sum(map(_bound, weights, _largest(peaks, len(weights)).tolist()))
+                    if bound < ONE_WORD:
                         break
                 journal.append((block, peaks))
-                self._kernels.mean(total, high, float(count), means[name][part])
+                if bound < LIMIT:  # otherwise the sums mean nothing, and `_grown` says why
+                    self._kernels.mean(total, high, float(count), means[name][part])
 
         self._share_out(average, self._total.size * len(flats))
         self._grown(journal, weights)

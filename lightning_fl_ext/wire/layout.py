@@ -66,12 +66,7 @@ class Blank:
 
     def written(self) -> NDArray[Any]:
         """Give what was written, read-only; without a copy if no writable view is left by then."""
-        try:
-            self._stream.write(b"")  # refuses while there is a view
-            data = self._stream.getvalue()
-        except BufferError:
-            data = bytes(self._stream.getbuffer())
-        return np.ndarray(self._shape, self._dtype, data, self._start)
+        return np.ndarray(self._shape, self._dtype, self._stream.getvalue(), self._start)
 
 
 def message_bytes(array: NDArray[Any], bare: bool = False) -> bytes:

@@ -122,6 +122,22 @@ def test_divide_to_odd_keeps_exact_quotients_and_sets_the_last_bit_of_others(
         assert (odd / unit).numerator % 2 == 1
 
 
+@pytest.mark.parametrize("count", [2**27 - 1, 2**28 + 1, 2**29 - 1, 2**30 + 1])
+@pytest.mark.parametrize("left_out", [20, 25, 27, 29])
+def test_divide_to_odd_knows_an_exact_quotient_whatever_bits_its_product_with_the_count_needs(
+    left_out: int, count: int
+) -> None:
+    # Quotients in [1, 2) with the last bit but one set, and sums a quantum off them.
+    unit = Fraction(2) ** (left_out - 52)
+    quotients = [sign * (1 + (2 * i + 1) * 2 * unit) for i in range(50) for sign in (1, -1)]
+    for nudge in (-1, 0, 1):
+        sums = [quotient * count + nudge * LOW for quotient in quotients]
+        high = [round(total / HIGH) for total in sums]
+        low = [int((total - h * HIGH) / LOW) for total, h in zip(sums, high, strict=True)]
+        odd: Any = divide_to_odd(np.array(high), np.array(low), float(count), 2**left_out)
+        assert [Fraction(number) for number in odd.tolist()] == [q + nudge * unit for q in quotients]
+
+
 @given(st.integers(-(2**30), 2**30), st.integers(1, 2**20), st.integers(-2, 2))
 def test_remainder_is_exact_near_the_quotient(total: int, count: int, units: int) -> None:
     near = np.array([total / count])

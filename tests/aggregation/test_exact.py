@@ -214,6 +214,20 @@ def test_the_mean_is_the_fraction_rounded_once_wherever_the_bound_promises_it(
         assert mean == round_to(exact, dtype)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("total", [2**24 + 1, 2**27 - 1, 2**27 + 1, 2**29 + 1])
+def test_large_total_weights_are_divided_by_exactly(binned_mean: Any, dtype: Any, total: int) -> None:
+    counts = [2**26] * (total // 2**26) + [total % 2**26]
+    generator = np.random.default_rng(total)
+    rows = [(generator.integers(-9, 9, 20) / 8 + 1 / 3).astype(dtype) for _ in counts]
+    updates: list[Update] = [({"w": row}, count) for row, count in zip(rows, counts, strict=True)]
+    expected = [
+        binned_mean(list(zip(column, counts, strict=True)), dtype) for column in zip(*rows, strict=True)
+    ]
+    for result in (exact_mean(updates[0][0], updates), mean_of(updates).result()):
+        assert [Fraction(float(number)) for number in result["w"]] == expected
+
+
 @pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
 def test_complex_arrays_are_two_real_ones(dtype: Any) -> None:
     generator = np.random.default_rng(5)
@@ -338,7 +352,10 @@ def test_a_model_without_arrays_has_a_mean() -> None:
         ({"weight": np.full((30, 3), np.nan, np.float32)}, 1, InvalidUpdate),
         ({"wave": np.full((30, 3), complex(0, np.inf), np.complex64)}, 1, InvalidUpdate),
         ({"brain": np.full((30, 3), np.inf, ml_dtypes.bfloat16)}, 1, InvalidUpdate),
+        ({"half": np.full((30, 3), np.nan, np.float16)}, 1, InvalidUpdate),
+        ({"half": np.full((30, 3), -np.inf, np.float16)}, 2**26, InvalidUpdate),
         ({"brain": np.full((30, 3), 1e38, ml_dtypes.bfloat16)}, 1, AggregationOverflow),
+        ({"double": np.full(90, 1e308)}, 2**26, AggregationOverflow),
         ({"double": np.full(90, 1e300)}, 1, AggregationOverflow),
         ({"weight": np.full((30, 3), 2.0**23, np.float32)}, 2**20, AggregationOverflow),
         ({}, 0, InvalidUpdate),
@@ -433,9 +450,10 @@ def test_means_are_written_to_arrays_that_the_caller_made(same_bits: Same) -> No
         {"w": np.zeros((2, 3), np.float32)},
         {"w": np.zeros((3, 2)).T},
         {"w": np.broadcast_to(0.0, (2, 3))},
+        {"w": np.frombuffer(bytes(48)).reshape(2, 3)},
         {"w": [[0.0] * 3] * 2},
     ],
-    ids=["missing", "shape", "dtype", "order", "read-only", "list"],
+    ids=["missing", "shape", "dtype", "order", "broadcast", "read-only", "list"],
 )
 def test_what_a_mean_cannot_be_written_to_is_refused(out: Any) -> None:
     update = ({"w": np.ones((2, 3))}, 2)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import digest
 from lightning_fl_ext.wire import PayloadError, from_record, to_record
+from lightning_fl_ext.wire.records import written_record
 
 NUMPY = ["?", "<f2", "<f4", "<f8", "<c8", "<c16"] + [f"<{kind}{n}" for kind in "iu" for n in (1, 2, 4, 8)]
 EXTENDED = [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float8_e8m0fnu]
@@ -193,6 +194,40 @@ ORIGINALS = [
 
 
 TOKENS = [b"(", b"'", b"O", b"f8", b"\n", b"-", b"\0", b"{", b"L"]
+
+
+@pytest.mark.parametrize("dtype", NUMPY + EXTENDED)
+def test_what_is_written_into_a_record_is_what_a_record_of_it_would_hold(dtype):
+    arrays = {name: random_bits(dtype, shape) for name, shape in zip("cabed", SHAPES, strict=True)}
+    where = {}
+
+    def write(out):
+        for name, array in arrays.items():
+            out[name][...] = array
+            where[name] = out[name].ctypes.data
+
+    record, expected = written_record(arrays, write), to_record(arrays)
+    assert list(record) == list(arrays)
+    for name, array in from_record(record).items():
+        assert record[name] == expected[name]
+        assert array.ctypes.data == where[name] or array.nbytes < 2, "without a copy"
+
+
+def test_a_record_does_not_change_with_an_array_that_its_writer_kept():
+    kept = []
+
+    def write(out):
+        out["w"][...] = 1
+        kept.append(out["w"])
+
+    record = written_record({"w": np.zeros(3), "n": np.array(0)}, write)
+    kept[0][...] = 2
+    assert from_record(record)["w"].tolist() == [1, 1, 1]
+
+
+def test_an_error_of_the_writer_is_raised_as_it_is():
+    with pytest.raises(ZeroDivisionError):
+        written_record({"w": np.zeros(3)}, lambda out: 1 // 0)
 
 
 @st.composite

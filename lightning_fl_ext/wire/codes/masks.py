@@ -32,7 +32,8 @@ def encode_mask(
             * ``"packed"``: one bit per parameter.
             * ``"dithered"``: the same mask, bit for bit; only its difference from what the server can
               guess is sent. About a tenth of a bit per parameter.
-            * ``"random"``: minimal random coding, about a quarter of that; biased towards the server's θ.
+            * ``"random"``: minimal random coding, about a quarter of that; biased towards the server's θ. For
+              small updates: it costs the divergence, which is more than a bit where most θ moved far.
 
     Returns:
         The payload, whose length is all that travels for this mask.

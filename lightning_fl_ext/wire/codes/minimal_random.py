@@ -83,11 +83,16 @@ def _choose_block(divergence: int, size: int) -> int:
 
 
 def _blocks(values: NDArray[Any], block: int, padding: int) -> NDArray[Any]:
-    """Deal the parameters out to blocks in turn, so that each has its share of every layer."""
-    count = -(-values.size // block)
-    padded = np.full(count * block, padding, dtype=values.dtype)
+    """Deal the parameters out to blocks in turn, so that each has its share of every layer.
+
+    To an odd number of blocks: one that divides the length of rows, mostly a power of two, would deal whole
+    columns to the same few, and what depends on one input would all be in them.
+    """
+    count = -(-values.size // block) | 1
+    length = max(1, -(-values.size // count))
+    padded = np.full(count * length, padding, dtype=values.dtype)
     padded[: values.size] = values
-    return np.ascontiguousarray(padded.reshape(block, count).T)
+    return np.ascontiguousarray(padded.reshape(length, count).T)
 
 
 def _unblock(masks: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
@@ -102,8 +107,8 @@ def _parts(count: int, block: int) -> Iterator[slice]:
 
 def _encode_numbers(numbers: NDArray[np.uint16]) -> bytes:
     """Write how many bits each number has, entropy-coded, and the bits under the highest as they are."""
-    lengths, low, places = _lengths(numbers), numbers[:, None] >> _PLACES, _PLACES
-    bits = (low & 1).astype(np.bool_)[places < lengths[:, None].astype(np.int64) - 1]
+    lengths = _lengths(numbers)
+    bits = (numbers[:, None] >> _PLACES & np.uint16(1)).astype(np.bool_)[_under_highest(lengths)]
     return encode_integers(lengths, _LENGTH_BITS) + np.packbits(bits).tobytes()
 
 
@@ -112,17 +117,23 @@ def _decode_numbers(data: bytes, count: int) -> NDArray[np.uint16]:
     lengths, data = decode_integers(data, count, _LENGTH_BITS)
     if count and lengths.max() > CANDIDATES.bit_length() - 1:
         raise altered(f"a candidate's number has more bits than those of {CANDIDATES}")
-    places = lengths[:, None].astype(np.int64) - 1 > _PLACES
+    places = _under_highest(lengths)
     bits = np.zeros(places.shape, dtype=np.uint16)
     bits[places], data = take_bits(data, int(np.count_nonzero(places)))
     if data:
         raise altered("the body goes on after its end")
-    highest = np.where(lengths > 0, 1 << np.maximum(lengths.astype(np.int64) - 1, 0), 0)
-    numbers: NDArray[np.uint16] = (highest + (bits.astype(np.int64) << _PLACES).sum(axis=1)).astype(np.uint16)
+    highest = np.uint16(1) << lengths >> np.uint16(1)
+    numbers: NDArray[np.uint16] = highest + (bits << _PLACES).sum(axis=1, dtype=np.uint16)
     return numbers
 
 
-_PLACES = np.arange(CANDIDATES.bit_length() - 2)
+_PLACES = np.arange(CANDIDATES.bit_length() - 2, dtype=np.uint16)
+
+
+def _under_highest(lengths: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """Which places of each number lie under its highest bit, shape (numbers, places)."""
+    places: NDArray[np.bool_] = lengths[:, None] > _PLACES + np.uint16(1)
+    return places
 
 
 def _lengths(numbers: NDArray[np.uint16]) -> NDArray[np.uint16]:

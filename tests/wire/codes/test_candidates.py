@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lightning_fl_ext.wire.codes import MaskKey
+from lightning_fl_ext.wire.codes import MaskKey, candidates
 from lightning_fl_ext.wire.codes.candidates import CANDIDATES, Lines, weigh
 from lightning_fl_ext.wire.codes.fixed_point import random_bits
 
@@ -62,8 +62,26 @@ def test_weights_are_the_sums_over_open_parameters(compiled):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_the_largest_sum_does_not_wrap_around(compiled):
+def test_the_largest_sum_neither_wraps_around_nor_loses_its_last_bit(compiled):
     shape = (1, 2**12)
     p, ratios = np.full(shape, 65_535, np.uint16), np.full(shape, -(2**15), np.int32)
+    ratios[0, 7] += 1
     lines = Lines(np.zeros(shape, np.uint32), np.zeros(shape, np.uint32))
-    assert weigh(lines, p, ratios, compiled).tolist() == [[-(2**27)] * CANDIDATES]
+    assert weigh(lines, p, ratios, compiled).tolist() == [[1 - 2**27] * CANDIDATES]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_number_that_equals_theta_is_closed(compiled):
+    p = np.array([[20_000, 20_000]], np.uint16)
+    at, under = 20_000 * 2**16, 20_000 * 2**16 - 1
+    lines = Lines(np.zeros((1, 2), np.uint32), np.array([[at, under]], np.uint32))
+    assert lines.masks(p, np.array([9], np.uint16)).tolist() == [[False, True]]
+    assert weigh(lines, p, np.array([[10, 1]], np.int32), compiled).tolist() == [[1] * CANDIDATES]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_numba_is_asked_where_it_may_be(monkeypatch, compiled):
+    asked = []
+    monkeypatch.setattr(candidates, "_compiled", lambda: asked.append(True))
+    weigh(draw(1, 2), np.full((1, 2), 9, np.uint16), np.ones((1, 2), np.int32), compiled)
+    assert bool(asked) == compiled

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,13 +15,16 @@ from lightning_fl_ext.wire.codes import (
 )
 from lightning_fl_ext.wire.codes.candidates import CANDIDATES, weigh
 from lightning_fl_ext.wire.codes.minimal_random import (
+    _blocks,
     _decode_numbers,
     _divergence,
     _encode_numbers,
     _gumbel,
     _log_odds,
+    _unblock,
 )
-from lightning_fl_ext.wire.codes.rice import read_varint
+from lightning_fl_ext.wire.codes.rice import read_varint, write_varint
+from lightning_fl_ext.wire.codes.wavelet import encode_integers
 
 HEADER = 28
 
@@ -48,6 +53,14 @@ def test_compiled_and_plain_loops_choose_the_same_masks(monkeypatch):
     assert encode_mask(theta, public, key, "random") == plain
     assert asked
     assert all(asked)
+
+
+def test_into_how_many_parts_the_work_is_cut_leaves_no_trace(exchange, monkeypatch):
+    payload = encode_mask(exchange.theta, exchange.public, exchange.key, "random")
+    mask = decode_mask(payload, exchange.public, exchange.key)
+    monkeypatch.setattr(minimal_random, "_AT_ONCE", 1)
+    assert encode_mask(exchange.theta, exchange.public, exchange.key, "random") == payload
+    assert np.array_equal(decode_mask(payload, exchange.public, exchange.key), mask)
 
 
 def test_small_updates_arrive_almost_whole_on_average():
@@ -81,6 +94,25 @@ def test_the_block_shrinks_as_the_update_grows(step):
     assert block == pytest.approx(expected, abs=1, rel=0.01)
 
 
+@pytest.mark.parametrize("block", [4096, 2048, 1000, 64, 3, 1])
+def test_every_block_gets_its_share_of_each_column_of_a_layer(block):
+    """Also where rows of 64 could be dealt to 32, 64 or 128 blocks, and a column always to the same."""
+    layer = np.arange(2048 * 64) % 64
+    blocks = _blocks((layer == 5).astype(np.uint8), block, 0)
+    assert block / 2 <= blocks.shape[1] <= block
+    shares = blocks.sum(axis=1)
+    assert shares.max() - shares.min() <= 2
+
+
+@given(st.integers(0, 300), st.integers(1, 40))
+def test_parameters_that_are_dealt_to_blocks_come_back_in_order(size, block):
+    values = np.arange(size) % 7 == 0
+    blocks = _blocks(values, block, False)
+    assert blocks.size
+    assert blocks.shape[1] <= block
+    assert np.array_equal(_unblock(blocks, size), values)
+
+
 @given(st.lists(st.tuples(st.integers(1, 65535), st.integers(1, 65535)), min_size=1))
 def test_the_divergence_is_that_of_the_formula(pairs):
     theta, public = np.array(pairs, dtype=np.uint16).T
@@ -96,7 +128,7 @@ def test_small_numbers_are_chosen_more_often_and_cost_less_than_nine_bits():
     theta, public = to_fixed_point(p + np.where(p < 0.5, 0.06, -0.06)), to_fixed_point(p)
     body = encode_mask(theta, public, MaskKey(1, 1, "m", "c"), "random")[HEADER:]
     block, rest = read_varint(body)
-    count = -(-size // block)
+    count = -(-size // block) | 1
     numbers = _decode_numbers(rest, count)
     assert np.median(numbers) < CANDIDATES / 8
     assert 3 < 8 * len(rest) / count < 6
@@ -115,6 +147,34 @@ def test_what_is_no_list_of_numbers_is_refused(change):
     assert sum(max(int(n).bit_length() - 1, 0) for n in range(307)) % 8, "there is padding"
     with pytest.raises(MaskCodeError):
         _decode_numbers(changed, 307)
+
+
+def test_numbers_of_more_candidates_than_there_are_are_refused():
+    for length, bits in ((9, b"\xff"), (10, b"\xff\x80"), (10, b"\xff")):
+        data = encode_integers(np.array([length], np.uint16), 4) + bits
+        if length == 9:
+            assert _decode_numbers(data, 1).tolist() == [CANDIDATES - 1]
+        else:
+            with pytest.raises(MaskCodeError):
+                _decode_numbers(data, 1)
+
+
+@pytest.mark.parametrize("block", [0, 4097])
+def test_blocks_of_a_size_that_is_never_written_are_refused(block):
+    public, numbers = np.full(4000, 30_000, np.uint16), _encode_numbers(np.array([5], np.uint16))
+    key = MaskKey(1, 1, "m", "c")
+    assert minimal_random.decode(write_varint(4096) + numbers, public, key).size == 4000
+    with pytest.raises(MaskCodeError, match=f"blocks of {block} parameters"):
+        minimal_random.decode(write_varint(block) + numbers, public, key)
+
+
+def test_a_few_bytes_that_claim_the_smallest_blocks_cost_little_memory():
+    public = np.full(200_000, 30_000, np.uint16)
+    tracemalloc.start()
+    minimal_random.decode(write_varint(1) + b"\0" * 4, public, MaskKey(1, 1, "m", "c"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60 * public.size
 
 
 def test_gumbel_noise_draws_in_proportion_to_powers_of_two():
