@@ -32,8 +32,8 @@ def encode_mask(
             * ``"packed"``: one bit per parameter.
             * ``"dithered"``: the same mask, bit for bit; only its difference from what the server can
               guess is sent. About a tenth of a bit per parameter.
-            * ``"random"``: minimal random coding, about a quarter of that; biased towards the server's θ. For
-              small updates: it costs the divergence, which is more than a bit where most θ moved far.
+            * ``"random"``: minimal random coding, about a quarter of that; biased towards the server's θ.
+              Where θ moved so far that it would cost more than half a bit, the dithered code is sent instead.
 
     Returns:
         The payload, whose length is all that travels for this mask.
@@ -62,14 +62,20 @@ def encode_mask(
     if code == "random":
         if key.stratum is not None:
             raise ValueError('the code "random" cannot be stratified: choose another code or no `stratum`.')
-        body, mask = minimal_random.encode(theta, public, key)
-    elif code == "dithered":
+        if coded := minimal_random.encode(theta, public, key):
+            return _sealed("random", key, *coded)
+        return encode_mask(theta, public, key, "dithered")
+    if code == "dithered":
         body, mask = dithered.encode(theta, public, key)
     elif code == "packed":
         mask = sample_mask(theta, key)
         body = np.packbits(mask).tobytes()
     else:
         raise ValueError(f"`code` must be one of {', '.join(_KINDS)}. Got {code!r}.")
+    return _sealed(code, key, body, mask)
+
+
+def _sealed(code: MaskCode, key: MaskKey, body: bytes, mask: NDArray[np.bool_]) -> bytes:
     return seal(_KINDS[code], key, body, np.packbits(mask).tobytes())
 
 

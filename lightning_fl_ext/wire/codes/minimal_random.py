@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -30,17 +31,23 @@ from lightning_fl_ext.wire.codes.wavelet import decode_integers, encode_integers
 _FRACTION = 16  # logarithms are in units of 2^-16 bits
 _COARSER = 6  # weights and noise in units of 2^-10 bits, so that a block's sum of ratios fits 31
 _BLOCK_BITS = 3  # the largest mean divergence of a block
-_LARGEST_BLOCK = 2**12
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 2**3, 2**12
 _AT_ONCE = 2**16  # parameters, so that what lies between stays in the cache
 _LENGTH_BITS = 4  # to write how many bits a number has: 0 … 9
 
 
 def encode(
     theta: NDArray[np.uint16], public: NDArray[np.uint16], key: MaskKey
-) -> tuple[bytes, NDArray[np.bool_]]:
-    """Choose the candidates; return the body and the mask that it decodes to."""
+) -> tuple[bytes, NDArray[np.bool_]] | None:
+    """Choose the candidates; return the body and the mask that it decodes to.
+
+    None where θ moved so far that a block would have fewer than 8 parameters: at more than half a bit for
+    each, other codes are as short, exact, and much faster.
+    """
     odds_p, odds_q = (_log_odds().take(x, mode="clip") for x in (public, theta))
     block = _choose_block(_divergence(theta, public, odds_p), theta.size)
+    if block < _SMALLEST_BLOCK:
+        return None
     p, ratios = _blocks(public, block, ONE // 2), _blocks(odds_q - odds_p >> _COARSER, block, 0)
     lines, noise = random_bits(key, "candidates"), random_bits(key, "choice")
     chosen, masks = np.empty(len(p), dtype=np.uint16), np.empty(p.shape, dtype=np.bool_)
@@ -60,7 +67,7 @@ def decode(body: bytes, public: NDArray[np.uint16], key: MaskKey) -> NDArray[np.
         MaskCodeError: The body cannot be what :func:`encode` wrote, with reason ``"altered"``.
     """
     block, body = read_varint(body)
-    if not 1 <= block <= _LARGEST_BLOCK:
+    if not _SMALLEST_BLOCK <= block <= _LARGEST_BLOCK:
         raise altered(f"blocks of {block} parameters")
     p = _blocks(public, block, ONE // 2)
     chosen = _decode_numbers(body, len(p))
@@ -78,21 +85,28 @@ def _divergence(theta: NDArray[np.uint16], public: NDArray[np.uint16], odds_p: N
 
 def _choose_block(divergence: int, size: int) -> int:
     """The largest block whose divergence stays within its bits on average."""
-    affordable = (_BLOCK_BITS * ONE * size << _FRACTION) // max(1, divergence)
-    return min(max(affordable, 1), _LARGEST_BLOCK)
+    return min((_BLOCK_BITS * ONE * size << _FRACTION) // max(1, divergence), _LARGEST_BLOCK)
 
 
 def _blocks(values: NDArray[Any], block: int, padding: int) -> NDArray[Any]:
     """Deal the parameters out to blocks in turn, so that each has its share of every layer.
 
-    To an odd number of blocks: one that divides the length of rows, mostly a power of two, would deal whole
-    columns to the same few, and what depends on one input would all be in them.
+    To a prime number of blocks: one that divides the length of rows would deal whole columns to the same few,
+    and what depends on one input, or one place of a kernel, would all be in them. (Rows of a multiple of that
+    very prime are an exception.)
     """
-    count = -(-values.size // block) | 1
+    count = _prime_from(-(-values.size // block))
     length = max(1, -(-values.size // count))
     padded = np.full(count * length, padding, dtype=values.dtype)
     padded[: values.size] = values
     return np.ascontiguousarray(padded.reshape(length, count).T)
+
+
+def _prime_from(number: int) -> int:
+    """The smallest prime from a number on."""
+    while number < 2 or any(number % divisor == 0 for divisor in range(2, isqrt(number) + 1)):
+        number += 1
+    return number
 
 
 def _unblock(masks: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:

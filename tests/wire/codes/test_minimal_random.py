@@ -11,6 +11,7 @@ from lightning_fl_ext.wire.codes import (
     decode_mask,
     encode_mask,
     minimal_random,
+    sample_mask,
     to_fixed_point,
 )
 from lightning_fl_ext.wire.codes.candidates import CANDIDATES, weigh
@@ -83,21 +84,32 @@ def test_without_an_update_the_masks_have_the_servers_law_and_cost_next_to_nothi
     assert len(encode_mask(many, many, MaskKey(1, 1, "m", "c"), "random")) < HEADER + 10
 
 
-@pytest.mark.parametrize("step", [0.001, 0.02, 0.1, 0.4])
+@pytest.mark.parametrize("step", [0.001, 0.02, 0.1, 0.3])
 def test_the_block_shrinks_as_the_update_grows(step):
     """Independent reference: the divergence in floating point, 3 bits of it to a block."""
     size = 20_000
     p = np.full(size, 0.5)
     theta, public = to_fixed_point(p + step), to_fixed_point(p)
-    expected = np.clip(3 / reference_divergence(theta, public).mean(), 1, 4096)
+    expected = min(3 / reference_divergence(theta, public).mean(), 4096)
     block, _ = read_varint(encode_mask(theta, public, MaskKey(1, 1, "m", "c"), "random")[HEADER:])
     assert block == pytest.approx(expected, abs=1, rel=0.01)
 
 
+@pytest.mark.parametrize("far", [0.9, 0.99])
+def test_the_dithered_code_is_sent_where_it_is_as_short(far):
+    """Such as where a θ of 1 % became one of 99 %, which takes a block of its own."""
+    theta, public = to_fixed_point(np.full(3000, far)), to_fixed_point(np.full(3000, 1 - far))
+    key = MaskKey(1, 1, "m", "c")
+    payload = encode_mask(theta, public, key, "random")
+    assert payload == encode_mask(theta, public, key, "dithered")
+    assert np.array_equal(decode_mask(payload, public, key), sample_mask(theta, key))
+
+
 @pytest.mark.parametrize("block", [4096, 2048, 1000, 64, 3, 1])
-def test_every_block_gets_its_share_of_each_column_of_a_layer(block):
+@pytest.mark.parametrize("row", [64, 63, 49, 9])
+def test_every_block_gets_its_share_of_each_column_of_a_layer(block, row):
     """Also where rows of 64 could be dealt to 32, 64 or 128 blocks, and a column always to the same."""
-    layer = np.arange(2048 * 64) % 64
+    layer = np.arange(2048 * row) % row
     blocks = _blocks((layer == 5).astype(np.uint8), block, 0)
     assert block / 2 <= blocks.shape[1] <= block
     shares = blocks.sum(axis=1)
@@ -159,9 +171,9 @@ def test_numbers_of_more_candidates_than_there_are_are_refused():
                 _decode_numbers(data, 1)
 
 
-@pytest.mark.parametrize("block", [0, 4097])
+@pytest.mark.parametrize("block", [0, 7, 4097])
 def test_blocks_of_a_size_that_is_never_written_are_refused(block):
-    public, numbers = np.full(4000, 30_000, np.uint16), _encode_numbers(np.array([5], np.uint16))
+    public, numbers = np.full(4000, 30_000, np.uint16), _encode_numbers(np.array([5, 6], np.uint16))
     key = MaskKey(1, 1, "m", "c")
     assert minimal_random.decode(write_varint(4096) + numbers, public, key).size == 4000
     with pytest.raises(MaskCodeError, match=f"blocks of {block} parameters"):
@@ -171,7 +183,7 @@ def test_blocks_of_a_size_that_is_never_written_are_refused(block):
 def test_a_few_bytes_that_claim_the_smallest_blocks_cost_little_memory():
     public = np.full(200_000, 30_000, np.uint16)
     tracemalloc.start()
-    minimal_random.decode(write_varint(1) + b"\0" * 4, public, MaskKey(1, 1, "m", "c"))
+    minimal_random.decode(write_varint(8) + b"\0" * 4, public, MaskKey(1, 1, "m", "c"))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 60 * public.size
