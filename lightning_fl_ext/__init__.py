@@ -12,6 +12,7 @@ from lightning_fl_ext.lazy import import_lazily
 
 if TYPE_CHECKING:
     from lightning_fl_ext.aggregation import ExactMean as ExactMean
+    from lightning_fl_ext.aggregation import exact_mean as exact_mean
     from lightning_fl_ext.callbacks import GateMonitor as GateMonitor
     from lightning_fl_ext.client import FlowerBridge as FlowerBridge
     from lightning_fl_ext.client import client_app as client_app
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ExactMean": "aggregation",
+    "exact_mean": "aggregation",
     "GateMonitor": "callbacks",
     "FlowerBridge": "client",
     "client_app": "client",

@@ -62,7 +62,7 @@ def _plain(history: History) -> dict[str, Any]:
         "head": history.head,
         "digest": history.digest,
         "settings": history.fingerprint,
-        "rounds": [record.to_json() for record in history.rounds],
+        "rounds": [record.to_json() | {"metrics": dict(record.metrics)} for record in history.rounds],
     }
 
 

@@ -39,16 +39,20 @@ class RoundRecord:
     void: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Give plain JSON data."""
+        """Give plain JSON data, with ``"nan"`` and ``"inf"`` as strings, since JSON has no such numbers."""
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return data | {"rejected": [dict(vars(r)) for r in self.rejected], "metrics": dict(self.metrics)}
+        metrics = {
+            name: value if math.isfinite(value) else str(value) for name, value in self.metrics.items()
+        }
+        return data | {"rejected": [dict(vars(r)) for r in self.rejected], "metrics": metrics}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RoundRecord:
         """Take what :meth:`to_json` gave."""
         rejected = tuple(Rejection.from_json(r) for r in data["rejected"])
         names = {name: tuple(data[name]) for name in ("sampled", "accepted")}
-        return cls(**{**data, **names, "rejected": rejected})
+        metrics = {name: float(v) if isinstance(v, str) else v for name, v in data["metrics"].items()}
+        return cls(**{**data, **names, "rejected": rejected, "metrics": metrics})
 
 
 def require_metric(rounds: Sequence[RoundRecord], name: str) -> None:

@@ -1,6 +1,7 @@
 """The chain of lines: every change to it is found, and located."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -15,7 +16,7 @@ from lightning_fl_ext.files import (
     read_folder,
     write_folder,
 )
-from lightning_fl_ext.server import CallbackError, LedgerError
+from lightning_fl_ext.server import CallbackError, LedgerError, RoundRecord
 from lightning_fl_ext.server.ledger import check_lines, make_line
 
 
@@ -66,6 +67,22 @@ def test_a_round_s_line_names_who_counted_and_who_did_not(toy, tmp_path):
     assert [len(entry["digest"]) for entry in line["accepted"]] == [64, 64]
     (rejected,) = line["round"]["rejected"]
     assert (rejected["client_id"], rejected["reason"], rejected["key"]) == ("01", "not-finite", "bias")
+
+
+def test_a_metric_that_is_no_number_is_kept_in_strict_json(toy, tmp_path):
+    values = {"loss": float("nan"), "gap": float("-inf"), "accuracy": 0.5}
+    trainer = toy.make_trainer(callbacks=[RoundLedger()], default_root_dir=tmp_path, max_rounds=1)
+    trainer.fit(toy.Net(), toy.make_grid(3), evaluate=lambda model: values)
+    assert verify_ledger(tmp_path).ok
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    line = json.loads((tmp_path / "ledger.jsonl").read_bytes().splitlines()[1], parse_constant=refuse)
+    metrics = RoundRecord.from_json(line["round"]).metrics
+    assert math.isnan(metrics.pop("server_loss"))
+    assert (metrics["server_gap"], metrics["server_accuracy"]) == (-math.inf, 0.5)
+    assert metrics["bytes_up"] == trainer.rounds[-1].metrics["bytes_up"]
 
 
 def hashed_anew(lines):
