@@ -26,6 +26,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from lightning_fl_ext.aggregation import ExactMean, exact_mean, kernels
 from lightning_fl_ext.results import Arrays
+from lightning_fl_ext.server.strategy import gather
 from lightning_fl_ext.wire.records import from_record, to_record, written_record
 
 WEIGHT = "num-examples"
@@ -59,15 +60,19 @@ def at_once(records: list[RecordDict], threads: int) -> ArrayRecord:
     return written_record(like, lambda out: exact_mean(like, updates_of(records), threads=threads, out=out))
 
 
-def exact(records: list[RecordDict], at_once: int, threads: int) -> ExactMean:
-    """Fold the records, ``at_once`` in a pass."""
+def exact(records: list[RecordDict], at_once: int | None, threads: int) -> ExactMean:
+    """Fold the records, ``at_once`` in a pass, or as `ExactFedAvg` does with replies that come one by one."""
     mean = ExactMean(from_record(next(iter(records[0].array_records.values()))), threads=threads)
-    for start in range(0, len(records), at_once):
-        mean.add_many(updates_of(records[start : start + at_once]))
+    if at_once is None:
+        for several in gather(updates_of(records)):
+            mean.add_many(several)
+    else:
+        for start in range(0, len(records), at_once):
+            mean.add_many(updates_of(records[start : start + at_once]))
     return mean
 
 
-def exact_record(records: list[RecordDict], at_once: int, threads: int) -> ArrayRecord:
+def exact_record(records: list[RecordDict], at_once: int | None, threads: int) -> ArrayRecord:
     like = from_record(records[0].array_records["arrays"])
     return written_record(like, exact(records, at_once, threads).result)
 
@@ -105,7 +110,7 @@ def compare(parameters: int, clients: int, repeats: int, threads: int) -> None:
         "Flower aggregate_arrayrecords": partial(aggregate_arrayrecords, records, WEIGHT),
         "exact_mean, a list of replies": partial(at_once, records, threads),
         "exact_mean, 1 thread": partial(at_once, records, 1),
-        "ExactMean, one a pass (streamed)": partial(exact_record, records, 1, threads),
+        "ExactMean, streamed": partial(exact_record, records, None, threads),
         "ExactMean, four a pass": partial(exact_record, records, 4, threads),
         "ExactMean, four a pass, numpy": partial(exact_record_numpy, records, 4, threads),
     }

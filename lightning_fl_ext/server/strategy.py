@@ -10,12 +10,16 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from lightning_fl_ext.aggregation import ExactMean, exact_mean
+from lightning_fl_ext.aggregation.kernels import AT_ONCE
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.server.clients import declared_id
 from lightning_fl_ext.server.measuring import common_metrics
 from lightning_fl_ext.wire import from_record
 from lightning_fl_ext.wire.contents import records_of
 from lightning_fl_ext.wire.records import written_record
+
+GATHERED = 2**24
+"""Bytes of updates that are folded without waiting for more: memory counts more than the pass it costs."""
 
 
 class ExactFedAvg(FedAvg):
@@ -48,7 +52,7 @@ class ExactFedAvg(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average a list of replies at once; fold those of an iterator one at a time, letting go of each.
+        """Average a list of replies at once; fold those of an iterator as they come, letting go of each.
 
         Raises:
             AggregationOverflow: The updates are too large for an exact sum.
@@ -64,11 +68,11 @@ class ExactFedAvg(FedAvg):
                 record = written_record(model, lambda out: exact_mean(model, at_hand, out=out))
         else:
             mean: ExactMean | None = None
-            for update in updates:
-                like = like or update[0]
+            for several in gather(updates):
+                like = like or several[0][0]
                 mean = mean or ExactMean(like)
-                mean.add(*update)
-                del update
+                mean.add_many(several)
+                several.clear()
             record = written_record(like, mean.result) if mean and like is not None else None
         if record is None:
             return None, None
@@ -90,6 +94,29 @@ class ExactFedAvg(FedAvg):
     def max_term(num_clients: int) -> float:
         """Largest magnitude of a weight times its count, at which no number of such clients can overflow."""
         return 2.0**42 / num_clients if num_clients else math.inf
+
+
+def gather(updates: Iterable[tuple[Arrays, int]]) -> Iterator[list[tuple[Arrays, int]]]:
+    """Gather updates for one pass over the sums: up to four, as long as they are small.
+
+    Nothing is held on to while waiting for the next update once the list that was given has been cleared.
+
+    Example:
+        >>> import numpy as np
+        >>> [len(several) for several in gather(({"w": np.zeros(9)}, 1) for _ in range(6))]
+        [4, 2]
+    """
+    several: list[tuple[Arrays, int]] = []
+    size = 0
+    for update in updates:
+        several.append(update)
+        size += sum(array.nbytes for array in update[0].values())
+        del update
+        if len(several) == AT_ONCE or size >= GATHERED:
+            yield several
+            several, size = [], 0
+    if several:
+        yield several
 
 
 def aggregate_heads(

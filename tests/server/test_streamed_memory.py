@@ -1,11 +1,15 @@
-"""A streamed round holds one reply at a time, without the garbage collector's help."""
+"""A streamed round holds one reply at a time, or a few small ones, without the garbage collector's help."""
 
 import gc
+import weakref
 
+import numpy as np
+import pytest
 from flwr.app import Array
 
 from lightning_fl_ext import RoundCallback
 from lightning_fl_ext.results import ClientUpdate
+from lightning_fl_ext.server import strategy
 
 
 class CountArrays(RoundCallback):
@@ -20,7 +24,9 @@ class CountArrays(RoundCallback):
             self.alive.append(len(distinct))
 
 
-def test_no_more_replies_are_alive_the_more_clients_there_are(toy):
+@pytest.mark.parametrize("gathered", [1, strategy.GATHERED])
+def test_no_more_replies_are_alive_the_more_clients_there_are(toy, monkeypatch, gathered):
+    monkeypatch.setattr(strategy, "GATHERED", gathered)
     counting = CountArrays()
     gc.collect()
     gc.disable()
@@ -30,3 +36,25 @@ def test_no_more_replies_are_alive_the_more_clients_there_are(toy):
         gc.enable()
     assert len(counting.alive) == 8
     assert max(counting.alive[1:]) <= counting.alive[1]
+
+
+def test_updates_are_gathered_by_four_or_by_their_bytes_and_let_go_of(monkeypatch):
+    class Array(np.ndarray):
+        """One that can be watched."""
+
+    def updates(sizes):
+        for size in sizes:
+            array = np.zeros(size, np.uint8).view(Array)
+            watched.append(weakref.ref(array))
+            yield {"w": array}, 1
+            del array
+
+    monkeypatch.setattr(strategy, "GATHERED", 100)
+    watched, groups = [], []
+    for several in strategy.gather(updates([1, 2, 3, 4, 5, 200, 60, 60, 7])):
+        assert [reference() is None for reference in watched] == [True] * sum(map(len, groups)) + [
+            False
+        ] * len(several)
+        groups.append([arrays["w"].size for arrays, _ in several])
+        several.clear()
+    assert groups == [[1, 2, 3, 4], [5, 200], [60, 60], [7]]
