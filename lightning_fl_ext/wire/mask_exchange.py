@@ -40,7 +40,7 @@ class MaskExchange(Exchange):
 
     Args:
         code: ``"dithered"`` (exactly the law of FedPM, about a tenth of a bit per parameter), ``"packed"``
-            (the same masks, one bit), or ``"random"`` (minimal random coding, about a fortieth of a bit;
+            (the same masks, one bit), or ``"random"`` (minimal random coding, about a thirtieth of a bit;
             biased towards the server's θ).
         stratified: Make the clients' masks negatively correlated, which lowers the variance of their mean at
             no cost. Needs a server that tells who takes part, as ``FederatedTrainer`` does, and clients with
