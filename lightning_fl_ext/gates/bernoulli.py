@@ -34,9 +34,14 @@ def check_probabilities(probs: Tensor) -> None:
     except RuntimeError:  # An empty, vmapped, meta or fake tensor has no values that Python could read.
         return
     if not (low >= 0 and high <= 1):  # Written so that NaN fails.
+        remedy = (
+            "NaN came in with the logits or the weights: look for a loss or a step that was not finite."
+            if low != low
+            else "Pass probabilities, not logits: `torch.sigmoid(logits)`."
+        )
         raise ValueError(
-            f"`probs` must lie in [0, 1]. Got values from {low} to {high}, shape {tuple(probs.shape)}. "
-            "Pass probabilities, not logits: `torch.sigmoid(logits)`."
+            f"`probs` must lie in [0, 1]. Got values from {low} to {high}, shape {tuple(probs.shape)}."
+            f" {remedy}"
         )
 
 

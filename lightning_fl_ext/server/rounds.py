@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -208,19 +208,23 @@ def _last_exception(reason: str) -> str:
         >>> trace = ['Traceback:', '  File "fit.py", line 7, in f', '    x()', 'ValueError: one', '  two']
         >>> _last_exception(chr(10).join(trace))
         'ValueError: one; two (fit.py:7)'
-        >>> _last_exception("<class 'ValueError'>:<'one'>")
-        'ValueError: one'
+        >>> _last_exception("<class 'ValueError'>:<'one:" + chr(10) + "  two'>")
+        'ValueError: one: two'
     """
     lines = re.sub(r"\A<class '([\w.]+)'>:<'(.*)'>\Z", r"\1: \2", reason, flags=re.DOTALL).splitlines()
     frames = [i for i, line in enumerate(lines) if line.startswith('  File "')]
     if not frames:
-        return "; ".join(line.strip() for line in lines if line.strip())
+        return _in_one_line(lines)
     rest = lines[frames[-1] + 1 :]
     while rest and rest[0].startswith("    "):
         rest = rest[1:]
     place = re.match(r'  File "(?:.*[/\\])?([^"]+)", line (\d+)', lines[frames[-1]])
     where = f" ({place[1]}:{place[2]})" if place else ""
-    return "; ".join(line.strip() for line in rest if line.strip()) + where
+    return _in_one_line(rest) + where
+
+
+def _in_one_line(lines: Iterable[str]) -> str:
+    return "; ".join(line.strip() for line in lines if line.strip()).replace(":; ", ": ")
 
 
 def _array_bytes(message: Message) -> int:

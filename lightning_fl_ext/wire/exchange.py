@@ -251,4 +251,4 @@ def _hint(missing: list[str], unexpected: list[str]) -> str:
             )
     if missing or unexpected:
         return " Both sides must use the same model and the same exchange, with the same patterns."
-    return ""
+    return " Both sides must build the model with the same sizes and dtypes."

@@ -193,7 +193,11 @@ def test_compiles_as_one_graph_with_the_same_gradient() -> None:
         (torch.ones(3, dtype=torch.bool), TypeError, r"Got torch.bool"),
         (torch.ones(3, dtype=torch.complex64), TypeError, r"Got torch.complex64"),
         (0.5, TypeError, r"must be a tensor of probabilities. Got float"),
-        (torch.tensor([0.5, float("nan")]), ValueError, r"must lie in \[0, 1\]. Got values from nan"),
+        (
+            torch.tensor([0.5, float("nan")]),
+            ValueError,
+            r"must lie in \[0, 1\]. Got values from nan .* NaN came in",
+        ),
         (torch.tensor([0.5, 1.0001]), ValueError, r"to 1.0001\d*, shape \(2,\)"),
         (torch.tensor(-1e-30), ValueError, r"Got values from -1.0\d*e-30"),
         (torch.tensor([0.5, float("inf")]), ValueError, r"to inf"),
