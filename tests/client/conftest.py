@@ -1,6 +1,8 @@
 """Small modules, data and Trainers, shared by the tests of the bridge."""
 
+import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning.pytorch as L
@@ -14,6 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_fl_ext import client_app
 from lightning_fl_ext.engines.private import ensure_identity, set_message_id
 from lightning_fl_ext.wire import from_record, to_record
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests import the modules beside them
+
+from _sums import bridge_of, fit_sums  # noqa: F401
 
 QUIET = {
     "accelerator": "cpu",

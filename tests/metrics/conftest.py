@@ -1,7 +1,9 @@
 """The metrics that tests and documentation speak of, and four unequal clients to feed them."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,6 +58,8 @@ from torchmetrics.retrieval import RetrievalMAP
 from torchmetrics.segmentation import DiceScore, MeanIoU
 from torchmetrics.text import BLEUScore, CHRFScore, Perplexity, WordErrorRate
 from torchmetrics.wrappers import BinaryTargetTransformer, ClasswiseWrapper, MultitaskWrapper
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests import the modules beside them
 
 Batch = tuple[Any, ...]
 CLASSES = 5

@@ -31,6 +31,8 @@ from flwr.serverapp.strategy import (
 
 from lightning_fl_ext import ExactFedAvg
 
+sys.path.insert(0, str(Path(__file__).parent))  # tests import the modules beside them
+
 
 @pytest.fixture(scope="session")
 def toy():
