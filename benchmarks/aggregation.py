@@ -26,7 +26,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from lightning_fl_ext.aggregation import ExactMean, exact_mean, kernels
 from lightning_fl_ext.results import Arrays
-from lightning_fl_ext.server.strategy import gather
+from lightning_fl_ext.server.strategies.exact_fedavg import gather
 from lightning_fl_ext.wire.records import from_record, to_record, written_record
 
 WEIGHT = "num-examples"

@@ -152,7 +152,7 @@ def keeping() -> None:
     ensure_identity()
     from flwr.app import ConfigRecord, Context
 
-    from lightning_fl_ext.client.kept import StateFolder
+    from lightning_fl_ext.client.persistence.state_folder import StateFolder
 
     record = to_record(WeightExchange().pack(AdamLit().state_dict()))
     config = ConfigRecord({"server-round": 1, "run-id": "run"})

@@ -137,22 +137,22 @@ def lean_app(net: nn.Module, data: Digits, exchange: Exchange, lr: float, notes:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         client = str(context.node_config["partition-id"])
-        arrays, trip = read_instruction(message, client)
-        received = exchange.from_server(arrays, trip)
+        arrays, info = read_instruction(message, client)
+        received = exchange.from_server(arrays, info)
         net.load_state_dict(exchange.unpack(received, net.state_dict()), strict=False)
         start = _trainable(net)
-        with seeded(derive_seed(trip.run_seed, trip.server_round, client, "train")):
+        with seeded(derive_seed(info.run_seed, info.server_round, client, "train")):
             loss = data.fit(net, int(client), lr)
         end = _trainable(net)
         if not end.isfinite().all():
             raise FloatingPointError("a score is infinite")
         packed = exchange.pack(net.state_dict())
-        sent = exchange.to_server(packed, received, trip)
+        sent = exchange.to_server(packed, received, info)
         update = ClientUpdate(
             sent,
             len(data.shares[int(client)]),
             client_id=client,
-            server_round=trip.server_round,
+            server_round=info.server_round,
             metrics={"train_loss": loss},
         )
         reply = outcome_reply(message, update, {}, exchange.coded)
@@ -163,7 +163,7 @@ def lean_app(net: nn.Module, data: Digits, exchange: Exchange, lr: float, notes:
                 "besides_up": length(reply.content) - array_bytes(reply.content),
                 "besides_down": length(message.content) - array_bytes(message.content),
                 "still": float((end == start).double().mean()),
-                "progress": progress(packed, received, exchange.from_client(sent, received, trip)),
+                "progress": progress(packed, received, exchange.from_client(sent, received, info)),
             }
         )
         return reply

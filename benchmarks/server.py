@@ -24,8 +24,8 @@ from lightning_fl_ext import ExactFedAvg, FederatedTrainer, LocalGrid, digest
 from lightning_fl_ext.aggregation.kernels import kernels_for
 from lightning_fl_ext.engines import private
 from lightning_fl_ext.results.score import pseudo_sort_scoring_function
-from lightning_fl_ext.server.magnitudes import is_finite
-from lightning_fl_ext.server.screening import Limits, screen_train_reply
+from lightning_fl_ext.server.screening.checks import Limits, screen_train_reply
+from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.wire import from_record, to_record
 
 PARAMETERS = 10_000_000  # float32: 40 MB

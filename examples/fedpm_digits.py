@@ -137,7 +137,7 @@ def main():
     run_local(server_app(LitMasked, trainer, evaluate=evaluate), client, num_clients=CLIENTS)
 
     masked, rounds = trainer.result.model.net, trainer.rounds[1:]
-    weights = sum(probs.numel() for probs in masked.mask_probs().values())
+    weights = sum(probs.numel() for probs in masked.probs.values())
     print(f"{weights} frozen weights; bits for each of them in a message, headers included:")
     print_rich(table(rounds, weights))
     sent = sum(bits(rounds, "up", weights) + bits(rounds, "down", weights)) * weights / 8000

@@ -68,7 +68,7 @@ def main():
     torch.set_num_threads(1)  # the net is tiny
     L.seed_everything(0, verbose=False)
     model = LitMasked()
-    masks = model.net.mask_probs()
+    masks = model.net.probs
     print(f"weights: {sum(p.numel() for p in masks.values())}, each ±e/√fan_in from seed 0, frozen")
     print(f"accuracy before training:        {accuracy(model.net):.2f}")
     model.train()

@@ -13,10 +13,11 @@ import lightning_fl_ext
 ROOT = Path(lightning_fl_ext.__file__).parent
 PACKAGE = ROOT.name
 
-FREE = {"errors", "lazy", "seeds"}
+FREE = {"arguments", "errors", "lazy", "seeds"}
 """Parts that every part may import."""
 
 MAY_IMPORT = {
+    "arguments": set(),
     "errors": set(),
     "lazy": set(),
     "seeds": set(),
@@ -38,8 +39,40 @@ MAY_IMPORT = {
 }
 """Other parts of the package that a part may import."""
 
+ROOMS = {
+    "server": {
+        "screening": set(),
+        "record": {"screening"},
+        "result": {"record", "screening"},
+        "fit": {"record", "result"},
+        "metrics": {"screening"},
+        "strategies": {"metrics"},
+        "durability": {"fit", "record"},
+        "rounds": {"fit", "record", "screening", "metrics"},
+        "callbacks": {"durability", "fit", "record", "screening"},
+        "reporting": {"fit", "record", "screening"},
+        "trainer_arguments": {"callbacks"},
+        "trainer": {
+            *("callbacks", "durability", "metrics", "record", "reporting", "result", "rounds"),
+            *("screening", "strategies", "trainer_arguments"),
+        },
+        "app": {"trainer"},
+    },
+    "client": {
+        "identity": set(),
+        "results": set(),
+        "metrics": set(),
+        "messages": {"results"},
+        "bridge": {"identity", "messages", "metrics", "results"},
+        "persistence": {"bridge", "messages", "results"},
+        "app": {"bridge", "identity", "messages", "persistence"},
+    },
+}
+"""The rooms of the two crowded parts, lowest first, and which others each may import."""
+
 LIBRARIES = {"torch", "torchmetrics", "lightning", "pytorch_lightning", "flwr"}
 MAY_USE = {
+    "arguments": set(),
     "errors": set(),
     "lazy": set(),
     "seeds": {"torch"},
@@ -97,6 +130,10 @@ def part_of(file):
     return file.relative_to(ROOT).with_suffix("").parts[0]
 
 
+def room_of(file):
+    return file.relative_to(ROOT).with_suffix("").parts[1]
+
+
 def imports_of(file):
     """Every import in a file; ``from a import b`` counts as ``a`` and, where that is a module, as ``a.b``."""
     found = []
@@ -141,6 +178,24 @@ def test_parts_import_only_the_parts_below_them():
     complain(found for found in INNER if found.library == PACKAGE and not allowed(found))
 
 
+@pytest.mark.parametrize("part", ROOMS)
+def test_rooms_import_only_the_rooms_below_them(part):
+    rooms = ROOMS[part]
+    inside = [found for found in INNER if part_of(found.file) == part and room_of(found.file) != "__init__"]
+    assert {room_of(found.file) for found in inside} <= rooms.keys()
+    order = list(rooms)
+    for room, below in rooms.items():
+        assert below <= set(order[: order.index(room)]), f"{room} is not above {below}"
+
+    def allowed(found):
+        target = found.module.split(".")[1:3]
+        return target[:1] != [part] or (
+            target[1:] and target[1] in {room_of(found.file)} | rooms[room_of(found.file)]
+        )
+
+    complain(found for found in inside if found.library == PACKAGE and not allowed(found))
+
+
 def test_client_and_server_never_know_each_other():
     assert "server" not in MAY_IMPORT["client"]
     assert "client" not in MAY_IMPORT["server"]
@@ -156,8 +211,8 @@ def test_flowers_legacy_types_are_named_in_one_function_alone():
     complain(
         found for found in flower if found.module in LEGACY_FLOWER and found.file not in (LEGACY, PRIVATE)
     )
-    in_order = [found for found in flower if found.file == LEGACY]
-    assert {found.module for found in in_order} == LEGACY_FLOWER
+    sort_rejections = [found for found in flower if found.file == LEGACY]
+    assert {found.module for found in sort_rejections} == LEGACY_FLOWER
 
 
 def test_undocumented_flower_modules_are_imported_in_one_file_alone():

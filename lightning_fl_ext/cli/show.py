@@ -17,7 +17,7 @@ from lightning_fl_ext.cli.verify import RunPath
 
 if TYPE_CHECKING:
     from lightning_fl_ext.report import History
-    from lightning_fl_ext.server.result import RoundRecord
+    from lightning_fl_ext.server.record import RoundRecord
 
 _LEFT_OUT = 20  # columns of the terminal that are kept for the last one of the table
 

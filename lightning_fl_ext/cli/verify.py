@@ -35,7 +35,7 @@ def verify(
     RUN is the run's folder, or its ledger.jsonl. Exit code 0 if it is sound, 1 if it is not, 2 if there is
     none.
     """
-    from lightning_fl_ext.server.ledger import ReplayError, replay_ledger, verify_ledger
+    from lightning_fl_ext.server.durability.ledger import ReplayError, replay_ledger, verify_ledger
 
     report = verify_ledger(run, checkpoint)
     problems = list(report.problems)

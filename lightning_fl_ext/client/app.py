@@ -20,16 +20,16 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 
-from lightning_fl_ext.client.bridge import FlowerBridge
-from lightning_fl_ext.client.identity import client_id
-from lightning_fl_ext.client.keeper import StateKeeper
-from lightning_fl_ext.client.kept import default_root
-from lightning_fl_ext.client.messages import query_reply, read_config
-from lightning_fl_ext.client.refusals import (
+from lightning_fl_ext.client.bridge.bridge import FlowerBridge
+from lightning_fl_ext.client.bridge.refusals import (
     refuse_other_data,
     refuse_script_launcher,
     refuse_without_validation,
 )
+from lightning_fl_ext.client.identity import client_id
+from lightning_fl_ext.client.messages import query_reply, read_config
+from lightning_fl_ext.client.persistence.callback import StatePersistence
+from lightning_fl_ext.client.persistence.state_folder import default_root
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import Exchange
 
@@ -116,7 +116,7 @@ def client_app(
     @contextmanager
     def run(message: Message, context: Context) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge]]:
         bridge = FlowerBridge.from_message(message, context, **options)
-        keepers = [StateKeeper.from_message(bridge, message, context, root)] if root else []
+        persistence = [StatePersistence.from_message(bridge, message, context, root)] if root else []
         own = copy.deepcopy(arguments)
         callbacks = own.pop("callbacks", None) or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
@@ -127,13 +127,13 @@ def client_app(
             message.metadata.message_type,
         )
         with seeded(seed), _threads(num_threads), _quiet(), _collected():
-            local = pl.Trainer(callbacks=[bridge, *keepers, *callbacks], **own)
+            local = pl.Trainer(callbacks=[bridge, *persistence, *callbacks], **own)
             refuse_script_launcher(local)
             module, source = model(), data(context)
             refuse_other_data(source)
             yield local, module, source, bridge
-            for keeper in keepers:
-                keeper.note(context)
+            for callback in persistence:
+                callback.remember_round(context)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -8,15 +8,16 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from lightning_fl_ext.client.store import EVALUATION, UPDATE
+from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.metrics.stage import ASK
+from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
 from lightning_fl_ext.results import ClientUpdate
-from lightning_fl_ext.wire import Trip, from_record, to_record
+from lightning_fl_ext.wire import RoundInfo, from_record, to_record
+from lightning_fl_ext.wire.client_record import CLIENT
 from lightning_fl_ext.wire.contents import records_of
 
 
-def read_instruction(message: Message, client_id: str) -> tuple[dict[str, NDArray[Any]], Trip]:
+def read_instruction(message: Message, client_id: str) -> tuple[dict[str, NDArray[Any]], RoundInfo]:
     """Read what the server sent, and of which round it is.
 
     Args:
@@ -24,7 +25,7 @@ def read_instruction(message: Message, client_id: str) -> tuple[dict[str, NDArra
         client_id: The client's id.
 
     Returns:
-        Named arrays as they are on the wire, and the trip (round 0 if the server sends none).
+        Named arrays as they are on the wire, and the info (round 0 if the server sends none).
 
     Raises:
         LightningFLError: There is not exactly one array record.
@@ -36,13 +37,13 @@ def read_instruction(message: Message, client_id: str) -> tuple[dict[str, NDArra
             f" weights. Got {len(records)}: {list(records)}."
         )
     sampled = [r["sampled"] for r in records_of(message.content, ConfigRecord).values() if "sampled" in r]
-    trip = Trip(
+    info = RoundInfo(
         read_config(message, "run-seed", 0),
         read_config(message, "server-round", 0),
         client_id,
         tuple(map(str, sampled[0])) if sampled and isinstance(sampled[0], list) else (),
     )
-    return from_record(next(iter(records.values()))), trip
+    return from_record(next(iter(records.values()))), info
 
 
 def read_config(message: Message, key: str, default: int) -> int:
@@ -89,7 +90,7 @@ def outcome_reply(
         {
             **arrays,
             "metrics": MetricRecord({**outcome.metrics, "num-examples": outcome.num_examples}),
-            "client": ConfigRecord(
+            CLIENT: ConfigRecord(
                 {
                     "client-id": outcome.client_id,
                     "server-round": outcome.server_round,
@@ -98,7 +99,7 @@ def outcome_reply(
                     "epochs": outcome.epochs,
                 }
             ),
-            **({ASK: ConfigRecord(dict(stages))} if stages else {}),
+            **({METRIC_STATES: ConfigRecord(dict(stages))} if stages else {}),
         }
     )
     return Message(content, reply_to=message)
@@ -106,4 +107,4 @@ def outcome_reply(
 
 def query_reply(message: Message, client_id: str) -> Message:
     """Answer who this client is."""
-    return Message(RecordDict({"client": ConfigRecord({"client-id": client_id})}), reply_to=message)
+    return Message(RecordDict({CLIENT: ConfigRecord({"client-id": client_id})}), reply_to=message)

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from lightning_fl_ext.gates import frozen
 from lightning_fl_ext.gates.bernoulli import at_least_float32
 from lightning_fl_ext.gates.estimators import Estimator, bernoulli_sample, check_estimator, open_probability
+from lightning_fl_ext.lazy import warn_renamed
 
 __all__ = ["MaskedModule"]
 
@@ -138,16 +139,22 @@ class MaskedModule(nn.Module):
         rule: Rule = "mean" if self.evaluation == "mean" else "threshold"
         return self._run(self._masks(rule), args, kwargs)
 
-    def mask_probs(self) -> dict[str, Tensor]:
+    @property
+    def probs(self) -> dict[str, Tensor]:
         """Probability that each weight is used, differentiable, by the name of its parameter in `module`."""
         return self._by_name(torch.sigmoid)
+
+    def mask_probs(self) -> dict[str, Tensor]:
+        """Give `probs`. Deprecated since 0.2."""
+        warn_renamed("MaskedModule.mask_probs()", "MaskedModule.probs")
+        return self.probs
 
     @torch.no_grad()
     def load_mask_probs(self, probs: Mapping[str, Tensor]) -> None:
         """Set the scores to the log odds of `probs`, kept in [0.01, 0.99] so that they are finite.
 
         Args:
-            probs: For each masked parameter, as :meth:`mask_probs` names them, probabilities of its shape.
+            probs: For each masked parameter, as `probs` names them, probabilities of its shape.
 
         Raises:
             ValueError: If a name is missing or unexpected, a shape differs, or a value is no probability.
@@ -168,9 +175,7 @@ class MaskedModule(nn.Module):
 
     def expected_open(self) -> Tensor:
         """Expected number of weights used, differentiable, without dimensions: the usual penalty."""
-        return torch.stack(
-            [open_probability(p, self.estimator).sum() for p in self.mask_probs().values()]
-        ).sum()
+        return torch.stack([open_probability(p, self.estimator).sum() for p in self.probs.values()]).sum()
 
     @torch.no_grad()
     def bake(self, rule: Rule = "threshold") -> nn.Module:

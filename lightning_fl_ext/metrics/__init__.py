@@ -14,9 +14,9 @@ from lightning_fl_ext.metrics.errors import (
     MetricMismatch,
     UnsupportedMetric,
 )
+from lightning_fl_ext.metrics.gathering import pack_metrics, sync_and_pack
 from lightning_fl_ext.metrics.merging import merge_metrics, missing_clients
-from lightning_fl_ext.metrics.pack import MetricPack, MetricStates
-from lightning_fl_ext.metrics.packing import pack_metrics, sync_and_pack
+from lightning_fl_ext.metrics.metric_states import MetricPack, MetricStates
 
 __all__ = [
     "DamagedMetricPack",

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from lightning_fl_ext.metrics.configuration import class_path, configuration, reduction_name
 from lightning_fl_ext.metrics.discovery import label, named_metrics, own_states
 from lightning_fl_ext.metrics.errors import MetricMismatch
-from lightning_fl_ext.metrics.pack import MetricPack, MetricStates, State, shorten
+from lightning_fl_ext.metrics.metric_states import MetricPack, MetricStates, State, shorten
 
 _KINDS = {"b": "bool", "i": "integer", "u": "integer", "f": "float"}
 
@@ -47,7 +47,7 @@ def check_pack(module: nn.Module, pack: MetricPack) -> None:
 
     Example:
         >>> from torchmetrics.classification import BinaryAccuracy
-        >>> from lightning_fl_ext.metrics.packing import pack_metrics
+        >>> from lightning_fl_ext.metrics.gathering import pack_metrics
         >>> client = nn.ModuleDict({"acc": BinaryAccuracy(threshold=0.4)})
         >>> server = nn.ModuleDict({"acc": BinaryAccuracy()})
         >>> check_pack(server, pack_metrics(client, client_id="a"))

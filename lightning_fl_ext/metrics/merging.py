@@ -23,7 +23,7 @@ from lightning_fl_ext.metrics.checks import check_declared, declared_metrics
 from lightning_fl_ext.metrics.configuration import reduction_name
 from lightning_fl_ext.metrics.discovery import covered, label, named_metrics, own_states
 from lightning_fl_ext.metrics.errors import MetricMismatch
-from lightning_fl_ext.metrics.pack import Array, MetricPack, State
+from lightning_fl_ext.metrics.metric_states import Array, MetricPack, State
 from lightning_fl_ext.metrics.reductions import exact_sum, weighted_mean
 
 
@@ -53,7 +53,7 @@ def merge_metrics(module: nn.Module, packs: Iterable[MetricPack]) -> nn.Module:
 
     Example:
         >>> from torchmetrics import MeanMetric
-        >>> from lightning_fl_ext.metrics.packing import pack_metrics
+        >>> from lightning_fl_ext.metrics.gathering import pack_metrics
         >>> packs = []
         >>> for client, losses in {"a": [1.0, 2.0, 3.0], "b": [10.0]}.items():
         ...     local = nn.ModuleDict({"loss": MeanMetric()})

@@ -17,7 +17,7 @@ from lightning_fl_ext.report.scales import (
     show_number,
     show_tick,
 )
-from lightning_fl_ext.server.result import RoundRecord
+from lightning_fl_ext.server.record import RoundRecord
 
 WIDTH, HEIGHT = 560, 280
 LEFT, RIGHT, TOP, BOTTOM = 66, 18, 16, 34

@@ -12,7 +12,7 @@ from lightning_fl_ext.files import CHECKPOINTS, TornFilesError, arrays_from_byte
 from lightning_fl_ext.report.history import Contribution, History
 from lightning_fl_ext.report.tensors import TensorDifference, first_difference
 from lightning_fl_ext.results import Arrays
-from lightning_fl_ext.server.result import RoundRecord
+from lightning_fl_ext.server.record import RoundRecord
 
 _SHAPES_FITS = ("model", "data", "clients", "max-epochs", "model-option", "trainer-option", "client-option")
 

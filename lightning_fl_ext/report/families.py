@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_fl_ext.server.result import RoundRecord
+from lightning_fl_ext.server.record import RoundRecord
 
 _STAGES = {"train", "training", "fit", "val", "valid", "validation", "test", "eval", "server", "client"}
 _DIRECTIONS = {"up", "down", "accepted", "rejected"}

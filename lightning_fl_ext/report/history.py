@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_fl_ext.server.ledger import LedgerError, check_lines, verify_ledger
-from lightning_fl_ext.server.rejection import Reason, Rejection
-from lightning_fl_ext.server.result import RoundRecord
+from lightning_fl_ext.server.durability.ledger import LedgerError, check_lines, verify_ledger
+from lightning_fl_ext.server.record import RoundRecord
+from lightning_fl_ext.server.screening.rejection import Reason, Rejection
 
 SETTINGS_FILE = "run.toml"
 """Where the command line leaves what a run was told, beside the ledger."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_fl_ext.server.rejection import Reason, Rejection
-from lightning_fl_ext.server.result import RoundRecord
+from lightning_fl_ext.server.record import RoundRecord
+from lightning_fl_ext.server.screening.rejection import Reason, Rejection
 
 MAX_CLIENTS = 60
 """Rows of the grid; of more clients, those that were left out most often are shown."""

@@ -17,43 +17,43 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server.callbacks import RoundLedger as RoundLedger
     from lightning_fl_ext.server.callbacks import RoundProgressBar as RoundProgressBar
     from lightning_fl_ext.server.callbacks.base import CallbackError as CallbackError
-    from lightning_fl_ext.server.checkpointing import CheckpointError as CheckpointError
-    from lightning_fl_ext.server.fedpm import FedPM as FedPM
-    from lightning_fl_ext.server.ledger import LedgerError as LedgerError
-    from lightning_fl_ext.server.ledger import LedgerReport as LedgerReport
-    from lightning_fl_ext.server.ledger import ReplayError as ReplayError
-    from lightning_fl_ext.server.ledger import replay_ledger as replay_ledger
-    from lightning_fl_ext.server.ledger import verify_ledger as verify_ledger
-    from lightning_fl_ext.server.rejection import BadUpdateError as BadUpdateError
-    from lightning_fl_ext.server.rejection import Reason as Reason
-    from lightning_fl_ext.server.rejection import Rejection as Rejection
+    from lightning_fl_ext.server.durability.checkpoint import CheckpointError as CheckpointError
+    from lightning_fl_ext.server.durability.ledger import LedgerError as LedgerError
+    from lightning_fl_ext.server.durability.ledger import LedgerReport as LedgerReport
+    from lightning_fl_ext.server.durability.ledger import ReplayError as ReplayError
+    from lightning_fl_ext.server.durability.ledger import replay_ledger as replay_ledger
+    from lightning_fl_ext.server.durability.ledger import verify_ledger as verify_ledger
+    from lightning_fl_ext.server.record import RoundRecord as RoundRecord
     from lightning_fl_ext.server.result import FederatedResult as FederatedResult
-    from lightning_fl_ext.server.result import RoundRecord as RoundRecord
-    from lightning_fl_ext.server.strategy import ExactFedAvg as ExactFedAvg
+    from lightning_fl_ext.server.screening.rejection import BadUpdateError as BadUpdateError
+    from lightning_fl_ext.server.screening.rejection import Reason as Reason
+    from lightning_fl_ext.server.screening.rejection import Rejection as Rejection
+    from lightning_fl_ext.server.strategies import ExactFedAvg as ExactFedAvg
+    from lightning_fl_ext.server.strategies import FedPM as FedPM
     from lightning_fl_ext.server.trainer import FederatedTrainer as FederatedTrainer
 
 _HOME = {
-    "BadUpdateError": "rejection",
+    "BadUpdateError": "screening.rejection",
     "CallbackError": "callbacks.base",
-    "CheckpointError": "checkpointing",
-    "ExactFedAvg": "strategy",
-    "FedPM": "fedpm",
+    "CheckpointError": "durability.checkpoint",
+    "ExactFedAvg": "strategies",
+    "FedPM": "strategies",
     "FederatedResult": "result",
     "FederatedTrainer": "trainer",
-    "LedgerError": "ledger",
-    "LedgerReport": "ledger",
-    "Reason": "rejection",
-    "Rejection": "rejection",
-    "ReplayError": "ledger",
+    "LedgerError": "durability.ledger",
+    "LedgerReport": "durability.ledger",
+    "Reason": "screening.rejection",
+    "Rejection": "screening.rejection",
+    "ReplayError": "durability.ledger",
     "RoundCallback": "callbacks",
     "RoundCheckpoint": "callbacks",
     "RoundEarlyStopping": "callbacks",
     "RoundLedger": "callbacks",
     "RoundProgressBar": "callbacks",
-    "RoundRecord": "result",
-    "replay_ledger": "ledger",
+    "RoundRecord": "record",
+    "replay_ledger": "durability.ledger",
     "server_app": "app",
-    "verify_ledger": "ledger",
+    "verify_ledger": "durability.ledger",
 }
 
 __all__ = sorted(_HOME)

@@ -10,8 +10,8 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from lightning_fl_ext.arguments import got
 from lightning_fl_ext.server.trainer import FederatedTrainer
-from lightning_fl_ext.server.values import got
 from lightning_fl_ext.wire import to_record
 
 

@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.server.rejection import Reason, lines_of
-from lightning_fl_ext.server.result import RoundRecord, why_void
+from lightning_fl_ext.server.record import RoundRecord, why_void
+from lightning_fl_ext.server.screening.rejection import Reason, summary_lines
 
 if TYPE_CHECKING:
-    from lightning_fl_ext.server.trainer import FederatedTrainer
+    from lightning_fl_ext.server.fit import FederatedFit
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def reporting(trainer: FederatedTrainer) -> Iterator[None]:
+def reporting(trainer: FederatedFit) -> Iterator[None]:
     """Tell callbacks of an error and loggers of the end, and keep Flower's own narration out of the way.
 
     Args:
@@ -46,7 +46,7 @@ def reporting(trainer: FederatedTrainer) -> Iterator[None]:
         narrator.setLevel(level)
 
 
-def log_record(trainer: FederatedTrainer, record: RoundRecord) -> None:
+def log_record(trainer: FederatedFit, record: RoundRecord) -> None:
     """Hand a round's metrics to the loggers.
 
     Raises:
@@ -60,9 +60,9 @@ def log_record(trainer: FederatedTrainer, record: RoundRecord) -> None:
     _each_logger(trainer, hand_over)
 
 
-def warn_of(trainer: FederatedTrainer, record: RoundRecord) -> None:
+def warn_of(trainer: FederatedFit, record: RoundRecord) -> None:
     """Say in the log who was left out of a round, and that it is void if it is."""
-    for line in lines_of(r for r in record.rejected if r.reason is not Reason.IDLE):
+    for line in summary_lines(r for r in record.rejected if r.reason is not Reason.IDLE):
         log.warning("%s", line)
     if record.server_round == 0 and not record.metrics:
         log.warning(
@@ -70,10 +70,10 @@ def warn_of(trainer: FederatedTrainer, record: RoundRecord) -> None:
             " clients' `validation_step` logs nothing"
         )
     if record.void:
-        log.warning("round %d is void, the model stays: %s", record.server_round, why_void(trainer, record))
+        log.warning("round %d is void, the model stays: %s", record.server_round, _why(trainer, record))
 
 
-def refuse_in_vain(trainer: FederatedTrainer) -> None:
+def refuse_if_all_void(trainer: FederatedFit) -> None:
     """Refuse to end a run as if all were well, though no round of it has changed the model.
 
     Raises:
@@ -83,14 +83,18 @@ def refuse_in_vain(trainer: FederatedTrainer) -> None:
     if not asked or not all(record.void for record in asked):
         return
     last = asked[-1]
-    left_out = f" It {'; it '.join(lines_of(last.rejected)[:3])}." if last.rejected else ""
+    left_out = f" It {'; it '.join(summary_lines(last.rejected)[:3])}." if last.rejected else ""
     raise LightningFLError(
         f"none of the {len(asked)} round(s) counts, and the model is the one the run began with. Round"
-        f" {last.server_round} is void: {why_void(trainer, last)}.{left_out}"
+        f" {last.server_round} is void: {_why(trainer, last)}.{left_out}"
     )
 
 
-def _each_logger(trainer: FederatedTrainer, do: Callable[[Any], None]) -> None:
+def _why(trainer: FederatedFit, record: RoundRecord) -> str:
+    return why_void(record, trainer.min_accepted, trainer.strategy)
+
+
+def _each_logger(trainer: FederatedFit, do: Callable[[Any], None]) -> None:
     for logger in trainer.loggers:
         try:
             do(logger)

@@ -1,101 +1,15 @@
-"""What a round and a run leave."""
+"""`FederatedResult`: what a run leaves."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.server.rejection import Rejection, lines_of
+from lightning_fl_ext.server.record import RoundRecord, find_best
+from lightning_fl_ext.server.screening.rejection import Rejection, summary_lines
 
 if TYPE_CHECKING:
     import torch
-
-    from lightning_fl_ext.server.trainer import FederatedTrainer
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """What happened in a round.
-
-    Attributes:
-        server_round: From 1; 0 stands for the model before the first round.
-        sampled: Ids of the clients asked to train, sorted.
-        accepted: Ids of the clients whose update counts, sorted.
-        rejected: What was left out, sorted by client.
-        digest: Digest of the global weights after the round.
-        metrics: Every metric of the round by name.
-        void: Whether too few updates counted, so that the model stayed as it was.
-    """
-
-    server_round: int
-    sampled: tuple[str, ...] = ()
-    accepted: tuple[str, ...] = ()
-    rejected: tuple[Rejection, ...] = ()
-    digest: str = ""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    void: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Give plain JSON data, with ``"nan"`` and ``"inf"`` as strings, since JSON has no such numbers."""
-        data = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        metrics = {
-            name: value if math.isfinite(value) else str(value) for name, value in self.metrics.items()
-        }
-        return data | {"rejected": [dict(vars(r)) for r in self.rejected], "metrics": metrics}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RoundRecord:
-        """Take what :meth:`to_json` gave."""
-        rejected = tuple(Rejection.from_json(r) for r in data["rejected"])
-        names = {name: tuple(data[name]) for name in ("sampled", "accepted")}
-        metrics = {name: float(v) if isinstance(v, str) else v for name, v in data["metrics"].items()}
-        return cls(**{**data, **names, "rejected": rejected, "metrics": metrics})
-
-
-def require_metric(rounds: Sequence[RoundRecord], name: str) -> None:
-    """Refuse to monitor a metric that no round so far has, though the last one is not void.
-
-    Raises:
-        LightningFLError: Says which metrics there are.
-    """
-    last = rounds[-1]
-    if not last.void and not any(name in record.metrics for record in rounds):
-        raise LightningFLError(f"there is no metric `{name}` to monitor; there are {sorted(last.metrics)}")
-
-
-def find_best(rounds: Sequence[RoundRecord], name: str, mode: str) -> tuple[int, float] | None:
-    """Find the round with the best value of a metric; the first one, if several have it.
-
-    Args:
-        rounds: Records; that of the model before the first round does not take part.
-        name: The metric. Rounds without it, or where it is NaN, do not take part.
-        mode: Whether a ``"min"`` or ``"max"`` is best.
-
-    Returns:
-        The round and the value; None if no round has any.
-
-    Example:
-        >>> rounds = [RoundRecord(i, metrics={"f1": value}) for i, value in enumerate([0.9, 0.5, 0.7, 0.7])]
-        >>> find_best(rounds, "f1", "max")
-        (2, 0.7)
-    """
-    values = [(r.server_round, r.metrics.get(name, math.nan)) for r in rounds if r.server_round]
-    sign = 1 if mode == "min" else -1
-    return min(
-        (found for found in values if not math.isnan(found[1])), key=lambda f: sign * f[1], default=None
-    )
-
-
-def why_void(trainer: FederatedTrainer, record: RoundRecord) -> str:
-    """Say why a round is void, in numbers."""
-    count = len(record.accepted)
-    counted = f"{count} of {len(record.sampled)} updates count"
-    if count < trainer.min_accepted:
-        return f"{counted}, `min_accepted` is {trainer.min_accepted}"
-    return f"{counted}, but {type(trainer.strategy).__name__} made no model of them"
 
 
 @dataclass(frozen=True)
@@ -143,7 +57,7 @@ class FederatedResult:
         rounds = [record for record in self.rounds if record.server_round]
         void = sum(record.void for record in rounds)
         lines = [f"{len(rounds)} round(s), {void} void, {len(self.rejected)} left out"]
-        lines += [f"  {line}" for line in lines_of(self.rejected)]
+        lines += [f"  {line}" for line in summary_lines(self.rejected)]
         if self.best_round is not None:
             lines.append(f"best round: {self.best_round}, {self.monitor} {self.best_score:.4g}")
         return "\n".join([*lines, f"digest: {self.digest}"])

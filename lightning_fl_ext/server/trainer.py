@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,24 @@ import torch
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from lightning_fl_ext.arguments import choice, folder, limit, metric_name, whole_number
 from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.seeds import derive_seed, seeded
-from lightning_fl_ext.server.arguments import (
+from lightning_fl_ext.server.callbacks.base import RoundCallback, call_hook
+from lightning_fl_ext.server.callbacks.checkpoint import RoundCheckpoint
+from lightning_fl_ext.server.callbacks.ledger import RoundLedger
+from lightning_fl_ext.server.callbacks.progress import RoundProgressBar
+from lightning_fl_ext.server.durability.checkpoint import fingerprint, load_checkpoint
+from lightning_fl_ext.server.durability.lock import folder_lock
+from lightning_fl_ext.server.durability.strategy_state import copy_strategy
+from lightning_fl_ext.server.metrics.central_evaluation import check_evaluation, evaluate_centrally
+from lightning_fl_ext.server.record import RoundRecord, require_metric
+from lightning_fl_ext.server.reporting import log_record, refuse_if_all_void, reporting, warn_of
+from lightning_fl_ext.server.result import FederatedResult
+from lightning_fl_ext.server.rounds.driver import StrategyDriver
+from lightning_fl_ext.server.screening.rejection import sort_rejections
+from lightning_fl_ext.server.strategies import ExactFedAvg
+from lightning_fl_ext.server.trainer_arguments import (
     callback_list,
     check_ckpt_path,
     check_grid,
@@ -24,20 +40,6 @@ from lightning_fl_ext.server.arguments import (
     make_module,
     strategy_object,
 )
-from lightning_fl_ext.server.callbacks.base import RoundCallback, call_hook
-from lightning_fl_ext.server.callbacks.checkpoint import RoundCheckpoint
-from lightning_fl_ext.server.callbacks.ledger import RoundLedger
-from lightning_fl_ext.server.callbacks.progress import RoundProgressBar
-from lightning_fl_ext.server.central import check_evaluation, evaluate_centrally
-from lightning_fl_ext.server.checkpointing import fingerprint, load_checkpoint
-from lightning_fl_ext.server.driver import StrategyDriver
-from lightning_fl_ext.server.lock import alone_in
-from lightning_fl_ext.server.rejection import in_order
-from lightning_fl_ext.server.reporting import log_record, refuse_in_vain, reporting, warn_of
-from lightning_fl_ext.server.result import FederatedResult, RoundRecord, require_metric
-from lightning_fl_ext.server.strategy import ExactFedAvg
-from lightning_fl_ext.server.strategy_state import copy_strategy
-from lightning_fl_ext.server.values import choice, folder, limit, metric_name, whole_number
 from lightning_fl_ext.wire import Exchange, WeightExchange
 
 
@@ -158,17 +160,17 @@ class FederatedTrainer:
         self.run_id = secrets.token_hex(16)
         check_evaluation(self.model, evaluate)
         writes = any(isinstance(callback, RoundCheckpoint | RoundLedger) for callback in self.callbacks)
-        with reporting(self), alone_in(self.default_root_dir) if writes else nullcontext():
+        with reporting(self), folder_lock(self.default_root_dir) if writes else nullcontext():
             if ckpt_path is not None:
                 load_checkpoint(self, ckpt_path)
             call_hook(self, "on_fit_start")
             if self.current_round == 0 and evaluate is not None:
                 metrics = self._evaluate_centrally(evaluate)
-                self.note(RoundRecord(0, digest=digest(self.arrays), metrics=metrics))
+                self.add_record(RoundRecord(0, digest=digest(self.arrays), metrics=metrics))
             while self.current_round < self.max_rounds and not self.should_stop:
                 self.current_round += 1
                 self._run_round(evaluate)
-            refuse_in_vain(self)
+            refuse_if_all_void(self)
             self._write_model()
             rounds, final = tuple(self.rounds), digest(self.arrays)
             self.result = FederatedResult(self.model, rounds, final, self.monitor, self.mode)
@@ -200,8 +202,8 @@ class FederatedTrainer:
             metrics, rejected = self._driver.evaluate(0, self.arrays)
             if evaluate is not None:
                 metrics |= self._evaluate_centrally(evaluate)
-            record = RoundRecord(0, (), (), in_order(rejected), digest(self.arrays), metrics)
-            self.note(record)
+            record = RoundRecord(0, (), (), sort_rejections(rejected), digest(self.arrays), metrics)
+            self.add_record(record)
             warn_of(self, record)
         return metrics
 
@@ -214,7 +216,7 @@ class FederatedTrainer:
         self.current_round, self.rounds, self.callback_metrics = 0, [], {}
         self.should_stop, self.result, self.ckpt_path = False, None, ckpt_path
         self.fingerprint = fingerprint(self)
-        self._driver = StrategyDriver(self, grid)
+        self._driver = StrategyDriver(self, grid, partial(call_hook, self))
 
     # A round
 
@@ -228,8 +230,8 @@ class FederatedTrainer:
         metrics = {f"fit_{k}" if k in shared else k: v for k, v in trained.metrics.items()} | evaluated
         if evaluate is not None:
             metrics |= self._evaluate_centrally(evaluate)
-        rejections = in_order([*trained.rejected, *rejected])
-        self.note(replace(trained, rejected=rejections, digest=digest(self.arrays), metrics=metrics))
+        rejections = sort_rejections([*trained.rejected, *rejected])
+        self.add_record(replace(trained, rejected=rejections, digest=digest(self.arrays), metrics=metrics))
         if not any(isinstance(callback, RoundProgressBar) for callback in self.callbacks):
             warn_of(self, self.rounds[-1])
         call_hook(self, "on_round_end")
@@ -247,7 +249,7 @@ class FederatedTrainer:
         tensors = self.exchange.unpack(self.arrays, self.model.state_dict())
         self.model.load_state_dict(tensors, strict=False)
 
-    def note(self, record: RoundRecord) -> None:
+    def add_record(self, record: RoundRecord) -> None:
         """Add a round's record, and hand its metrics to the loggers."""
         self.rounds.append(record)
         self.callback_metrics.update(record.metrics)

@@ -1,6 +1,7 @@
 """Exchanges, and tensors to Flower records and back."""
 
-from lightning_fl_ext.wire.exchange import Exchange, StateMismatchError, Trip, WeightExchange
+from lightning_fl_ext.lazy import import_renamed
+from lightning_fl_ext.wire.exchange import Exchange, RoundInfo, StateMismatchError, WeightExchange
 from lightning_fl_ext.wire.mask_exchange import MaskExchange
 from lightning_fl_ext.wire.records import PayloadError, from_record, to_record
 from lightning_fl_ext.wire.tensors import to_numpy, to_torch
@@ -9,11 +10,13 @@ __all__ = [
     "Exchange",
     "MaskExchange",
     "PayloadError",
+    "RoundInfo",
     "StateMismatchError",
-    "Trip",
     "WeightExchange",
     "from_record",
     "to_numpy",
     "to_record",
     "to_torch",
 ]
+
+__getattr__ = import_renamed(__name__, {"Trip": "RoundInfo"})

@@ -26,7 +26,7 @@ class StateMismatchError(LightningFLError):
 
 
 @dataclass(frozen=True)
-class Trip:
+class RoundInfo:
     """Whose message it is, and of which round: what an exchange may key its codes by.
 
     Attributes:
@@ -75,19 +75,19 @@ class Exchange:
         """
         raise NotImplementedError
 
-    def to_client(self, arrays: Arrays, trip: Trip) -> Arrays:
+    def to_client(self, arrays: Arrays, info: RoundInfo) -> Arrays:
         """On the server: write down the global arrays."""
         return arrays
 
-    def from_server(self, arrays: Arrays, trip: Trip) -> Arrays:
+    def from_server(self, arrays: Arrays, info: RoundInfo) -> Arrays:
         """On a client: read the global arrays."""
         return arrays
 
-    def to_server(self, arrays: Arrays, received: Arrays | None, trip: Trip) -> Arrays:
+    def to_server(self, arrays: Arrays, received: Arrays | None, info: RoundInfo) -> Arrays:
         """On a client: write down what :meth:`pack` gave, knowing the global arrays."""
         return arrays
 
-    def from_client(self, arrays: Arrays, sent: Arrays, trip: Trip) -> Arrays:
+    def from_client(self, arrays: Arrays, sent: Arrays, info: RoundInfo) -> Arrays:
         """On the server: read what a client wrote, knowing the global arrays.
 
         Raises:

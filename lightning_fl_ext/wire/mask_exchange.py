@@ -22,7 +22,14 @@ from lightning_fl_ext.wire.codes import (
     encode_theta,
     to_fixed_point,
 )
-from lightning_fl_ext.wire.exchange import Exchange, State, StateMismatchError, Trip, WeightExchange, _place
+from lightning_fl_ext.wire.exchange import (
+    Exchange,
+    RoundInfo,
+    State,
+    StateMismatchError,
+    WeightExchange,
+    _place,
+)
 from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
 from lightning_fl_ext.wire.tensors import to_numpy
 
@@ -54,10 +61,10 @@ class MaskExchange(Exchange):
     Example:
         >>> from lightning_fl_ext.gates.masked import MaskedModule
         >>> model, exchange = MaskedModule(torch.nn.Linear(8, 4), seed=1), MaskExchange()
-        >>> down = exchange.to_client(exchange.start(model.state_dict()), Trip(server_round=1))
-        >>> received = exchange.from_server(down, Trip(server_round=1))
-        >>> trip = Trip(server_round=1, client_id="a")
-        >>> up = exchange.to_server(exchange.pack(model.state_dict()), received, trip)
+        >>> down = exchange.to_client(exchange.start(model.state_dict()), RoundInfo(server_round=1))
+        >>> received = exchange.from_server(down, RoundInfo(server_round=1))
+        >>> info = RoundInfo(server_round=1, client_id="a")
+        >>> up = exchange.to_server(exchange.pack(model.state_dict()), received, info)
         >>> {name: array.dtype.name for name, array in up.items()}
         {'masks': 'uint8'}
     """
@@ -127,16 +134,16 @@ class MaskExchange(Exchange):
         rest = {name: array for name, array in arrays.items() if name not in (COUNTS, TRIALS, MODEL)}
         return {**new, **self._rest.unpack(rest, _outside(state, scores))}
 
-    def to_client(self, arrays: Arrays, trip: Trip) -> Arrays:
+    def to_client(self, arrays: Arrays, info: RoundInfo) -> Arrays:
         """Write θ down in at most some bits per parameter, in a payload that needs no earlier one."""
-        payload = encode_theta(_theta(arrays), self._key(arrays, trip, down=True))
+        payload = encode_theta(_theta(arrays), self._key(arrays, info, down=True))
         return {
             MASKS: np.frombuffer(payload, dtype=np.uint8),
             SIZE: np.array(arrays[COUNTS].size),
             **{name: array for name, array in arrays.items() if name not in (COUNTS, TRIALS)},
         }
 
-    def from_server(self, arrays: Arrays, trip: Trip) -> Arrays:
+    def from_server(self, arrays: Arrays, info: RoundInfo) -> Arrays:
         """Read θ.
 
         Raises:
@@ -149,22 +156,22 @@ class MaskExchange(Exchange):
                 " `FederatedTrainer` `exchange=MaskExchange(...)` and `strategy=FedPM(...)`, or this client"
                 " the exchange that the server has."
             )
-        key = self._key(arrays, trip, down=True)
+        key = self._key(arrays, info, down=True)
         theta = decode_theta(arrays[MASKS].tobytes(), int(arrays[SIZE]), key)
         rest = {name: array for name, array in arrays.items() if name not in (MASKS, SIZE)}
         return {**_theta_arrays(theta), **rest}
 
-    def to_server(self, arrays: Arrays, received: Arrays | None, trip: Trip) -> Arrays:
+    def to_server(self, arrays: Arrays, received: Arrays | None, info: RoundInfo) -> Arrays:
         """Sample the masks and write them down."""
         if received is None:
             raise LightningFLError("masks are coded given the server's θ: make the bridge from a message")
-        key = self._key(received, trip)
+        key = self._key(received, info)
         public = _theta(received).fixed_point()
         payload = encode_mask(to_fixed_point(arrays[MASKS]), public, key, self.code)
         rest = {name: array for name, array in arrays.items() if name != MASKS}
         return {MASKS: np.frombuffer(payload, dtype=np.uint8), **rest}
 
-    def from_client(self, arrays: Arrays, sent: Arrays, trip: Trip) -> Arrays:
+    def from_client(self, arrays: Arrays, sent: Arrays, info: RoundInfo) -> Arrays:
         """Read a client's mask.
 
         Raises:
@@ -179,7 +186,7 @@ class MaskExchange(Exchange):
                 " `MaskExchange` as the server."
             )
         try:
-            mask = decode_mask(payload.tobytes(), _theta(sent).fixed_point(), self._key(sent, trip))
+            mask = decode_mask(payload.tobytes(), _theta(sent).fixed_point(), self._key(sent, info))
         except MaskCodeError as error:
             if error.reason == "sender" and self.stratified:
                 raise MaskCodeError("sender", f"{error}. Is `stratified=True` on the client too?") from None
@@ -191,23 +198,23 @@ class MaskExchange(Exchange):
         rest = {name: array for name, array in sent.items() if name not in (COUNTS, TRIALS, MODEL)}
         return {MASKS: np.zeros(sent[COUNTS].shape, dtype=np.bool_), **rest}
 
-    def _key(self, arrays: Arrays, trip: Trip, *, down: bool = False) -> MaskKey:
+    def _key(self, arrays: Arrays, info: RoundInfo, *, down: bool = False) -> MaskKey:
         stratum = None
         if self.stratified and not down:
-            if not trip.sampled:
+            if not info.sampled:
                 raise LightningFLError(
                     "`stratified=True` needs to know who takes part, and the server does not tell: give its"
                     " `FederatedTrainer` the same `MaskExchange(stratified=True)`."
                 )
-            if trip.client_id not in trip.sampled:
+            if info.client_id not in info.sampled:
                 raise LightningFLError(
-                    f"`stratified=True`: client `{trip.client_id}` is not among those the server asked,"
-                    f" {', '.join(trip.sampled[:5])}. The server must know it by that id: use `client_app`,"
+                    f"`stratified=True`: client `{info.client_id}` is not among those the server asked,"
+                    f" {', '.join(info.sampled[:5])}. The server must know it by that id: use `client_app`,"
                     " or answer the server's query as that does."
                 )
-            stratum = (trip.sampled.index(trip.client_id), len(trip.sampled))
+            stratum = (info.sampled.index(info.client_id), len(info.sampled))
         model = np.asarray(arrays[MODEL]).tobytes().hex()
-        return MaskKey(trip.run_seed, trip.server_round, model, "" if down else trip.client_id, stratum)
+        return MaskKey(info.run_seed, info.server_round, model, "" if down else info.client_id, stratum)
 
 
 class _Rest(WeightExchange):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import lightning_fl_ext
-from lightning_fl_ext.server.ledger import GENESIS, make_line
+from lightning_fl_ext.server.durability.ledger import GENESIS, make_line
 
 ROOT = Path(lightning_fl_ext.__file__).parents[1]
 COMMANDS = ("run", "show", "verify", "compare", "new")

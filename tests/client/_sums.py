@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import SumMetric
 
 from lightning_fl_ext import FlowerBridge
-from lightning_fl_ext.metrics.stage import ASK, StageMetrics
-from lightning_fl_ext.server.pooling import pool_metrics
+from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, StageMetrics
+from lightning_fl_ext.server.metrics.pooling import pool_metrics
 
 TRAIN, VALIDATION = torch.tensor([1.0, 2, 3, 4, 5, 6]), torch.tensor([10.0, 20, 30, 40, 50])
 
@@ -49,7 +49,7 @@ def bridge_of(kit):
     def make(module, kind="train", ask=True, **options):
         message = kit.message(kit.arrays_of(module), kind)
         if ask:
-            message.content["config"][ASK] = True
+            message.content["config"][METRIC_STATES] = True
         return FlowerBridge.from_message(message, kit.context(), **options)
 
     return make
@@ -64,7 +64,9 @@ def fit_sums(kit, bridge_of):
         loaders = [loader(values) for values in val]
         kit.trainer(bridge, **{"num_sanity_val_steps": 0, **options}).fit(module, loader(TRAIN), loaders)
         content = bridge.reply().content
-        stages = {s: StageMetrics.from_bytes(b, client_id="0") for s, b in content.get(ASK, {}).items()}
+        stages = {
+            s: StageMetrics.from_bytes(b, client_id="0") for s, b in content.get(METRIC_STATES, {}).items()
+        }
         values, left_out = pool_metrics(type(module)(), {"0": stages}, 1)
         assert not left_out
         return stages, values, dict(content["metrics"])

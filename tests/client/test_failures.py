@@ -112,7 +112,7 @@ def test_a_validation_that_raises_costs_the_evaluation_and_not_the_update(kit):
 
 def test_a_result_that_cannot_be_written_leaves_no_half_of_it(kit, tmp_path, monkeypatch):
     """The disk fills up in the second epoch, in the middle of the file."""
-    from lightning_fl_ext.client import spool
+    from lightning_fl_ext.client.results import spool
 
     write = spool.save_file
 

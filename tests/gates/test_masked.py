@@ -25,7 +25,7 @@ def multiply_by_hand(plain, masks):
 def test_training_applies_one_sample_and_gives_the_scores_their_gradient(name, flat):
     """Against the plain module with weights multiplied by hand, and the chain rule written out."""
     masked, plain, inputs = build(name, flat=flat)
-    probs = {n: p.detach().clone() for n, p in masked.mask_probs().items()}
+    probs = {n: p.detach().clone() for n, p in masked.probs.items()}
     values = {n: w.detach().clone() for n, w in plain.named_parameters()}
     torch.manual_seed(3)
     output = output_of(masked, inputs)
@@ -59,7 +59,7 @@ def test_training_applies_one_sample_and_gives_the_scores_their_gradient(name, f
 @pytest.mark.parametrize("evaluation", ["mean", "threshold"])
 def test_evaluation_multiplies_by_the_mean_or_the_likelier_value(name, evaluation):
     masked, plain, inputs = build(name, evaluation=evaluation)
-    probs = masked.mask_probs()
+    probs = masked.probs
     masks = probs if evaluation == "mean" else {n: p > 0.5 for n, p in probs.items()}
     multiply_by_hand(plain, masks)
     masked.eval()
@@ -95,7 +95,7 @@ def test_outputs_that_cannot_be_averaged_are_refused():
 @pytest.mark.parametrize("rule", ["threshold", "mean"])
 def test_a_baked_module_is_the_plain_one_with_multiplied_weights(name, rule):
     masked, plain, inputs = build(name)
-    probs = masked.mask_probs()
+    probs = masked.probs
     multiply_by_hand(plain, probs if rule == "mean" else {n: p > 0.5 for n, p in probs.items()})
     baked = masked.bake(rule)
     assert type(baked) is type(plain)
@@ -171,7 +171,7 @@ def test_probabilities_are_loaded_within_a_hundredth_of_certainty():
     for flat in (False, True):
         masked = MaskedModule(nn.Linear(3, 1, bias=False), flat=flat)
         masked.load_mask_probs({"weight": torch.tensor([[0.0, 0.3, 1.0]])})
-        assert masked.mask_probs()["weight"].tolist()[0] == pytest.approx([0.01, 0.3, 0.99], abs=1e-6)
+        assert masked.probs["weight"].tolist()[0] == pytest.approx([0.01, 0.3, 0.99], abs=1e-6)
         assert all(p.isfinite().all() for p in masked.parameters())
 
 
@@ -193,10 +193,10 @@ def test_probabilities_that_do_not_fit_are_refused(probs):
 
 def test_expected_open_is_the_sum_of_probabilities_and_differentiable():
     masked = MaskedModule(nn.Linear(3, 2))
-    expected = sum(p.sum() for p in masked.mask_probs().values())
+    expected = sum(p.sum() for p in masked.probs.values())
     torch.testing.assert_close(masked.expected_open(), expected)
     masked.expected_open().backward()
-    p = masked.mask_probs()["weight"]
+    p = masked.probs["weight"]
     torch.testing.assert_close(masked.scores.weight.grad, (p * (1 - p)).detach())
 
 
@@ -205,7 +205,7 @@ def test_the_estimator_decides_the_gradient():
     for estimator, factor in [("probability", lambda p: p), ("identity", lambda p: 1.0)]:
         masked = MaskedModule(nn.Linear(1, 1, bias=False), estimator=estimator)
         masked(x).sum().backward()
-        p = masked.mask_probs()["weight"].detach()
+        p = masked.probs["weight"].detach()
         expected = 2.0 * masked.module.weight * factor(p) * p * (1 - p)
         torch.testing.assert_close(masked.scores.weight.grad, expected)
 

@@ -17,7 +17,7 @@ def test_patterns_choose_what_is_masked_and_leave_the_rest_trainable():
     net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     head = net[2].weight.detach().clone()
     masked = MaskedModule(net, include="*.weight", exclude=["2.*"])
-    assert list(masked.mask_probs()) == ["0.weight", "1.weight"]
+    assert list(masked.probs) == ["0.weight", "1.weight"]
     trainable = {n for n, p in masked.named_parameters() if p.requires_grad}
     unmasked = {"module.0.bias", "module.1.bias", "module.2.weight", "module.2.bias"}
     assert trainable == unmasked | {"scores.0.weight", "scores.1.weight"}

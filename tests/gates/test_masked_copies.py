@@ -52,7 +52,7 @@ def test_scores_stay_in_single_precision_when_weights_are_cast():
         assert {p.dtype for n, p in masked.named_parameters() if "scores" in n} == {torch.float32}
         assert masked.module.weight.dtype == torch.bfloat16
         assert masked(torch.ones(1, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
-        assert MaskedModule(nn.Linear(3, 2), flat=flat).double().mask_probs()["bias"].dtype == torch.float64
+        assert MaskedModule(nn.Linear(3, 2), flat=flat).double().probs["bias"].dtype == torch.float64
 
 
 @pytest.mark.parametrize(("name", "flat"), [("nested", False), ("nested", True), ("shared", False)])
@@ -93,7 +93,7 @@ def test_a_trainer_learns_the_masks_and_leaves_the_weights(precision, tmp_path):
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=32)
     model = LitMasked()
     frozen = {n: p.detach().clone() for n, p in model.net.module.named_parameters()}
-    before = model.net.mask_probs()["0.weight"].detach().clone()
+    before = model.net.probs["0.weight"].detach().clone()
     trainer = L.Trainer(
         max_epochs=20,
         precision=precision,
@@ -109,7 +109,7 @@ def test_a_trainer_learns_the_masks_and_leaves_the_weights(precision, tmp_path):
     weights = dict(model.net.module.named_parameters())
     for name, value in frozen.items():
         torch.testing.assert_close(weights[name], value.to(weights[name].dtype), rtol=0, atol=0)
-    assert (model.net.mask_probs()["0.weight"] - before).abs().mean() > 0.1
+    assert (model.net.probs["0.weight"] - before).abs().mean() > 0.1
 
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     loaded = LitMasked.load_from_checkpoint(tmp_path / "model.ckpt", map_location="cpu").float()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_fl_ext.server.ledger import GENESIS, make_line
-from lightning_fl_ext.server.rejection import Reason, Rejection
-from lightning_fl_ext.server.result import RoundRecord
+from lightning_fl_ext.server.durability.ledger import GENESIS, make_line
+from lightning_fl_ext.server.record import RoundRecord
+from lightning_fl_ext.server.screening.rejection import Reason, Rejection
 
 FINGERPRINT = {"strategy": "FedAdam", "strategy.eta": 0.1, "seed": 3, "model.w": "float32[3]"}
 

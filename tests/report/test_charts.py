@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from lightning_fl_ext.report import charts
 from lightning_fl_ext.report.families import Family, Series, group_metrics
-from lightning_fl_ext.server.rejection import Reason, Rejection
-from lightning_fl_ext.server.result import RoundRecord
+from lightning_fl_ext.server.record import RoundRecord
+from lightning_fl_ext.server.screening.rejection import Reason, Rejection
 
 
 def chart_of(*values, title="loss", is_bytes=False):

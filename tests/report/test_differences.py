@@ -8,7 +8,7 @@ import pytest
 
 from lightning_fl_ext import ExactFedAvg, RoundCheckpoint, RoundLedger
 from lightning_fl_ext.report import compare_runs, read_history
-from lightning_fl_ext.server.result import RoundRecord
+from lightning_fl_ext.server.record import RoundRecord
 
 ROUNDS = 4
 

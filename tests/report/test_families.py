@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lightning_fl_ext.report.families import family_of, group_metrics
-from lightning_fl_ext.server.result import RoundRecord
+from lightning_fl_ext.server.record import RoundRecord
 
 
 @pytest.mark.parametrize(

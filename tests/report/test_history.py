@@ -7,8 +7,8 @@ import pytest
 
 from lightning_fl_ext.report import read_history
 from lightning_fl_ext.server import LedgerError
-from lightning_fl_ext.server.ledger import GENESIS, make_line
-from lightning_fl_ext.server.result import RoundRecord
+from lightning_fl_ext.server.durability.ledger import GENESIS, make_line
+from lightning_fl_ext.server.record import RoundRecord
 
 
 def test_what_was_written_is_read_back(tmp_path, write_ledger, records):

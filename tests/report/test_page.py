@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lightning_fl_ext.report import History, read_history, render_report
-from lightning_fl_ext.server.rejection import Reason, Rejection
-from lightning_fl_ext.server.result import RoundRecord
+from lightning_fl_ext.server.record import RoundRecord
+from lightning_fl_ext.server.screening.rejection import Reason, Rejection
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 NASTY = [

@@ -2,8 +2,8 @@
 
 from lightning_fl_ext.report.history import left_out
 from lightning_fl_ext.report.participation import MAX_CLIENTS, lay_out
-from lightning_fl_ext.server.rejection import Reason, Rejection
-from lightning_fl_ext.server.result import RoundRecord
+from lightning_fl_ext.server.record import RoundRecord
+from lightning_fl_ext.server.screening.rejection import Reason, Rejection
 
 
 def test_every_cell_tells_what_became_of_a_client(records):

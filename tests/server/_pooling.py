@@ -12,8 +12,8 @@ from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, Multicl
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score, multiclass_recall
 
 from lightning_fl_ext import ExactFedAvg, FederatedTrainer, LocalGrid, client_app
-from lightning_fl_ext.metrics.stage import ASK
-from lightning_fl_ext.server.rejection import Reason
+from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
+from lightning_fl_ext.server.screening.rejection import Reason
 
 WARNINGS = [
     pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero"),
@@ -184,7 +184,7 @@ def is_evaluation(reply, client):
     """Whether this reply is that client's, to an evaluation that asked for metric states."""
     return (
         reply.has_content()
-        and ASK in reply.content
+        and METRIC_STATES in reply.content
         and reply.content["client"]["client-id"] == client
         and not reply.content.array_records
     )

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from lightning_fl_ext import LightningFLError, MaskedModule, MaskExchange
-from lightning_fl_ext.wire import StateMismatchError, Trip, WeightExchange, from_record, to_record
+from lightning_fl_ext.wire import RoundInfo, StateMismatchError, WeightExchange, from_record, to_record
 from lightning_fl_ext.wire.codes import MaskCodeError, MaskKey, sample_mask, to_fixed_point
 from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
 
-DOWN = Trip(run_seed=7, server_round=3)
-UP = Trip(run_seed=7, server_round=3, client_id="b", sampled=("a", "b", "c"))
+DOWN = RoundInfo(run_seed=7, server_round=3)
+UP = RoundInfo(run_seed=7, server_round=3, client_id="b", sampled=("a", "b", "c"))
 
 
 class Model(nn.Module):
@@ -180,9 +180,9 @@ def test_masks_instead_of_weights_are_refused_with_what_the_client_lacks(state):
 def test_a_mask_for_another_round_client_or_run_is_refused(state, change, reason):
     exchange = MaskExchange()
     sent, received = down(exchange, state)
-    trip = Trip(**{**vars(UP), **change})
+    info = RoundInfo(**{**vars(UP), **change})
     with pytest.raises(MaskCodeError) as error:
-        exchange.from_client(exchange.to_server(exchange.pack(state), received, trip), sent, UP)
+        exchange.from_client(exchange.to_server(exchange.pack(state), received, info), sent, UP)
     assert error.value.reason == reason
 
 
@@ -209,7 +209,7 @@ def test_a_stratified_client_must_be_among_those_asked(state, sampled, message):
     exchange = MaskExchange(stratified=True)
     _, received = down(exchange, state)
     with pytest.raises(LightningFLError, match=message):
-        exchange.to_server(exchange.pack(state), received, Trip(7, 3, "z", sampled))
+        exchange.to_server(exchange.pack(state), received, RoundInfo(7, 3, "z", sampled))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from lightning_fl_ext.errors import LightningFLError
 
 if TYPE_CHECKING:
     from lightning_fl_ext.results import ClientUpdate
-    from lightning_fl_ext.server.rejection import Rejection
-    from lightning_fl_ext.server.trainer import FederatedTrainer
+    from lightning_fl_ext.server.fit import FederatedFit
+    from lightning_fl_ext.server.screening.rejection import Rejection
 
 
 class RoundCallback:
@@ -25,28 +25,28 @@ class RoundCallback:
         ...         print(f"round {trainer.current_round} done")
     """
 
-    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+    def on_fit_start(self, trainer: FederatedFit) -> None:
         """Called before the first round; in a resumed run ``trainer.current_round`` rounds are done."""
 
-    def on_round_start(self, trainer: FederatedTrainer) -> None:
+    def on_round_start(self, trainer: FederatedFit) -> None:
         """Called when a round begins."""
 
-    def on_messages(self, trainer: FederatedTrainer, clients: list[str]) -> None:
+    def on_messages(self, trainer: FederatedFit, clients: list[str]) -> None:
         """Called before messages go out to clients, to train or to evaluate."""
 
-    def on_reply(self, trainer: FederatedTrainer, reply: ClientUpdate | Rejection | None) -> None:
+    def on_reply(self, trainer: FederatedFit, reply: ClientUpdate | Rejection | None) -> None:
         """Called for each reply to a training message, as it arrives; None for a reply to an evaluation."""
 
-    def on_replies(self, trainer: FederatedTrainer) -> None:
+    def on_replies(self, trainer: FederatedFit) -> None:
         """Called when no more replies are awaited, and the global weights are what they will be."""
 
-    def on_round_end(self, trainer: FederatedTrainer) -> None:
+    def on_round_end(self, trainer: FederatedFit) -> None:
         """Called when a round is complete; ``trainer.rounds[-1]`` is its record."""
 
-    def on_exception(self, trainer: FederatedTrainer, exception: BaseException) -> None:
+    def on_exception(self, trainer: FederatedFit, exception: BaseException) -> None:
         """Called when the fit raised."""
 
-    def on_fit_end(self, trainer: FederatedTrainer) -> None:
+    def on_fit_end(self, trainer: FederatedFit) -> None:
         """Called when all rounds are done."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class RoundCallback:
         """Take what :meth:`state_dict` gave."""
 
 
-def monitored(trainer: FederatedTrainer, monitor: str | None, mode: str | None) -> tuple[str | None, str]:
+def monitored(trainer: FederatedFit, monitor: str | None, mode: str | None) -> tuple[str | None, str]:
     """Give the metric a callback goes by, and its mode: its own, else the trainer's.
 
     Args:
@@ -74,7 +74,7 @@ class CallbackError(LightningFLError):
     """A callback raised; the message names it, the hook and the round."""
 
 
-def call_hook(trainer: FederatedTrainer, hook: str, *args: Any) -> None:
+def call_hook(trainer: FederatedFit, hook: str, *args: Any) -> None:
     """Call a hook of every callback of a trainer.
 
     Raises:

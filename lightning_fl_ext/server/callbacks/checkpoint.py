@@ -7,15 +7,15 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_fl_ext.arguments import choice, metric_name, whole_number
 from lightning_fl_ext.files import CHECKPOINTS, list_checkpoints, make_folder
 from lightning_fl_ext.server.callbacks.base import RoundCallback, monitored
-from lightning_fl_ext.server.checkpointing import CheckpointError, save_checkpoint
-from lightning_fl_ext.server.result import find_best, require_metric
-from lightning_fl_ext.server.strategy_state import encode_strategy
-from lightning_fl_ext.server.values import choice, metric_name, whole_number
+from lightning_fl_ext.server.durability.checkpoint import CheckpointError, save_checkpoint
+from lightning_fl_ext.server.durability.strategy_state import encode_strategy
+from lightning_fl_ext.server.record import find_best, require_metric
 
 if TYPE_CHECKING:
-    from lightning_fl_ext.server.trainer import FederatedTrainer
+    from lightning_fl_ext.server.fit import FederatedFit
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class RoundCheckpoint(RoundCallback):
         self.mode = None if mode is None else choice("mode", mode, ("min", "max"))
         self.best_path: Path | None = None
 
-    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+    def on_fit_start(self, trainer: FederatedFit) -> None:
         """Called before the first round.
 
         Raises:
@@ -74,7 +74,7 @@ class RoundCheckpoint(RoundCallback):
         make_folder(root)
         self.best_path = self._find_best(trainer)
 
-    def on_round_end(self, trainer: FederatedTrainer) -> None:
+    def on_round_end(self, trainer: FederatedFit) -> None:
         """Called when a round is complete: writes, then removes what is no longer kept.
 
         Raises:
@@ -90,12 +90,12 @@ class RoundCheckpoint(RoundCallback):
                 if path != self.best_path:
                     shutil.rmtree(path)
 
-    def _find_best(self, trainer: FederatedTrainer) -> Path | None:
+    def _find_best(self, trainer: FederatedFit) -> Path | None:
         monitor, mode = monitored(trainer, self.monitor, self.mode)
         best = None if monitor is None else find_best(trainer.rounds, monitor, mode)
         path = None if best is None else self._path(trainer, best[0])
         return path if path is not None and path.exists() else None
 
     @staticmethod
-    def _path(trainer: FederatedTrainer, number: int) -> Path:
+    def _path(trainer: FederatedFit, number: int) -> Path:
         return trainer.default_root_dir / CHECKPOINTS / f"round-{number:05d}"

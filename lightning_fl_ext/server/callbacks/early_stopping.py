@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from lightning_fl_ext.arguments import choice, limit, metric_name, whole_number
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.server.callbacks.base import RoundCallback, monitored
-from lightning_fl_ext.server.result import require_metric
-from lightning_fl_ext.server.values import choice, limit, metric_name, whole_number
+from lightning_fl_ext.server.record import require_metric
 
 if TYPE_CHECKING:
-    from lightning_fl_ext.server.trainer import FederatedTrainer
+    from lightning_fl_ext.server.fit import FederatedFit
 
 
 class RoundEarlyStopping(RoundCallback):
@@ -49,7 +49,7 @@ class RoundEarlyStopping(RoundCallback):
         self._best = math.inf
         self._waited = 0
 
-    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+    def on_fit_start(self, trainer: FederatedFit) -> None:
         """Called before the first round: begins anew, or stops at once where a resumed run had stopped.
 
         Raises:
@@ -64,7 +64,7 @@ class RoundEarlyStopping(RoundCallback):
             self._best, self._waited = math.inf, 0
         trainer.should_stop = trainer.should_stop or self._waited >= self.patience
 
-    def on_round_end(self, trainer: FederatedTrainer) -> None:
+    def on_round_end(self, trainer: FederatedFit) -> None:
         """Called when a round is complete: compares, and asks the trainer to stop.
 
         Raises:

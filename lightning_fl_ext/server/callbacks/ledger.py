@@ -14,11 +14,11 @@ from lightning_fl_ext.files import (
 )
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.callbacks.base import RoundCallback
-from lightning_fl_ext.server.ledger import GENESIS, LedgerError, check_lines, make_line
-from lightning_fl_ext.server.rejection import Rejection
+from lightning_fl_ext.server.durability.ledger import GENESIS, LedgerError, check_lines, make_line
+from lightning_fl_ext.server.screening.rejection import Rejection
 
 if TYPE_CHECKING:
-    from lightning_fl_ext.server.trainer import FederatedTrainer
+    from lightning_fl_ext.server.fit import FederatedFit
 
 
 class RoundLedger(RoundCallback):
@@ -40,7 +40,7 @@ class RoundLedger(RoundCallback):
         self._accepted: dict[str, dict[str, Any]] = {}
         self._files: dict[str, bytes] = {}
 
-    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+    def on_fit_start(self, trainer: FederatedFit) -> None:
         """Called before the first round: begins the ledger, or goes on where the checkpoint was written.
 
         Raises:
@@ -63,11 +63,11 @@ class RoundLedger(RoundCallback):
         write_file(path, line)
         self._head, self._index = start, 1
 
-    def on_round_start(self, trainer: FederatedTrainer) -> None:
+    def on_round_start(self, trainer: FederatedFit) -> None:
         """Called when a round begins: forgets the one before."""
         self._accepted, self._files = {}, {}
 
-    def on_reply(self, trainer: FederatedTrainer, reply: ClientUpdate | Rejection | None) -> None:
+    def on_reply(self, trainer: FederatedFit, reply: ClientUpdate | Rejection | None) -> None:
         """Called for each reply: notes the update's score and digest, and keeps it if asked to."""
         if not isinstance(reply, ClientUpdate):
             return
@@ -82,7 +82,7 @@ class RoundLedger(RoundCallback):
         if self.keep_updates:
             self._files[file] = arrays_to_bytes(reply.arrays)
 
-    def on_round_end(self, trainer: FederatedTrainer) -> None:
+    def on_round_end(self, trainer: FederatedFit) -> None:
         """Called when a round is complete: writes its line."""
         record = trainer.rounds[-1]
         accepted = [self._accepted[client] for client in record.accepted]
@@ -93,7 +93,7 @@ class RoundLedger(RoundCallback):
             write_folder(self._path(trainer).parent / "updates" / f"round-{record.server_round:05d}", kept)
         self._append(trainer, "round", {"round": record.to_json(), "accepted": accepted})
 
-    def on_fit_end(self, trainer: FederatedTrainer) -> None:
+    def on_fit_end(self, trainer: FederatedFit) -> None:
         """Called when all rounds are done: closes the ledger."""
         assert trainer.result is not None
         content = {"rounds": trainer.current_round, "digest": trainer.result.digest}
@@ -121,13 +121,13 @@ class RoundLedger(RoundCallback):
             )
         write_file(path, kept)
 
-    def _append(self, trainer: FederatedTrainer, event: str, content: dict[str, Any]) -> None:
+    def _append(self, trainer: FederatedFit, event: str, content: dict[str, Any]) -> None:
         head, line = make_line(self._head, self._index, event, content)
         append_through(self._path(trainer), line)
         self._head, self._index = head, self._index + 1
 
     @staticmethod
-    def _path(trainer: FederatedTrainer) -> Path:
+    def _path(trainer: FederatedFit) -> Path:
         return trainer.default_root_dir / "ledger.jsonl"
 
 

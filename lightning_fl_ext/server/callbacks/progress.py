@@ -10,11 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.callbacks.base import RoundCallback
-from lightning_fl_ext.server.rejection import Rejection, lines_of
-from lightning_fl_ext.server.result import RoundRecord, why_void
+from lightning_fl_ext.server.record import RoundRecord, why_void
+from lightning_fl_ext.server.screening.rejection import Rejection, summary_lines
 
 if TYPE_CHECKING:
-    from lightning_fl_ext.server.trainer import FederatedTrainer
+    from lightning_fl_ext.server.fit import FederatedFit
 
 _BOOKKEEPING = {"clients_accepted", "clients_rejected", "bytes_up", "bytes_down"}
 
@@ -43,7 +43,7 @@ class RoundProgressBar(RoundCallback):
         self._rounds = self._replies = TaskID(0)
         self._unknown: set[str] = set()
 
-    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+    def on_fit_start(self, trainer: FederatedFit) -> None:
         """Called before the first round: draws the bars."""
         self._unknown = set()
         if trainer.current_round:
@@ -64,29 +64,33 @@ class RoundProgressBar(RoundCallback):
         self._replies = self._progress.add_task("replies", total=None, visible=False)
         self._progress.start()
 
-    def on_round_start(self, trainer: FederatedTrainer) -> None:
+    def on_round_start(self, trainer: FederatedFit) -> None:
         """Called when a round begins: before the first, shows what the server measured before it."""
         if trainer.current_round == 1 and trainer.rounds:
             self._say(f"{self._title(trainer, 0)}  {self._measured(trainer, trainer.rounds[0])}")
 
-    def on_messages(self, trainer: FederatedTrainer, clients: list[str]) -> None:
+    def on_messages(self, trainer: FederatedFit, clients: list[str]) -> None:
         """Called before messages go out: empties the bar of the replies."""
         if self._progress is not None:
             self._progress.reset(self._replies, total=len(clients), visible=True)
 
-    def on_reply(self, trainer: FederatedTrainer, reply: ClientUpdate | Rejection | None) -> None:
+    def on_reply(self, trainer: FederatedFit, reply: ClientUpdate | Rejection | None) -> None:
         """Called for each reply: moves on."""
         if self._progress is not None:
             self._progress.advance(self._replies)
 
-    def on_round_end(self, trainer: FederatedTrainer) -> None:
+    def on_round_end(self, trainer: FederatedFit) -> None:
         """Called when a round is complete: writes its line, and one for those left out."""
         record = trainer.rounds[-1]
-        void = f"  [void, the model stays: {why_void(trainer, record)}]" if record.void else ""
+        void = (
+            f"  [void, the model stays: {why_void(record, trainer.min_accepted, trainer.strategy)}]"
+            if record.void
+            else ""
+        )
         clients = f"clients {len(record.accepted)}/{len(record.sampled)}"
         title, measured = self._title(trainer, record.server_round), self._measured(trainer, record)
         self._say(f"{title}  {clients}  {measured}{void}")
-        for line in lines_of(record.rejected):
+        for line in summary_lines(record.rejected):
             self._say(f"  {line}", style="yellow")
         unknown = {*self.metrics} - trainer.callback_metrics.keys() - self._unknown
         if unknown and not record.void:
@@ -96,11 +100,11 @@ class RoundProgressBar(RoundCallback):
         if self._progress is not None:
             self._progress.advance(self._rounds)
 
-    def on_exception(self, trainer: FederatedTrainer, exception: BaseException) -> None:
+    def on_exception(self, trainer: FederatedFit, exception: BaseException) -> None:
         """Called when the fit raised: takes the bars away."""
         self._stop()
 
-    def on_fit_end(self, trainer: FederatedTrainer) -> None:
+    def on_fit_end(self, trainer: FederatedFit) -> None:
         """Called when all rounds are done: writes the best round and the digest."""
         self._stop()
         result = trainer.result
@@ -110,12 +114,12 @@ class RoundProgressBar(RoundCallback):
         if trainer.result is not None:
             self.console.print(f"digest of the final model: {trainer.result.digest}", soft_wrap=True)
 
-    def _measured(self, trainer: FederatedTrainer, record: RoundRecord) -> str:
+    def _measured(self, trainer: FederatedFit, record: RoundRecord) -> str:
         names = self.metrics or _first_four(record.metrics, trainer.monitor)
         return "  ".join(f"{n} {record.metrics[n]:.4g}" for n in names if n in record.metrics)
 
     @staticmethod
-    def _title(trainer: FederatedTrainer, number: int) -> str:
+    def _title(trainer: FederatedFit, number: int) -> str:
         return f"round {number:>{len(str(trainer.max_rounds))}}/{trainer.max_rounds}"
 
     def _say(self, line: str, style: str | None = None) -> None:

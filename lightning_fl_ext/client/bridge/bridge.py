@@ -1,0 +1,214 @@
+"""`FlowerBridge`: a Trainer callback that turns a local fit into a client's part of a federated round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from lightning_fl_ext.client.bridge.fit_hooks import FitHooks
+from lightning_fl_ext.client.identity import client_id
+from lightning_fl_ext.client.messages import outcome_kind, outcome_reply, read_config, read_instruction
+from lightning_fl_ext.client.metrics.collector import MetricCollector
+from lightning_fl_ext.client.results.retention import Retention
+from lightning_fl_ext.client.results.store import EVALUATION, UPDATE, ResultStore
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES
+from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult, order_results
+from lightning_fl_ext.wire import Exchange, RoundInfo, WeightExchange
+
+if TYPE_CHECKING:
+    from flwr.app import Context, Message
+
+
+class FlowerBridge(FitHooks):
+    """Packages each epoch's weights as ordered results, and connects a local fit to Flower.
+
+    Alone, it keeps the weights of every epoch with their true number of examples. Made with
+    :meth:`from_message` it also loads the global weights before the fit and answers with :meth:`reply`.
+    It works in ``lightning.pytorch`` and in ``pytorch_lightning``, under any strategy but DeepSpeed ZeRO-3,
+    and in ``Trainer.validate`` and ``Trainer.test`` as well, where the reply holds the metrics alone.
+
+    Place it before weight averaging callbacks: they copy the module in ``setup``, and would bring the
+    weights from before the load back at the end.
+
+    Args:
+        keep: How many epochs to keep: ``"all"``, ``"last"`` or a number.
+        submit: What the update holds: the ``"last"`` weights (those in the module after the fit, so under
+            weight averaging the averaged ones), the exact ``"mean"`` over the kept epochs weighted by their
+            examples, or the ``"best"`` epoch by ``monitor``.
+        monitor: Logged metric that chooses the best epoch.
+        mode: Whether a ``"min"`` or ``"max"`` of ``monitor`` is best.
+        spool_dir: Folder to keep epochs in as safetensors files, instead of in memory.
+        batch_size: Gives the number of examples in a batch, where Lightning's own guess (the first dimension
+            of the first tensor) is wrong.
+        exchange: What of the model travels. Default: all of it.
+        client_id: The client's name in results and replies.
+        allow_example_states: If the server pools metrics: names of those (or of the collections that hold
+            them) whose states have one row per example and may leave the client all the same.
+        exclude_metrics: If the server pools metrics: names of those (or of the collections that hold them) of
+            which neither states nor values leave the client.
+        min_examples: If the server pools metrics: with fewer examples in a stage, neither the states nor the
+            values of its metrics leave the client.
+
+    Attributes:
+        at_home: Names of the module's state-dict entries that what was received left alone.
+
+    Raises:
+        TypeError: ``exchange`` is not an exchange, or a text is given where a tuple of names is meant.
+        ValueError: An argument is not one of the above; or, when a fit starts, an averaging callback precedes
+            the bridge.
+
+    Example:
+        >>> import lightning.pytorch as L, torch
+        >>> class Lit(L.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = torch.nn.Linear(1, 1)
+        ...     def training_step(self, batch, _):
+        ...         return self.layer(batch).square().mean()
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), 0.1)
+        >>> bridge = FlowerBridge(client_id="site-a")
+        >>> quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar",
+        ...                        "enable_model_summary"), False)
+        >>> trainer = L.Trainer(max_epochs=3, callbacks=[bridge], accelerator="cpu", **quiet)
+        >>> trainer.fit(Lit(), torch.utils.data.DataLoader(torch.ones(10, 1), batch_size=4))
+        >>> [(name, len(arrays), n) for name, arrays, n in bridge.ordered_results()]
+        [('site-a', 2, 10), ('site-a', 2, 10), ('site-a', 2, 10)]
+        >>> bridge.update
+        ClientUpdate(num_examples=10, ..., client_id='site-a', ..., examples_seen=30, steps=9, epochs=3)
+    """
+
+    def __init__(
+        self,
+        keep: int | str = "all",
+        submit: str = "last",
+        monitor: str | None = None,
+        mode: str = "min",
+        spool_dir: str | None = None,
+        batch_size: Callable[[Any], int] | None = None,
+        exchange: Exchange | None = None,
+        client_id: str = "",
+        allow_example_states: tuple[str, ...] = (),
+        exclude_metrics: tuple[str, ...] = (),
+        min_examples: int = 0,
+    ) -> None:
+        self.submit = submit
+        self.batch_size = batch_size
+        if exchange is not None and not isinstance(exchange, Exchange):
+            raise TypeError(
+                "`exchange` must be an exchange, such as `WeightExchange(exclude='head.*')`. Got"
+                f" {exchange!r}."
+            )
+        self.exchange = exchange or WeightExchange()
+        self.client_id = client_id
+        self._info = RoundInfo(client_id=client_id)
+        self._metrics = MetricCollector(allow_example_states, exclude_metrics, min_examples)
+        self._retention = Retention(keep, submit, monitor, mode)
+        self._store = ResultStore(spool_dir, owner=f"client `{client_id}`" if client_id else "this client")
+        self._global: Arrays | None = None
+        self._message: Message | None = None
+        self.at_home: list[str] = []
+
+    def __repr__(self) -> str:
+        shown = f"client_id={self.client_id!r}, server_round={self.server_round}, submit={self.submit!r}"
+        return f"{type(self).__name__}({shown}, keep={self._retention.keep!r}, exchange={self.exchange!r})"
+
+    # What goes in and what comes out
+
+    @classmethod
+    def from_message(cls, message: Message, context: Context, **options: Any) -> FlowerBridge:
+        """Make the bridge for one message to a ``ClientApp``.
+
+        Args:
+            message: A train or evaluate message; its array record holds the global weights.
+            context: Gives the client's id.
+            **options: Arguments of the class. ``keep`` defaults to ``"last"``, unless ``submit`` is
+                ``"mean"``.
+
+        Raises:
+            LightningFLError: The message does not hold exactly one array record.
+        """
+        options.setdefault("keep", "all" if options.get("submit") == "mean" else "last")
+        options.setdefault("client_id", client_id(context))
+        bridge = cls(**options)
+        arrays, bridge._info = read_instruction(message, bridge.client_id)
+        bridge.receive(bridge.exchange.from_server(arrays, bridge._info), bridge._info.server_round)
+        bridge._metrics.active = bool(read_config(message, METRIC_STATES, False))
+        bridge._message = message
+        return bridge
+
+    def receive(self, arrays: Arrays, server_round: int = 0) -> None:
+        """Take the weights that the next fit starts from, and validations and tests before it.
+
+        Args:
+            arrays: As the server's exchange packed them.
+            server_round: The round they belong to.
+        """
+        self._global = arrays
+        self._info = replace(self._info, server_round=server_round)
+        self._store.drop(UPDATE)
+
+    @property
+    def server_round(self) -> int:
+        """The round the received weights belong to."""
+        return self._info.server_round
+
+    @property
+    def results(self) -> list[EpochResult]:
+        """The kept epochs' results, by epoch. After a fit that raised: those of its complete epochs."""
+        return self._store.epochs
+
+    def ordered_results(self) -> list[tuple[str, list[NDArray[Any]], int]]:
+        """Give the kept results in the deterministic order.
+
+        Returns:
+            ``(client id, arrays, num_examples)``, sorted by score as by
+            :func:`~lightning_fl_ext.decode_and_pseudo_sort_results`.
+        """
+        return [
+            (self.client_id, list(r.arrays.values()), r.num_examples) for r in order_results(self.results)
+        ]
+
+    @property
+    def update(self) -> ClientUpdate:
+        """What the client hands in.
+
+        Raises:
+            LightningFLError: No fit has ended, or the last one raised.
+        """
+        return self._store.get(UPDATE)
+
+    @property
+    def evaluation(self) -> ClientUpdate:
+        """The logged metrics of the last validation or test and its number of examples, without arrays.
+
+        Raises:
+            LightningFLError: None has ended, or the last one raised.
+        """
+        return self._store.get(EVALUATION)
+
+    def reply(self) -> Message:
+        """Build the reply to the message the bridge was made from: the update, or the evaluation.
+
+        Raises:
+            LightningFLError: The bridge was not made by :meth:`from_message`, or there is no outcome.
+        """
+        if self._message is None:
+            raise LightningFLError(
+                "`reply()` needs a message to answer: make the bridge with `FlowerBridge.from_message`."
+            )
+        outcome = self._store.get(outcome_kind(self._message))
+        if outcome.arrays:
+            outcome = replace(
+                outcome, arrays=self.exchange.to_server(outcome.arrays, self._global, self._info)
+            )
+        stages = {s: self._store.get(s).arrays[METRIC_STATES].tobytes() for s in STAGES if self._store.has(s)}
+        return outcome_reply(self._message, outcome, stages, self.exchange.coded)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Lightning binds `log` and `log_dict` of the module to every callback; they must not travel with it.
+        return {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}

@@ -1,0 +1,78 @@
+"""The bridge's part in validations and tests, inside a fit and alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+
+from lightning_fl_ext.client.bridge.counting import ExampleCounter
+from lightning_fl_ext.client.metrics.collector import MetricCollector
+from lightning_fl_ext.client.results.store import ResultStore
+from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
+from lightning_fl_ext.results import ClientUpdate
+
+
+class EvaluationHooks(Callback):
+    """Counts the examples of validations and tests, and takes their metrics' states. Base of the bridge.
+
+    Attributes:
+        client_id: The client's name.
+    """
+
+    client_id: str
+    _evaluated: ExampleCounter
+    _metrics: MetricCollector
+    _store: ResultStore
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Called before a validation batch: at the first, notes what its metrics have seen before."""
+        if batch_idx == dataloader_idx == 0:
+            self._metrics.evaluation_begins(pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Called after a validation batch: counts its examples, if they are to be told."""
+        if trainer.state.fn != "fit" or self._metrics.active:
+            self._evaluated.add(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Called when a validation ends, before its metrics are reset: takes their states."""
+        self._evaluated.close_epoch(trainer, "validate")
+        if not trainer.sanity_checking:
+            self._metrics.take("validate", trainer, pl_module, self._evaluated.by_dataloader)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Called when a validation has ended: notes by which names its metrics were logged."""
+        self._keep_stage("validate", trainer, pl_module)
+
+    def on_test_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Called before a test batch: at the first, notes what its metrics have seen before."""
+        if batch_idx == dataloader_idx == 0:
+            self._metrics.evaluation_begins(pl_module)
+
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Called after a test batch: counts its examples."""
+        self._evaluated.add(batch, dataloader_idx)
+
+    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Called when a test ends, before its metrics are reset: takes their states."""
+        self._evaluated.close_epoch(trainer)
+        self._metrics.take("test", trainer, pl_module, self._evaluated.by_dataloader)
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        """Called when a test has ended: notes by which names its metrics were logged."""
+        self._keep_stage("test", trainer, pl_module)
+
+    def _keep_stage(self, stage: str, trainer: Any, module: Any) -> None:
+        if self._metrics.active and (told := self._metrics.close(stage, trainer, module)) is not None:
+            data = np.frombuffer(told.to_bytes(), dtype=np.uint8)
+            self._store.put(stage, ClientUpdate({METRIC_STATES: data}, told.pack.num_examples or 0))

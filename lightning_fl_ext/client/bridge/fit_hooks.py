@@ -1,0 +1,179 @@
+"""The bridge's part in fits, and in how validations and tests begin and end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
+from typing import Any
+
+import torch
+
+from lightning_fl_ext.client.bridge.counting import ExampleCounter
+from lightning_fl_ext.client.bridge.evaluation_hooks import EvaluationHooks
+from lightning_fl_ext.client.bridge.model_state import (
+    is_built_later,
+    is_sharded,
+    load_early,
+    load_state,
+    pack_state,
+)
+from lightning_fl_ext.client.bridge.refusals import (
+    SPENT,
+    is_averaging,
+    is_spent,
+    refuse_to_follow_averaging,
+    refuse_zero3,
+)
+from lightning_fl_ext.client.results.retention import Retention
+from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult
+from lightning_fl_ext.wire import Exchange, RoundInfo
+
+log = logging.getLogger(__name__)
+
+
+class FitHooks(EvaluationHooks):
+    """Loads what was received when a run begins, and stores what comes out of it. Base of the bridge.
+
+    Attributes:
+        exchange: What of the model travels.
+        batch_size: Gives the number of examples in a batch; None for Lightning's own guess.
+        at_home: Names of the module's state-dict entries that what was received left alone.
+    """
+
+    exchange: Exchange
+    batch_size: Callable[[Any], int] | None
+    at_home: list[str]
+    _info: RoundInfo
+    _global: Arrays | None
+    _retention: Retention
+    _counter: ExampleCounter
+    _first_step: int | None
+    _idle: bool
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Called when a fit or evaluation begins: checks its place and loads what was received."""
+        refuse_zero3(trainer)
+        self._counter, self._evaluated = ExampleCounter(self.batch_size), ExampleCounter(self.batch_size)
+        self._metrics.begin()
+        if not is_built_later(pl_module):
+            self._metrics.check(pl_module)
+        if stage == "fit":
+            refuse_to_follow_averaging(self, trainer.callbacks)
+            self._first_step, self._idle = None, is_spent(trainer)
+            if self._idle:
+                log.warning("%r: %s", self, SPENT)
+            else:
+                self._store.start_fit(trainer)
+            if any(is_averaging(callback) for callback in trainer.callbacks):
+                pl_module.configure_model()  # the averaging callback is about to, and copies what it finds
+        else:
+            self._store.start_evaluation(trainer)
+        with suppress(LightningFLError) if is_built_later(pl_module) else nullcontext():
+            self._load(load_early, trainer, pl_module)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Called when the module is built and placed: looks at its metrics, loads again what was received."""
+        self._start(trainer, pl_module)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Called when training begins: notes where the Trainer's count of steps stands."""
+        self._first_step = trainer.global_step
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Called when a validation begins: outside a fit, as when a fit begins."""
+        if trainer.state.fn == "validate":
+            self._start(trainer, pl_module)
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """Called when a test begins: as when a fit begins."""
+        self._start(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Called after a training batch: counts its examples."""
+        self._counter.add(batch)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Called when an epoch ends, before any weight averaging: snapshots the weights."""
+        num_examples = self._counter.close_epoch(trainer)
+        self._metrics.take("train", trainer, pl_module, self._counter.by_dataloader)
+        arrays = pack_state(trainer, pl_module, self.exchange, like=self._global)
+        metrics = _scalars(trainer)
+        if trainer.is_global_zero:
+            result = EpochResult(arrays, num_examples, epoch=trainer.current_epoch, metrics=metrics)
+            self._retention.check(result)
+            self._store.add(result)
+            for old in self._retention.surplus(self._store.epochs):
+                self._store.remove(old)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Called when training ends: under a sharded strategy the last moment to collect the weights."""
+        self._keep_stage("train", trainer, pl_module)
+        if is_sharded(trainer):
+            self._finish(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Called when the fit ends, after every averaging callback: makes the update."""
+        if not is_sharded(trainer) and not self._idle:
+            self._finish(trainer, pl_module)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Called when the fit or evaluation raised: withholds its outcome and says what is left."""
+        fn = trainer.state.fn.value
+        reason = f"`Trainer.{fn}` raised {type(exception).__name__}: {exception}".rstrip(".")
+        log.warning("%s", self._store.fail(UPDATE if fn == "fit" else EVALUATION, reason))
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Called when a fit or evaluation ends well: notes what an evaluation found."""
+        if stage in ("validate", "test"):
+            num_examples = self._evaluated.largest_epoch
+            self._hold(trainer, EVALUATION, {}, num_examples, {"examples_seen": num_examples})
+
+    def _start(self, trainer: Any, module: Any) -> None:
+        self._metrics.check(module)
+        self._load(load_state, trainer, module)
+
+    def _load(self, load: Callable[..., list[str]], trainer: Any, module: Any) -> None:
+        if self._global is not None and not self._store.has(UPDATE):
+            self.at_home = load(trainer, module, self.exchange, self._global)
+
+    def _finish(self, trainer: Any, module: Any) -> None:
+        arrays: Arrays = pack_state(trainer, module, self.exchange, like=self._global)
+        # Not on the other ranks: rank 0 may still be removing files that they would read.
+        if trainer.is_global_zero and self._retention.submit != "last" and (epochs := self._store.epochs):
+            arrays = self._retention.submitted(epochs)
+        counts = {
+            "examples_seen": self._counter.total,
+            "steps": 0 if self._first_step is None else trainer.global_step - self._first_step,
+            "epochs": self._counter.epochs,
+        }
+        self._hold(trainer, UPDATE, arrays, self._counter.largest_epoch, counts)
+
+    def _hold(
+        self, trainer: Any, kind: str, arrays: Arrays, num_examples: int, counts: Mapping[str, int]
+    ) -> None:
+        metrics = {k: v for k, v in _scalars(trainer).items() if k not in self._metrics.kept_back}
+        if not trainer.is_global_zero:
+            return
+        outcome = ClientUpdate(
+            arrays,
+            num_examples,
+            client_id=self.client_id,
+            server_round=self._info.server_round,
+            metrics=metrics,
+            **counts,
+        )
+        self._store.put(kind, outcome)
+
+
+def _scalars(trainer: Any) -> dict[str, float]:
+    """Read the logged scalars. Those with ``sync_dist`` may be reduced here: every rank makes this call."""
+    return {
+        str(name): float(value)
+        for name, value in trainer.callback_metrics.items()
+        if not isinstance(value, torch.Tensor) or value.numel() == 1
+    }

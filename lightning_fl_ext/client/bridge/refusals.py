@@ -1,0 +1,130 @@
+"""Set-ups in which a local fit would go wrong silently, refused before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_fl_ext.client.bridge.model_state import is_sharded
+
+_LIGHTNING_MODULES = {"lightning.pytorch.core.module", "pytorch_lightning.core.module"}
+_AVERAGING = {"WeightAveraging", "StochasticWeightAveraging"}
+
+
+def refuse_to_follow_averaging(bridge: Any, callbacks: list[Any]) -> None:
+    """Refuse an averaging callback that comes before the bridge.
+
+    Args:
+        bridge: The bridge among the callbacks.
+        callbacks: The Trainer's callbacks, in order.
+
+    Raises:
+        ValueError: One does.
+    """
+    for callback in filter(is_averaging, callbacks[: callbacks.index(bridge)]):
+        name = type(callback).__name__
+        raise ValueError(
+            f"`{name}` precedes `FlowerBridge` in `callbacks`. It copies the module before the bridge has"
+            " loaded the global weights, and would bring the old ones back at the end. Put the bridge"
+            f" first: `callbacks=[FlowerBridge(...), {name}(...)]`; or drop `{name}`."
+        )
+
+
+def is_averaging(callback: Any) -> bool:
+    """Tell a weight averaging callback of either Lightning (``EMAWeightAveraging`` is one)."""
+    return bool(_AVERAGING & {base.__name__ for base in type(callback).__mro__})
+
+
+def is_spent(trainer: Any) -> bool:
+    """Tell a Trainer that has trained before and is at its limit: a fit would train nothing."""
+    counts = (trainer.current_epoch, trainer.max_epochs), (trainer.global_step, trainer.max_steps)
+    return any(done > 0 and limit not in (None, -1) and limit <= done for done, limit in counts)
+
+
+SPENT = (
+    "this Trainer has already trained for as many epochs or steps as it may, so this fit trains nothing, and"
+    " the results of the fit before stay. Make a new Trainer for another fit."
+)
+"""What a bridge says of such a Trainer."""
+
+
+def refuse_zero3(trainer: Any) -> None:
+    """Refuse DeepSpeed ZeRO-3, whose full state dict exists nowhere.
+
+    Raises:
+        ValueError: The strategy is DeepSpeed at stage 3.
+    """
+    if getattr(trainer.strategy, "zero_stage_3", False):
+        raise ValueError(
+            "`FlowerBridge` cannot collect weights that DeepSpeed ZeRO stage 3 spreads over the ranks."
+            " Use stage 2, or `strategy='fsdp'`."
+        )
+
+
+def refuse_script_launcher(trainer: Any) -> None:
+    """Refuse to start the running script again from inside a client.
+
+    Raises:
+        ValueError: The strategy is ``ddp`` with several devices, outside a cluster that starts processes.
+    """
+    if type(trainer.strategy.launcher).__name__ == "_SubprocessScriptLauncher":
+        raise ValueError(
+            "`strategy='ddp'` starts the running script once more for every device, which inside a client"
+            " would start the engine again and never return. Use `strategy='ddp_spawn'` or 'ddp_fork', or"
+            " `devices=1`."
+        )
+
+
+def refuse_without_validation(module: Any) -> None:
+    """Refuse to evaluate a module that does not say how.
+
+    Args:
+        module: A LightningModule.
+
+    Raises:
+        ValueError: It has no ``validation_step`` of its own.
+    """
+    if type(module).validation_step.__module__ in _LIGHTNING_MODULES:
+        raise ValueError(
+            f"`{type(module).__name__}` has no `validation_step`, and the server asks clients to evaluate."
+            " Write one, or have the server not ask: `fraction_evaluate=0.0` in the strategy."
+        )
+
+
+def refuse_to_keep_shards(trainer: Any) -> None:
+    """Refuse to keep an optimizer whose state is spread over processes or machines.
+
+    Raises:
+        ValueError: The strategy shards it (FSDP, ModelParallel, DeepSpeed), or there are several nodes.
+    """
+    if is_sharded(trainer) or trainer.num_nodes > 1:
+        raise ValueError(
+            "`keep_optimizer` keeps the optimizer of one machine, and whole. Got"
+            f" `{type(trainer.strategy).__name__}` on {trainer.num_nodes} node(s). Use one device,"
+            " `strategy='ddp_fork'` or 'ddp_spawn'; or leave `keep_optimizer` out."
+        )
+
+
+def refuse_other_data(source: Any) -> None:
+    """Refuse what a data function must not return.
+
+    Args:
+        source: What it returned.
+
+    Raises:
+        TypeError: It is neither a LightningDataModule nor a DataLoader, nor another object that iterates over
+            batches (a set of data or a collection of loaders is none).
+    """
+    if isinstance(source, LightningDataModule | DataLoader | CombinedLoader):
+        return
+    if isinstance(source, Dataset | Sequence | Mapping | torch.Tensor) or not hasattr(source, "__iter__"):
+        raise TypeError(
+            "`data` must return a LightningDataModule or a DataLoader. Got"
+            f" {'None' if source is None else f'an instance of {type(source).__name__}'}. For loaders of"
+            " several stages return a LightningDataModule."
+        )

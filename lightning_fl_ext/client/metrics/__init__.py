@@ -1,0 +1,1 @@
+"""Metric states for the server to pool, and the names under which the module logs them."""

@@ -1,0 +1,1 @@
+"""What a client keeps on disk from one round to the next."""

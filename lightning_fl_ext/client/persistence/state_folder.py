@@ -1,0 +1,245 @@
+"""What a client keeps on disk from round to round: where it lies, and which of it a round starts from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.files import (
+    TornFilesError,
+    read_folder,
+    tensors_from_bytes,
+    tensors_to_bytes,
+    write_folder,
+)
+from lightning_fl_ext.trees import flatten, unflatten
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1
+_ROUND = re.compile(r"round-(\d{5,})$")
+_LEFT_BEHIND = re.compile(r"\.round-\d{5,}\.part$")
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A client's state after a round.
+
+    Attributes:
+        server_round: The round.
+        previous: The round whose state its fit had started from; 0 if it started afresh.
+        model: Describes what the state belongs to, part by part.
+        state: A tree of plain values and tensors.
+    """
+
+    server_round: int
+    previous: int
+    model: Mapping[str, str]
+    state: Any
+
+
+def encode_state(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Take a state apart into JSON data and the tensors that it refers to.
+
+    Raises:
+        LightningFLError: It holds what is neither plain nor a tensor.
+    """
+    return flatten(state, advice="Hold it in another form, or run without `keep_optimizer`.")
+
+
+def default_root() -> Path:
+    """Give the folder for states that every client of this user shares, whichever folder it runs in."""
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "lightning_fl_ext"
+
+
+class StateFolder:
+    """The states of one client in one run, after the last two rounds in which it took part.
+
+    They are the folders ``<root>/<client>/<run>/round-NNNNN``, each written in one step. All have mode 0700.
+    The names of client and run are made safe and unique by a hash, whatever characters an id has.
+
+    Two states are kept since the server may ask for a round once more: when it was killed before it had
+    written down a round that its clients had finished, that round starts from the state before it.
+
+    Args:
+        root: Where states of all clients lie.
+        client_id: The client.
+        run_id: The run.
+
+    Example:
+        >>> StateFolder(Path("states"), "../site a", "7").path.as_posix()
+        'states/___site_a-bcda218694e2/7-7902699be42c'
+    """
+
+    def __init__(self, root: Path, client_id: str, run_id: str) -> None:
+        self.client_id = client_id
+        self.run_id = run_id
+        self.path = root / _safe(client_id) / _safe(run_id)
+
+    def make(self) -> None:
+        """Make the folder, so that one that cannot be made is an error before the fit.
+
+        Raises:
+            LightningFLError: It cannot be made.
+        """
+        try:
+            for folder in (self.path.parent.parent, self.path.parent, self.path):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise LightningFLError(self._unwritable(error)) from error
+
+    def has(self, server_round: int) -> bool:
+        """Tell whether there is a state after a round."""
+        return (self.path / _name(server_round)).is_dir()
+
+    def remove(self, server_round: int) -> None:
+        """Let go of the state after a round."""
+        shutil.rmtree(self.path / _name(server_round))
+
+    def find(self, before: int | None = None, noted: int = 0) -> SavedState | None:
+        """Read the newest state of an earlier round. If one is lost or damaged, a warning says so.
+
+        Args:
+            before: The round that is about to start; None for the newest of all.
+            noted: A round after which the client is known to have kept its state; 0 if there is none.
+
+        Returns:
+            None if there is none.
+
+        Raises:
+            LightningFLError: A state is of another client or run, or in another format.
+        """
+        rounds = self._rounds()
+        earlier = [n for n in rounds if before is None or n < before]
+        later = rounds[len(earlier) :]
+        found: SavedState | None = None
+        trouble = []
+        while earlier and found is None:
+            try:
+                found = self._read(earlier.pop())
+            except TornFilesError as error:
+                trouble.append(str(error))
+        newest = found.server_round if found else 0
+        known = noted if before is None or noted < before else 0
+        if not trouble and newest < max(known, self._started_from(later[0]) if later else 0):
+            trouble.append("its last state before this round is gone")
+        if trouble:
+            log.warning(
+                "client `%s`, round %s, state in `%s`: %s. It goes on %s.",
+                *(self.client_id, "-" if before is None else before, self.path, "; ".join(trouble)),
+                f"from its state after round {newest}" if found else "with a fresh optimizer",
+            )
+        return found
+
+    def refuse_another_model(self, kept: SavedState, model: Mapping[str, str]) -> None:
+        """Compare what a state belongs to with what is about to be trained.
+
+        Args:
+            kept: The state.
+            model: Describes the fit, part by part.
+
+        Raises:
+            LightningFLError: They differ; the message lists every difference.
+        """
+        then = kept.model
+        differences = [
+            f"  {part}: the state has {then.get(part, 'nothing')}, this fit {model.get(part, 'nothing')}"
+            for part in {**then, **model}
+            if then.get(part) != model.get(part)
+        ]
+        if differences:
+            raise LightningFLError(
+                f"client `{self.client_id}`: its state after round {kept.server_round} is of another model or"
+                f" optimizer. {len(differences)} difference(s):\n" + "\n".join(differences) + "\nUse what the"
+                f" state was made with, or remove `{self.path}` to start with a fresh optimizer."
+            )
+
+    def write(self, kept: SavedState) -> None:
+        """Write the state after a round, and let go of all but that and the newest one before it.
+
+        Raises:
+            LightningFLError: It cannot be written, or holds what is neither plain nor a tensor. What lay
+                there before is as it was.
+        """
+        data, tensors = encode_state(kept.state)
+        header = {
+            "version": _VERSION,
+            "client_id": self.client_id,
+            "run_id": self.run_id,
+            "round": kept.server_round,
+            "previous": kept.previous,
+            "model": dict(kept.model),
+            "state": data,
+        }
+        files = {"tensors.safetensors": tensors_to_bytes(tensors), "state.json": json.dumps(header).encode()}
+        self.make()
+        try:
+            write_folder(self.path / _name(kept.server_round), files)
+        except OSError as error:
+            raise LightningFLError(self._unwritable(error)) from error
+        keep = {_name(n) for n in [n for n in self._rounds() if n <= kept.server_round][-2:]}
+        for path in self.path.iterdir():
+            if path.name not in keep and (_ROUND.match(path.name) or _LEFT_BEHIND.match(path.name)):
+                shutil.rmtree(path)
+
+    def _unwritable(self, error: OSError) -> str:
+        return (
+            f"client `{self.client_id}`: its state cannot be written to `{self.path}`: {error}. Make room, or"
+            " give `keep_optimizer` a folder that the client may write to."
+        )
+
+    def _rounds(self) -> list[int]:
+        if not self.path.is_dir():
+            return []
+        return sorted(int(match[1]) for match in map(_ROUND.match, os.listdir(self.path)) if match)
+
+    def _started_from(self, server_round: int) -> int:
+        """Tell from which round's state the fit of a later round had started; 0 if from none."""
+        with suppress(TornFilesError):
+            return self._read(server_round).previous
+        return 0
+
+    def _read(self, server_round: int) -> SavedState:
+        path = self.path / _name(server_round)
+        files = read_folder(path)
+        try:
+            header = json.loads(files["state.json"])
+            found = header["version"], header["client_id"], header["run_id"], header["round"]
+            expected = _VERSION, self.client_id, self.run_id, server_round
+            if found != expected:
+                raise LightningFLError(_of_another(path, found, expected))
+            state = unflatten(header["state"], tensors_from_bytes(files["tensors.safetensors"]))
+            return SavedState(server_round, header["previous"], header["model"], state)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise TornFilesError(f"`{path}` is not a state of this package ({error!r})") from None
+
+
+def _name(server_round: int) -> str:
+    return f"round-{server_round:05d}"
+
+
+def _safe(name: str) -> str:
+    readable = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:40]
+    return f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def _of_another(path: Path, found: tuple[Any, ...], expected: tuple[Any, ...]) -> str:
+    words = "format", "client", "run", "round"
+    there, here = (", ".join(f"{w} {v!r}" for w, v in zip(words, s, strict=True)) for s in (found, expected))
+    return (
+        f"`{path}` holds a state that is not this client's:\n  expected {here}\n  got {there}\n"
+        "Put it back where it was made, or remove the folder to start with a fresh optimizer."
+    )

@@ -1,0 +1,1 @@
+"""Epochs and outcomes of a fit: which are kept, and where."""

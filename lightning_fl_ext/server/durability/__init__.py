@@ -1,0 +1,1 @@
+"""What a run leaves on disk: checkpoints to go on from, the ledger, and the lock of its folder."""

@@ -1,0 +1,179 @@
+"""A federated run on disk: written after a round, read back to go on to the same bytes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.files import (
+    CHECKPOINTS,
+    MANIFEST,
+    TornFilesError,
+    arrays_from_bytes,
+    arrays_to_bytes,
+    list_checkpoints,
+    read_folder,
+    tensors_from_bytes,
+    tensors_to_bytes,
+    write_folder,
+)
+from lightning_fl_ext.results import digest
+from lightning_fl_ext.server.durability.strategy_state import encode_strategy, restore_strategy
+from lightning_fl_ext.server.record import RoundRecord
+
+if TYPE_CHECKING:
+    from lightning_fl_ext.server.fit import FederatedFit
+
+log = logging.getLogger(__name__)
+
+_VERSION = 3
+
+
+class CheckpointError(LightningFLError):
+    """There is no checkpoint to go on from, or it is of another run."""
+
+
+def fingerprint(trainer: FederatedFit) -> dict[str, Any]:
+    """Describe what makes a run the run it is: model, strategy, seed, exchange and screening.
+
+    Args:
+        trainer: At the start of a fit, before any round.
+
+    Returns:
+        Plain JSON data. The number of rounds is not part of it: a run may be prolonged.
+    """
+    described: dict[str, Any] = {
+        f"model.{name}": f"{array.dtype.name}{list(array.shape)}" for name, array in trainer.arrays.items()
+    }
+    described |= {f"strategy{name}": value for name, value in _settings(trainer.strategy).items()}
+    for name in ("seed", "min_accepted", "on_bad_update", "max_update_norm"):
+        described[name] = getattr(trainer, name)
+    described["exchange"] = repr(trainer.exchange)
+    return described
+
+
+def save_checkpoint(trainer: FederatedFit, folder: Path) -> None:
+    """Write the state after a round: one folder that appears whole.
+
+    Args:
+        trainer: At the end of a round.
+        folder: To be made.
+    """
+    state, tensors = encode_strategy(trainer.strategy)
+    data = {
+        "version": _VERSION,
+        "run_id": trainer.run_id,
+        "round": trainer.current_round,
+        "fingerprint": trainer.fingerprint,
+        "digest": digest(trainer.arrays),
+        "strategy": state,
+        "rounds": [record.to_json() for record in trainer.rounds],
+        "callbacks": {key: callback.state_dict() for key, callback in _keyed(trainer)},
+    }
+    write_folder(
+        folder,
+        {
+            "model.safetensors": arrays_to_bytes(trainer.arrays),
+            "strategy.safetensors": tensors_to_bytes(tensors),
+            "state.json": json.dumps(data).encode(),
+        },
+    )
+
+
+def load_checkpoint(trainer: FederatedFit, path: str | Path) -> None:
+    """Put a trainer where a checkpoint was written.
+
+    Args:
+        trainer: At the start of a fit.
+        path: A checkpoint's folder; or ``"last"``, for the newest complete one under the trainer's
+            ``default_root_dir``. With ``"last"`` and none there, the run starts from the beginning.
+
+    Raises:
+        CheckpointError: There is none at ``path``, or it is of another run; the message lists what differs.
+        TornFilesError: ``path`` names a checkpoint that is incomplete or altered.
+    """
+    if path != "last":
+        files = read_folder(_checkpoint_at(Path(path)))
+    elif (newest := _newest_complete(trainer.default_root_dir / CHECKPOINTS)) is None:
+        log.info("no checkpoint under `%s`: starting from the beginning", trainer.default_root_dir)
+        return
+    else:
+        files = newest
+    data = json.loads(files["state.json"])
+    _refuse_another_run(data, trainer.fingerprint)
+    arrays = arrays_from_bytes(files["model.safetensors"])
+    if digest(arrays) != data["digest"]:
+        raise TornFilesError("the checkpoint's weights do not have the digest written beside them")
+    trainer.arrays = arrays
+    trainer.run_id, trainer.current_round = data["run_id"], data["round"]
+    restore_strategy(trainer.strategy, data["strategy"], tensors_from_bytes(files["strategy.safetensors"]))
+    for record in data["rounds"]:
+        trainer.add_record(RoundRecord.from_json(record))
+    for key, callback in _keyed(trainer):
+        callback.load_state_dict(data["callbacks"].get(key, {}))
+
+
+def _checkpoint_at(path: Path) -> Path:
+    """Refuse a path that cannot be a checkpoint's folder, and say what would be one."""
+    if any((path / name).is_file() for name in (MANIFEST, "state.json")):
+        return path
+    if within := list_checkpoints(path / CHECKPOINTS):
+        hint = f"it is a run's folder: its newest checkpoint is `{within[-1][1]}`"
+    else:
+        hint = (
+            "give the folder `round-NNNNN` of one, such as `RoundCheckpoint.best_path`, or"
+            " `ckpt_path='last'` for the newest under `default_root_dir`"
+        )
+    raise CheckpointError(f"there is no checkpoint `{path}`: {hint}")
+
+
+def _keyed(trainer: FederatedFit) -> list[tuple[str, Any]]:
+    """Name callbacks by class, and those of one class by their place as well."""
+    seen: Counter[str] = Counter()
+    keyed = []
+    for callback in trainer.callbacks:
+        name = type(callback).__name__
+        seen[name] += 1
+        keyed.append((f"{name}-{seen[name]}" if seen[name] > 1 else name, callback))
+    return keyed
+
+
+def _newest_complete(root: Path) -> dict[str, bytes] | None:
+    for _, path in reversed(list_checkpoints(root)):
+        try:
+            return read_folder(path)
+        except TornFilesError as error:
+            log.warning("skipping a checkpoint: %s", error)
+    return None
+
+
+def _refuse_another_run(data: dict[str, Any], now: dict[str, Any]) -> None:
+    if data.get("version") != _VERSION:
+        raise CheckpointError(f"checkpoint format {data.get('version')}: expected {_VERSION}")
+    then = data["fingerprint"]
+    now = json.loads(json.dumps(now))
+    differences = [
+        f"  {key}: the checkpoint has {then.get(key, 'nothing')!r}, this run {now.get(key, 'nothing')!r}"
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key)
+    ]
+    if differences:
+        raise CheckpointError(
+            "The checkpoint is of another run; going on from it would not give the same model."
+            f" {len(differences)} difference(s):\n" + "\n".join(differences) + "\nUse what the checkpoint"
+            " was made with, or start anew in another `default_root_dir`."
+        )
+
+
+def _settings(strategy: Any, prefix: str = "") -> dict[str, Any]:
+    settings: dict[str, Any] = {prefix: type(strategy).__name__}
+    for name, value in vars(strategy).items():
+        if isinstance(value, bool | int | float | str):
+            settings[f"{prefix}.{name}"] = value
+        elif hasattr(value, "aggregate_train"):
+            settings |= _settings(value, f"{prefix}.{name}")
+    return settings

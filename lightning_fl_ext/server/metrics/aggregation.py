@@ -1,0 +1,94 @@
+"""A round's metrics, made of those that its clients report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flwr.app import MetricRecord
+from flwr.serverapp.strategy import FedAvg
+from torch import nn
+
+from lightning_fl_ext.results import ClientUpdate
+from lightning_fl_ext.server.metrics.pooling import Stages, pool_metrics, reduce_scalars
+from lightning_fl_ext.server.screening.rejection import Reason, Rejection
+
+_WEIGHTED_MEAN = FedAvg().evaluate_metrics_aggr_fn
+"""What Flower's strategies do with metrics unless they are told otherwise."""
+
+
+def aggregate_metrics(
+    updates: Mapping[str, ClientUpdate],
+    stages: Mapping[str, Stages],
+    module: nn.Module,
+    aggregated: MetricRecord | None,
+    function: Callable[..., Any] | None,
+    server_round: int,
+) -> tuple[dict[str, float], list[Rejection]]:
+    """Pool metrics, reduce plain numbers, and say what takes part in neither.
+
+    What a function of the user's own makes of the clients' numbers stands; where the strategy would average
+    them like any others, they are reduced as the module says, over their own stage's examples.
+
+    Args:
+        updates: What counts of each client's reply; arrays do not matter.
+        stages: The metric states of each of these clients.
+        module: Holds metrics like the clients'.
+        aggregated: What the strategy made of the clients' numbers.
+        function: With what it made that.
+        server_round: The current round.
+
+    Returns:
+        Metrics by name, and what was left out.
+    """
+    reduced = reduce_scalars(updates, stages)
+    pooled, left_out = pool_metrics(module, stages, server_round)
+    _, odd = common_metrics({client: update.metrics for client, update in updates.items()}, server_round)
+    left_out += [r for r in odd if r.key not in reduced and r.key not in pooled]
+    left_out += [
+        Rejection(client, server_round, Reason.METRIC, name, "metric states", "a value alone")
+        for client in sorted(updates)
+        for name in sorted(pooled.keys() & updates[client].metrics.keys())
+        if not stages[client]
+    ]
+    by_strategy = {k: float(v) for k, v in (aggregated or {}).items() if not isinstance(v, list)}
+    plain = by_strategy | reduced if function is _WEIGHTED_MEAN else reduced | by_strategy
+    return plain | pooled, left_out
+
+
+def common_metrics(
+    metrics: Mapping[str, Mapping[str, Any]], server_round: int
+) -> tuple[set[str], list[Rejection]]:
+    """Find the metrics every client reports in the same form, and name the others.
+
+    Args:
+        metrics: By client id.
+        server_round: The current round.
+
+    Returns:
+        The common keys, and a `Rejection` for every metric of a client that not all share. The updates
+        themselves still count.
+
+    Example:
+        >>> common, odd = common_metrics({"a": {"loss": 1.0}, "b": {"loss": 2.0, "f1": 0.5}}, 3)
+        >>> common, str(odd[0])
+        ({'loss'}, 'client `b`, round 3: odd-metric, `f1`: expected a metric of all 2 clients, got 1 of them')
+    """
+    forms = [
+        {(key, len(v) if isinstance(v, list) else -1) for key, v in of_client.items()}
+        for of_client in metrics.values()
+    ]
+    common = set.intersection(*forms) if forms else set()
+    odd = [
+        Rejection(
+            client,
+            server_round,
+            Reason.METRIC,
+            key,
+            f"a metric of all {len(forms)} clients",
+            f"{sum((key, length) in form for form in forms)} of them",
+        )
+        for client, form in sorted(zip(metrics, forms, strict=True))
+        for key, length in sorted(form - common)
+    ]
+    return {key for key, _ in common}, odd

@@ -1,0 +1,105 @@
+"""Evaluating the global model on the server's own data."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from lightning_fl_ext.arguments import got, kind_of
+from lightning_fl_ext.errors import LightningFLError
+
+CentralEvaluation = Callable[[torch.nn.Module], Mapping[str, float]]
+"""From the module, in eval mode and without gradients, to metrics."""
+
+
+def check_evaluation(module: torch.nn.Module, evaluate: CentralEvaluation | Any) -> None:
+    """Refuse what can evaluate no module, or not this one.
+
+    Args:
+        module: The global model.
+        evaluate: See :func:`evaluate_centrally`; None for nothing.
+
+    Raises:
+        TypeError: It is a class; or it is data, and the module no LightningModule.
+    """
+    if isinstance(evaluate, type | str | bool | int | float):
+        raise TypeError(
+            "`evaluate` must be a function of the module, or data to validate on." + got(evaluate)
+        )
+    if evaluate is not None and not callable(evaluate) and not hasattr(module, "validation_step"):
+        raise TypeError(
+            "`evaluate` is data for `Trainer.validate`, which takes a LightningModule only; `model` is"
+            f" {kind_of(module)}. Give a function of the module instead."
+        )
+
+
+def evaluate_centrally(
+    module: torch.nn.Module, evaluate: CentralEvaluation | Any, server_round: int = 0
+) -> dict[str, float]:
+    """Evaluate a module on the server.
+
+    Args:
+        module: Holds the global weights. It is left in the mode it was in.
+        evaluate: A function of the module, or data (a LightningDataModule or DataLoader) to run
+            ``Trainer.validate`` on.
+        server_round: The round whose weights these are; 0 before the first.
+
+    Returns:
+        Metrics, their names prefixed with ``server_``.
+
+    Raises:
+        LightningFLError: The function raised, or gave something else than numbers by name.
+    """
+    training = module.training
+    try:
+        metrics = _call(module, evaluate) if callable(evaluate) else _validate(module, evaluate)
+        if not isinstance(metrics, Mapping):
+            raise TypeError(f"it must return a mapping from names to numbers.{got(metrics)}")
+        return {f"server_{name}": _number(name, value) for name, value in metrics.items()}
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".rstrip(".: ")
+        raise LightningFLError(f"`evaluate` failed after round {server_round}: {said}.") from error
+    finally:
+        module.train(training)
+
+
+def _number(name: Any, value: Any) -> float:
+    try:
+        if not isinstance(value, str):
+            return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise TypeError(f"it must return a number for `{name}`.{got(value)}")
+
+
+def _call(module: torch.nn.Module, evaluate: CentralEvaluation) -> Mapping[str, float]:
+    module.eval()
+    with torch.no_grad():
+        return evaluate(module)
+
+
+def _validate(module: Any, data: Any) -> Mapping[str, Any]:
+    import lightning.pytorch as pl
+    from lightning.fabric.utilities.warnings import PossibleUserWarning
+
+    banner = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = banner.level
+    banner.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PossibleUserWarning)
+            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+            trainer = pl.Trainer(
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            trainer.validate(module, data, verbose=False)
+    finally:
+        banner.setLevel(level)
+    return {name: value for name, value in trainer.callback_metrics.items() if value.numel() == 1}

@@ -1,0 +1,257 @@
+"""Driving a Flower strategy through the two phases of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from flwr.app import ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+
+from lightning_fl_ext.aggregation.conform import conform
+from lightning_fl_ext.engines import OrderedGrid
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.metrics.computed_values import copy_metrics
+from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
+from lightning_fl_ext.results import Arrays, ClientUpdate
+from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics, common_metrics
+from lightning_fl_ext.server.record import RoundRecord
+from lightning_fl_ext.server.rounds.clients import Clients
+from lightning_fl_ext.server.rounds.flower_dtypes import align_replies, to_flower_dtypes
+from lightning_fl_ext.server.rounds.messages import RoundMessages
+from lightning_fl_ext.server.rounds.payload import PayloadCodec
+from lightning_fl_ext.server.rounds.quorum import wait_for_clients
+from lightning_fl_ext.server.rounds.strategy_calls import StrategyCalls
+from lightning_fl_ext.server.screening.checks import Limits, screen_evaluate_reply, screen_train_reply
+from lightning_fl_ext.server.screening.norms import is_finite
+from lightning_fl_ext.server.screening.rejection import Reason, Rejection
+from lightning_fl_ext.wire import RoundInfo, from_record, to_record
+from lightning_fl_ext.wire.client_record import declared_id
+
+if TYPE_CHECKING:
+    from lightning_fl_ext.server.fit import FederatedFit
+
+
+class StrategyDriver:
+    """Takes a strategy through the rounds of one fit, as ``Strategy.start`` does.
+
+    It hands out nodes and replies in the order of the clients' ids, and keeps what does not pass screening
+    away from the strategy.
+
+    Args:
+        trainer: Its strategy, seed, limits and state.
+        grid: What carries the messages.
+        call_hook: Calls a hook of every callback, by name, with the hook's arguments after the trainer.
+    """
+
+    def __init__(self, trainer: FederatedFit, grid: Grid, call_hook: Callable[..., None]) -> None:
+        self.trainer = trainer
+        self._call_hook = call_hook
+        self.calls = StrategyCalls(trainer.strategy, trainer.seed)
+        self.clients = Clients(grid, trainer.round_timeout)
+        self.grid = OrderedGrid(grid, self.clients.ordered)
+        if trainer.exchange.coded and not self.calls.reads_coded:
+            raise LightningFLError(
+                f"{self.calls.name} cannot aggregate what {trainer.exchange!r} sends: use `FedPM`."
+            )
+        self._metrics = copy_metrics(trainer.model)
+        self._earlier: set[str] = set()
+
+    def train(self, server_round: int, arrays: Arrays) -> tuple[Arrays, RoundRecord]:
+        """Have clients train, and aggregate what they send.
+
+        Args:
+            server_round: The current round, from 1.
+            arrays: The global weights.
+
+        Returns:
+            The new global weights, which are the old ones if the round is void, and the round's record.
+
+        Raises:
+            NotEnoughClientsError: Too few clients are connected, or none answers.
+            LightningFLError: The strategy fails, or makes weights that do not fit or are not finite.
+        """
+        least = self.trainer.min_accepted
+        wait_for_clients(self.grid, self.trainer.strategy, self.trainer.round_timeout, least)
+        messages = self._send("train", server_round, arrays, screen_train_reply)
+        self._refuse_if_too_few_are_asked(messages)
+        if self.calls.order_free and not messages.anonymous:
+            heads: dict[str, ClientUpdate] = {}
+            new, metrics = self._aggregate(server_round, _without_arrays(messages.accepted(), heads))
+        else:
+            replies = messages.collect()
+            heads = {client: replace(update, arrays={}) for client, _, update in replies}
+            new = metrics = None
+            if len(replies) >= least:
+                accepted = [reply for _, reply, _ in replies]
+                like = self.trainer.exchange.like(arrays)
+                widen = not self.calls.reads_every_dtype
+                align_replies(accepted, self._shared_metrics(heads), like, widen)
+                new, metrics = self._aggregate(server_round, accepted)
+            elif self.calls.reserves:
+                self._aggregate(server_round, [])  # releases nothing, so what it has reserved is free again
+        self._refuse_if_all_failed(messages, heads)
+        void = bool(messages.outgoing) and (new is None or len(heads) < least)
+        if new is not None and not void:
+            arrays = self._checked(server_round, new, arrays)
+        measured, left_out = self._measure(messages, heads, metrics)
+        counts = {
+            "clients_accepted": len(heads),
+            "clients_rejected": len({r.client_id for r in messages.rejected} - {*heads}),
+            "bytes_down": messages.bytes_down,
+            "bytes_up": messages.bytes_up,
+        }
+        return arrays, RoundRecord(
+            server_round,
+            sampled=tuple(messages.sampled),
+            accepted=tuple(sorted(heads)),
+            rejected=tuple(messages.rejected + left_out),
+            metrics=measured | {name: float(count) for name, count in counts.items()},
+            void=void,
+        )
+
+    def evaluate(self, server_round: int, arrays: Arrays) -> tuple[dict[str, float], list[Rejection]]:
+        """Have clients evaluate.
+
+        Args:
+            server_round: The current round; 0 outside a fit.
+            arrays: The global weights.
+
+        Returns:
+            Metrics by name, and what was left out.
+
+        Raises:
+            NotEnoughClientsError: Too few clients are connected, or none answers.
+        """
+        if self.calls.asks_to_evaluate:
+            wait_for_clients(self.grid, self.trainer.strategy, self.trainer.round_timeout)
+        messages = self._send("evaluate", server_round, arrays, screen_evaluate_reply)
+        if not messages.outgoing:
+            return {}, []
+        replies = messages.collect()
+        heads = {client: update for client, _, update in replies}
+        if server_round == 0:
+            self._refuse_if_all_failed(messages, heads)
+        accepted = [reply for _, reply, _ in replies]
+        align_replies(accepted, self._shared_metrics(heads))
+        metrics = self.calls.call("aggregate_evaluate", server_round, accepted)
+        measured, left_out = self._measure(messages, heads, metrics)
+        return measured, messages.rejected + left_out
+
+    def _send(
+        self,
+        phase: str,
+        server_round: int,
+        arrays: Arrays,
+        screen: Callable[[Message, str, int, Limits, Arrays], ClientUpdate],
+    ) -> RoundMessages:
+        record = to_record(arrays)
+        given = record if self.calls.reads_every_dtype else to_flower_dtypes(record)
+        seed = self.trainer.seed
+        config = ConfigRecord(
+            {
+                "run-seed": seed,
+                "run-id": self.trainer.run_id,
+                "server-round": server_round,
+                METRIC_STATES: True,
+            }
+        )
+        outgoing = self.calls.call(f"configure_{phase}", server_round, given, config, self.grid)
+        sampled = tuple(sorted(self.clients[m.metadata.dst_node_id] for m in outgoing))
+        codec = PayloadCodec(self.trainer.exchange, arrays, RoundInfo(seed, server_round, "", sampled))
+        codec.encode_into(outgoing, given, record, config)
+        limits = self.calls.limits(len(outgoing), self.trainer.max_update_norm)
+
+        def read(reply: Message, client: str) -> ClientUpdate:
+            if phase == "train":
+                codec.decode(reply, declared_id(reply.content) or client)
+            return screen(reply, client, server_round, limits, codec.like)
+
+        messages = RoundMessages(
+            self.grid,
+            self.clients,
+            outgoing,
+            server_round,
+            read,
+            self.trainer.round_timeout,
+            self.trainer.on_bad_update == "raise",
+            lambda reply: self._call_hook("on_reply", reply if phase == "train" else None),
+            self._earlier,
+            phase,
+        )
+        if outgoing:
+            self._call_hook("on_messages", messages.sampled)
+        return messages
+
+    @property
+    def _has_worked(self) -> bool:
+        """Whether a round before shows that the set-up can work."""
+        return any(record.accepted for record in self.trainer.rounds)
+
+    def _refuse_if_too_few_are_asked(self, messages: RoundMessages) -> None:
+        asked, least = len(messages.outgoing), self.trainer.min_accepted
+        if 0 < asked < least and not self._has_worked:
+            raise LightningFLError(
+                f"{self.calls.name} asks {asked} client(s) to train in round {messages.server_round}, but"
+                f" `min_accepted` is {least}: no round could count. Have it ask more (`fraction_train`,"
+                " `min_train_nodes`), or lower `min_accepted`."
+            )
+
+    def _refuse_if_all_failed(self, messages: RoundMessages, accepted: Collection[str]) -> None:
+        """Raise if the clients' own code fails on all of them, and no round before shows that it can work."""
+        failed = [r for r in messages.rejected if r.reason is Reason.CLIENT_ERROR]
+        others = [r for r in messages.rejected if r.reason not in (Reason.CLIENT_ERROR, Reason.IDLE)]
+        worked = accepted or self._has_worked
+        if failed and not others and not worked:
+            asked = "asked" if len(failed) == len(messages.outgoing) else "with examples"
+            raise LightningFLError(
+                f"all {len(failed)} clients {asked} failed, before any round has worked. One of them:"
+                f" {min(failed, key=lambda r: r.client_id)}"
+            )
+
+    def _shared_metrics(self, heads: Mapping[str, ClientUpdate]) -> set[str]:
+        metrics = {client: head.metrics for client, head in heads.items()}
+        return common_metrics(metrics, 0)[0] | {self.calls.count_key}
+
+    def _measure(
+        self, messages: RoundMessages, heads: Mapping[str, ClientUpdate], aggregated: MetricRecord | None
+    ) -> tuple[dict[str, float], list[Rejection]]:
+        function = self.calls.metrics_function(messages.phase)
+        stages = {client: messages.stages.get(client, {}) for client in heads}
+        return aggregate_metrics(heads, stages, self._metrics, aggregated, function, messages.server_round)
+
+    def _aggregate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[Arrays | None, MetricRecord | None]:
+        record, metrics = self.calls.call("aggregate_train", server_round, replies)
+        return (None if record is None else from_record(record)), metrics
+
+    def _checked(self, server_round: int, new: Arrays, old: Arrays) -> Arrays:
+        wrong = sorted(
+            k for k in {*old, *new} if k not in new or k not in old or new[k].shape != old[k].shape
+        )
+        if wrong:
+            raise LightningFLError(
+                f"{self.calls.name} gave weights that do not fit the model in round {server_round}, at"
+                f" {wrong[:5]}"
+            )
+        conformed = conform(new, old)
+        if broken := [key for key in old if not (is_finite(new[key]) and is_finite(conformed[key]))]:
+            raise LightningFLError(
+                f"{self.calls.name} made weights that are not finite in round {server_round}, at"
+                f" {broken[:3]}, from updates that were. The round before is the last good one."
+                " `max_update_norm` leaves out updates that are too large."
+            )
+        return conformed
+
+
+def _without_arrays(
+    accepted: Iterator[tuple[str, Message, ClientUpdate]], heads: dict[str, ClientUpdate]
+) -> Iterator[Message]:
+    """Pass replies on, keeping the rest of each in `heads`."""
+    for client, reply, update in accepted:
+        heads[client] = replace(update, arrays={})
+        del update
+        yield reply
+        del reply

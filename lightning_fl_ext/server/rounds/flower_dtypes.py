@@ -1,0 +1,81 @@
+"""The arrays and records that Flower's own strategies can compute with, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from lightning_fl_ext.results import Arrays
+from lightning_fl_ext.wire import from_record, to_record
+from lightning_fl_ext.wire.contents import records_of
+from lightning_fl_ext.wire.records import RAW_STYPE
+
+
+def to_flower_dtypes(record: ArrayRecord) -> ArrayRecord:
+    """Give a record in which every array is of a floating dtype that arithmetic keeps.
+
+    Flower's strategies compute in the arrays' own dtype: they cannot read bfloat16 and float8, lose digits
+    in float16, and many fail on integers and bools (``num_batches_tracked``, masks). The first three go to
+    them as float32, the last two as float64, which holds their values exactly up to 2^53;
+    :func:`~lightning_fl_ext.aggregation.conform.conform` brings the result back.
+
+    Args:
+        record: The global weights, or a client's.
+
+    Returns:
+        The record itself if it needs no change.
+    """
+    if all(_target(array) is None for array in record.values()):
+        return record
+    return ArrayRecord({name: _widened(array) for name, array in record.items()})
+
+
+def align_replies(
+    replies: Sequence[Message], metrics: set[str], like: Arrays | None = None, widen: bool = False
+) -> None:
+    """Give replies the one form that strategies expect of all of them.
+
+    Arrays stand in the model's order, for strategies that pair them by position; records have the first
+    reply's names; only the metrics that all clients share are left.
+
+    Args:
+        replies: Screened replies.
+        metrics: Names of the metrics to keep.
+        like: The global weights, if the replies hold weights; otherwise arrays are left as they are.
+        widen: Whether to make the arrays of a dtype that they compute in (:func:`to_flower_dtypes`).
+    """
+    for reply in replies:
+        content = reply.content
+        if like is not None:
+            (name,) = records_of(replies[0].content, ArrayRecord)
+            ((old, record),) = records_of(content, ArrayRecord).items()
+            ordered = ArrayRecord({key: record[key] for key in like})
+            _replace(content, old, name, to_flower_dtypes(ordered) if widen else ordered)
+        (name,) = records_of(replies[0].content, MetricRecord)
+        ((old, measured),) = records_of(content, MetricRecord).items()
+        shared = MetricRecord({key: value for key, value in measured.items() if key in metrics})
+        _replace(content, old, name, shared)
+
+
+def _replace(content: RecordDict, old: str, name: str, record: ArrayRecord | MetricRecord) -> None:
+    del content[old]
+    content[name] = record
+
+
+def _target(array: Array) -> str | None:
+    if array.stype == RAW_STYPE or array.dtype == "float16":
+        return "float32"
+    return "float64" if np.dtype(array.dtype).kind in "biu" else None
+
+
+def _widened(array: Array) -> Array:
+    target = _target(array)
+    if target is None:
+        return array
+    (values,) = from_record(ArrayRecord({"": array})).values()
+    wide: NDArray[Any] = values.astype(target)
+    return to_record({"": wide})[""]

@@ -1,0 +1,233 @@
+"""The messages of one phase of a round: who was asked, what came back, what counts."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from lightning_fl_ext.engines import NotEnoughClientsError, stream_replies
+from lightning_fl_ext.engines.private import NOT_REACHED
+from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, StageMetrics
+from lightning_fl_ext.results import ClientUpdate
+from lightning_fl_ext.server.metrics.pooling import read_stages
+from lightning_fl_ext.server.rounds.clients import Clients
+from lightning_fl_ext.server.screening.rejection import BadUpdateError, Reason, Rejected, Rejection
+from lightning_fl_ext.wire.client_record import declared_id
+from lightning_fl_ext.wire.contents import records_of
+
+log = logging.getLogger(__name__)
+
+Screen = Callable[[Message, str], ClientUpdate]
+"""Checks a client's reply and reads it, or raises `Rejected`."""
+
+Reply = tuple[str, Message, ClientUpdate]
+"""A client, its message, and what was read in it."""
+
+
+@dataclass
+class RoundMessages:
+    """Sends a round's messages and screens the replies, one at a time.
+
+    Args:
+        grid: Any Flower ``Grid``.
+        clients: Who is who.
+        outgoing: What the strategy wants sent.
+        server_round: The current round.
+        screen: The check.
+        timeout: Seconds to wait for the last reply.
+        raise_on_bad: Whether to raise instead of leaving a bad reply out.
+        on_reply: Told of every reply that counts, and of every rejection.
+        earlier: Message ids of earlier rounds.
+        phase: ``"train"`` or ``"evaluate"``.
+
+    Attributes:
+        rejected: What was left out so far.
+        bytes_down: Bytes of array data in the messages.
+        bytes_up: Bytes of array data in the replies that counted.
+        stages: The metric states of each client, taken out of the replies.
+    """
+
+    grid: Grid
+    clients: Clients
+    outgoing: Sequence[Message]
+    server_round: int
+    screen: Screen
+    timeout: float | None
+    raise_on_bad: bool
+    on_reply: Callable[[ClientUpdate | Rejection], None]
+    earlier: set[str]
+    phase: str
+    rejected: list[Rejection] = field(default_factory=list)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    stages: dict[str, dict[str, StageMetrics]] = field(default_factory=dict)
+
+    @property
+    def sampled(self) -> list[str]:
+        """Ids of the clients asked, in order."""
+        return sorted(self.clients[m.metadata.dst_node_id] for m in self.outgoing)
+
+    def accepted(self) -> Iterator[Reply]:
+        """Yield each reply that counts, in the order of arrival.
+
+        Raises:
+            BadUpdateError: One is bad, and ``raise_on_bad`` is set; to be idle is not.
+            NotEnoughClientsError: No client answered at all, not even with an error.
+        """
+        self.bytes_down = sum(map(_array_bytes, self.outgoing))
+        shared = self.clients.shared(m.metadata.dst_node_id for m in self.outgoing)
+        waiting: dict[str, int] | None = None
+        answered: dict[str, int] = {}
+        for reply in stream_replies(self.grid, self.outgoing, self.timeout, self.clients.__getitem__):
+            waiting = self._sent() if waiting is None else waiting
+            to = reply.metadata.reply_to_message_id
+            node = waiting.pop(to, None)
+            try:
+                if node is None:
+                    raise self._unasked(to, answered)
+                answered[to] = node
+                if reply.has_error():
+                    raise _failed(reply)
+                if not self.clients.agrees(node, declared := declared_id(reply.content)):
+                    raise Rejected(Reason.NOT_SAMPLED, "client-id", self.clients[node], declared)
+                if self.clients[node] in shared:
+                    raise Rejected(Reason.DUPLICATE, "client-id", "one node of this name", "several")
+                size = _array_bytes(reply)
+                self._take_metrics(self.clients[node], reply)
+                read = _screened(self.screen, reply, self.clients[node])
+            except Rejected as why:
+                known = answered.get(to)
+                self._reject(str(reply.metadata.src_node_id) if known is None else self.clients[known], why)
+            else:
+                self.bytes_up += size
+                self.on_reply(read)
+                yield self.clients[node], reply, read
+                del read
+            del reply
+        for message in self.outgoing:
+            message.content = RecordDict()  # the global weights: no longer needed, and large
+        waiting = self._sent() if waiting is None else waiting
+        self.earlier.update(answered, waiting)
+        if self.outgoing and not answered:
+            raise NotEnoughClientsError(
+                f"none of the {len(self.outgoing)} clients asked in round {self.server_round} answered"
+                + (f" within {self.timeout:g} s" if self.timeout is not None else "")
+                + ". Look after the clients, or wait longer with `round_timeout`."
+            )
+        for client in sorted(self.clients[node] for node in waiting.values()):
+            limit = f"a reply within {self.timeout:g} s" if self.timeout is not None else "a reply"
+            self._reject(client, Rejected(Reason.NO_REPLY, "", limit, "none"))
+
+    def collect(self) -> list[Reply]:
+        """Wait for all replies, and give those that count in an order that no arrival can change.
+
+        They are sorted by client id if every client has one, else by content. Clients that turn out to share
+        an id, having declared it only in their replies, are left out.
+        """
+        replies = list(self.accepted())
+        counts = Counter(client for client, _, _ in replies)
+        for client in sorted(client for client, count in counts.items() if count > 1):
+            self._reject(client, Rejected(Reason.DUPLICATE, "client-id", "one node of this name", "several"))
+        unique = [reply for reply in replies if counts[reply[0]] == 1]
+        return sorted(unique, key=_by_content if self.anonymous else _by_client)
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether a client was asked whose id only its reply can tell."""
+        return not all(self.clients.declares(m.metadata.dst_node_id) for m in self.outgoing)
+
+    def _sent(self) -> dict[str, int]:
+        return {m.metadata.message_id: m.metadata.dst_node_id for m in self.outgoing}
+
+    def _unasked(self, message_id: str, answered: dict[str, int]) -> Rejected:
+        if message_id in answered:
+            return Rejected(Reason.DUPLICATE, "", "one reply", "another one")
+        if message_id in self.earlier:
+            return Rejected(
+                Reason.STALE, "", f"a reply of round {self.server_round}", "one of a round before"
+            )
+        return Rejected(Reason.NOT_SAMPLED, "", f"one of {len(self.outgoing)} sampled clients", "another")
+
+    def _take_metrics(self, client: str, reply: Message) -> None:
+        """Take metric states out of a reply, and read them."""
+        record = reply.content.pop(METRIC_STATES, None)
+        told = record if isinstance(record, ConfigRecord) else ConfigRecord()
+        try:
+            self.stages[client] = read_stages(told, declared_id(reply.content), client)
+        except Rejected as why:
+            self._reject(client, why)
+
+    def _reject(self, client: str, why: Rejected) -> None:
+        phase = "train" if why.reason is Reason.METRIC else self.phase  # a metric is named once
+        rejection = Rejection(client, self.server_round, why.reason, why.key, why.expected, why.got, phase)
+        self.rejected.append(rejection)
+        if self.raise_on_bad and why.reason is not Reason.IDLE:
+            raise BadUpdateError(f"{rejection}. To go on without it, use `on_bad_update='exclude'`.")
+        log.info("%s", rejection)
+        self.on_reply(rejection)
+
+
+def _screened(screen: Screen, reply: Message, client: str) -> ClientUpdate:
+    try:
+        return screen(reply, client)
+    except Rejected:
+        raise
+    except Exception as error:  # whatever a check stumbles over, the reply is not what was asked for
+        raise Rejected(Reason.UNDECODABLE, got=f"{type(error).__name__}: {error}") from error
+
+
+def _by_client(reply: Reply) -> str:
+    return reply[0]
+
+
+def _by_content(reply: Reply) -> tuple[bool, float, str, int, str]:
+    update = reply[2]
+    nan = math.isnan(update.score)
+    metrics = repr(sorted(update.metrics.items()))
+    return nan, 0.0 if nan else update.score, update.digest, update.num_examples, metrics
+
+
+def _failed(reply: Message) -> Rejected:
+    reason = str(reply.error.reason or f"code {reply.error.code}").strip()
+    code = Reason.NO_REPLY if reply.error.code in NOT_REACHED else Reason.CLIENT_ERROR
+    return Rejected(code, got=_last_exception(reason))
+
+
+def _last_exception(reason: str) -> str:
+    """Give the message of a traceback's last exception, all its lines in one, and where it was raised.
+
+    Flower's SuperNodes and simulation write an exception as its type and message instead.
+
+    Example:
+        >>> trace = ['Traceback:', '  File "fit.py", line 7, in f', '    x()', 'ValueError: one', '  two']
+        >>> _last_exception(chr(10).join(trace))
+        'ValueError: one; two (fit.py:7)'
+        >>> _last_exception("<class 'ValueError'>:<'one:" + chr(10) + "  two'>")
+        'ValueError: one: two'
+    """
+    lines = re.sub(r"\A<class '([\w.]+)'>:<'(.*)'>\Z", r"\1: \2", reason, flags=re.DOTALL).splitlines()
+    frames = [i for i, line in enumerate(lines) if line.startswith('  File "')]
+    if not frames:
+        return _in_one_line(lines)
+    rest = lines[frames[-1] + 1 :]
+    while rest and rest[0].startswith("    "):
+        rest = rest[1:]
+    place = re.match(r'  File "(?:.*[/\\])?([^"]+)", line (\d+)', lines[frames[-1]])
+    where = f" ({place[1]}:{place[2]})" if place else ""
+    return _in_one_line(rest) + where
+
+
+def _in_one_line(lines: Iterable[str]) -> str:
+    return "; ".join(line.strip() for line in lines if line.strip()).replace(":; ", ": ")
+
+
+def _array_bytes(message: Message) -> int:
+    records = records_of(message.content, ArrayRecord).values()
+    return sum(len(array.data) for record in records for array in record.values())

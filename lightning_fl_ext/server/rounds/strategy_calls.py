@@ -1,0 +1,107 @@
+"""A strategy at work: what it says of itself, and its methods called so that they give the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.seeds import derive_seed, seeded
+from lightning_fl_ext.server.rounds.quorum import innermost
+from lightning_fl_ext.server.screening.checks import Limits
+
+
+class StrategyCalls:
+    """Calls a strategy's methods for one fit.
+
+    Around each call it seeds all global random state from (seed, round), and has BLAS use one thread.
+
+    Args:
+        strategy: Any Flower strategy. What it says of itself is looked up in it, or in the innermost strategy
+            if it is a wrapper.
+        seed: The run's.
+
+    Attributes:
+        name: The strategy's class.
+        reads_coded: Whether it aggregates what an exchange wrote in a code.
+        reads_every_dtype: Whether it needs no translation of dtypes.
+        order_free: Whether it takes replies one by one in any order.
+        count_key: The metric by which it weighs the clients.
+    """
+
+    def __init__(self, strategy: Strategy, seed: int) -> None:
+        self.strategy = strategy
+        self.seed = seed
+        self.name = type(strategy).__name__
+        self.reads_coded = bool(getattr(strategy, "reads_coded", False))
+        self.reads_every_dtype = bool(getattr(strategy, "reads_every_dtype", False))
+        self.order_free = bool(getattr(strategy, "order_free", False))
+        self.count_key: str = getattr(innermost(strategy), "weighted_by_key", "num-examples")
+        self._blas = ThreadpoolController()
+
+    @property
+    def reserves(self) -> bool:
+        """Whether it reserves a part of a privacy budget when it asks clients to train."""
+        return getattr(self.strategy, "accountant", None) is not None
+
+    @property
+    def asks_to_evaluate(self) -> bool:
+        """Whether it ever asks clients to evaluate."""
+        return getattr(innermost(self.strategy), "fraction_evaluate", None) != 0.0
+
+    def metrics_function(self, phase: str) -> Callable[..., Any] | None:
+        """Give its function from the clients' metrics to a round's.
+
+        Args:
+            phase: ``"train"`` or ``"evaluate"``.
+        """
+        return getattr(innermost(self.strategy), f"{phase}_metrics_aggr_fn", None)
+
+    def limits(self, num_clients: int, max_update_norm: float | None) -> Limits:
+        """Say what it can compute with.
+
+        Args:
+            num_clients: Clients asked.
+            max_update_norm: The run's limit.
+        """
+        max_term = getattr(innermost(self.strategy), "max_term", None)
+        # Flower's wrappers that clip on the server divide by the norm.
+        clips = hasattr(self.strategy, "clipping_norm") and hasattr(self.strategy, "current_arrays")
+        return Limits(
+            count_key=self.count_key,
+            min_update_norm=1e-18 if clips else 0.0,
+            max_update_norm=max_update_norm,
+            max_term=None if max_term is None else max_term(num_clients),
+        )
+
+    def call(self, method: str, server_round: int, *args: Any) -> Any:
+        """Call a method; of one that configures, give the messages as a list.
+
+        Raises:
+            LightningFLError: The method raised.
+        """
+        with self._around(server_round, method.replace("_", "-")):
+            try:
+                result = getattr(self.strategy, method)(server_round, *args)
+                return list(result) if method.startswith("configure") else result
+            except LightningFLError:
+                raise
+            except Exception as error:
+                said = f"{type(error).__name__}: {error}".rstrip(".: ")
+                raise LightningFLError(
+                    f"{self.name}.{method} failed in round {server_round}: {said}. The model of the round"
+                    " before is the last good one."
+                ) from error
+
+    @contextmanager
+    def _around(self, server_round: int, purpose: str) -> Iterator[None]:
+        # BLAS adds in another order on another number of threads. What is order-free uses none, and
+        # has clients of this process run while it aggregates: they keep their threads.
+        limit = None if self.order_free else 1
+        random = seeded(derive_seed(self.seed, server_round, "", purpose))
+        with random, self._blas.limit(limits=limit, user_api="blas"):
+            yield

@@ -1,0 +1,1 @@
+"""The checks a reply passes before it counts, and what is said of one that does not."""

@@ -1,0 +1,202 @@
+"""Screening: the checks a reply passes before it counts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from numpy.typing import NDArray
+
+from lightning_fl_ext.aggregation.structure import MAX_WEIGHT
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.results import Arrays, ClientUpdate
+from lightning_fl_ext.server.screening.norms import first_not_finite, magnitude_bound, update_norm
+from lightning_fl_ext.server.screening.rejection import Reason, Rejected
+from lightning_fl_ext.wire import from_record
+from lightning_fl_ext.wire.client_record import client_record
+from lightning_fl_ext.wire.contents import records_of
+
+MAX_EXAMPLES = MAX_WEIGHT
+"""The largest count of examples, 2^26; one beyond it is taken for an error."""
+
+_HEADER = 4096  # bytes an array may take on the wire beyond its elements
+_WRAPPERS = ("model.", "module.", "_orig_mod.", "_forward_module.")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the values of a reply may be.
+
+    Attributes:
+        count_key: The metric that weighs the client in means.
+        min_update_norm: Least L2 norm of an update.
+        max_update_norm: Largest L2 norm of an update (weights minus global weights, floating arrays).
+        max_term: Largest magnitude of a weight times the count: an exact sum has a range.
+    """
+
+    count_key: str = "num-examples"
+    min_update_norm: float = 0.0
+    max_update_norm: float | None = None
+    max_term: float | None = None
+
+
+def screen_train_reply(
+    reply: Message,
+    client_id: str,
+    server_round: int,
+    limits: Limits,
+    like: Arrays,
+) -> ClientUpdate:
+    """Check a train reply, and read it.
+
+    The arrays are views of the reply's bytes. They are read once for finiteness and magnitude, and once more
+    for the norm if it is limited.
+
+    Args:
+        reply: A message with content.
+        client_id: Whose it is, as the server knows it.
+        server_round: The current round.
+        limits: For counts and values.
+        like: The global weights the round started from, or what is like a client's part of them.
+
+    Raises:
+        Rejected: A check failed.
+    """
+    head = _screen_head(reply, client_id, server_round, limits, "training")
+    records = records_of(reply.content, ArrayRecord)
+    if len(records) != 1:
+        raise Rejected(Reason.UNDECODABLE, "arrays", "one ArrayRecord", f"{len(records)}")
+    record = next(iter(records.values()))
+    _screen_keys(list(like), list(record))
+    for name, packed in record.items():
+        _screen_announced(name, packed, like[name])
+    try:
+        arrived = from_record(record)
+    except LightningFLError as error:
+        raise Rejected(Reason.UNDECODABLE, "arrays", got=str(error)) from None
+    arrays = {name: arrived[name] for name in like}
+    for name, array in arrays.items():
+        if array.shape != like[name].shape:
+            raise Rejected(Reason.SHAPE, name, str(list(like[name].shape)), str(list(array.shape)))
+        if array.dtype != like[name].dtype:
+            raise Rejected(Reason.DTYPE, name, str(like[name].dtype), str(array.dtype))
+        _screen_values(name, array, head.num_examples, limits.max_term)
+    _screen_norm(arrays, like, limits)
+    return replace(head, arrays=arrays)
+
+
+def screen_evaluate_reply(
+    reply: Message,
+    client_id: str,
+    server_round: int,
+    limits: Limits,
+    like: Arrays,
+) -> ClientUpdate:
+    """Check an evaluate reply, and read it.
+
+    Takes what :func:`screen_train_reply` takes; ``like`` does not matter here.
+
+    Raises:
+        Rejected: A check failed.
+    """
+    return _screen_head(reply, client_id, server_round, limits, "validation")
+
+
+def _screen_head(
+    reply: Message, client_id: str, server_round: int, limits: Limits, purpose: str
+) -> ClientUpdate:
+    """Check what evaluate and train replies have in common: round, count and metrics."""
+    client = client_record(reply.content)
+    if (answered := client.get("server-round", server_round)) != server_round:
+        raise Rejected(Reason.STALE, "server-round", str(server_round), str(answered))
+    records = records_of(reply.content, MetricRecord)
+    if len(records) != 1:
+        raise Rejected(Reason.UNDECODABLE, "metrics", "one MetricRecord", f"{len(records)}")
+    metrics: dict[str, Any] = dict(next(iter(records.values())))
+    num_examples = _screen_count(limits.count_key, metrics.pop(limits.count_key, None))
+    if not num_examples:
+        raise Rejected(Reason.IDLE, got=f"no {purpose} examples")
+    for key, value in metrics.items():
+        if not all(map(_is_finite_number, value if isinstance(value, list) else [value])):
+            raise Rejected(Reason.NOT_FINITE, key, "a finite metric", str(value))
+    return ClientUpdate(
+        {},
+        num_examples,
+        client_id=client_id,
+        server_round=server_round,
+        examples_seen=_integer(client.get("examples-seen")),
+        steps=_integer(client.get("steps")),
+        epochs=_integer(client.get("epochs")),
+        metrics=metrics,
+    )
+
+
+def _screen_count(key: str, count: Any) -> int:
+    number = isinstance(count, int | float) and not isinstance(count, bool)
+    if number and 0 <= count <= MAX_EXAMPLES and count == int(count):
+        return int(count)
+    expected = f"a whole number up to {MAX_EXAMPLES}"
+    raise Rejected(Reason.COUNT, key, expected, "nothing" if count is None else repr(count))
+
+
+def _screen_announced(name: str, packed: Array, like: NDArray[Any]) -> None:
+    """Compare what a packed array says about itself; that it is true is checked when it is decoded."""
+    if tuple(packed.shape) != like.shape:
+        raise Rejected(Reason.SHAPE, name, str(list(like.shape)), str(list(packed.shape)))
+    if packed.dtype not in (like.dtype.name, str(like.dtype)):
+        raise Rejected(Reason.DTYPE, name, like.dtype.name, packed.dtype)
+    if len(packed.data) > like.nbytes + _HEADER:
+        limit = f"at most {like.nbytes + _HEADER} bytes"
+        raise Rejected(Reason.TOO_LARGE, name, limit, f"{len(packed.data)}")
+
+
+def _screen_values(name: str, array: NDArray[Any], count: int, max_term: float | None) -> None:
+    if array.dtype.kind in "biu":
+        return
+    bound = magnitude_bound(array)
+    if not math.isfinite(bound) and not np.isfinite(array).all():
+        raise Rejected(Reason.NOT_FINITE, name, "finite values", first_not_finite(array))
+    if max_term is not None and not bound * count < max_term:
+        largest = float(np.abs(array).max(initial=0))
+        if not largest * count < max_term:
+            limit = f"magnitudes under {max_term / count:g} with {count} examples"
+            raise Rejected(Reason.MAGNITUDE, name, limit, f"{largest:g}")
+
+
+def _screen_norm(arrays: Arrays, like: Arrays, limits: Limits) -> None:
+    least, most = limits.min_update_norm, limits.max_update_norm
+    if not least and most is None:
+        return
+    norm = update_norm(arrays, like)
+    if most is not None and not norm <= most:
+        raise Rejected(Reason.NORM, "", f"an update of norm at most {most:g}", f"{norm:g}")
+    if norm < least:
+        raise Rejected(Reason.NORM, "", "an update that can be clipped", f"one of norm {norm:g}")
+
+
+def _screen_keys(expected: list[str], got: list[str]) -> None:
+    missing = [key for key in expected if key not in set(got)]
+    extra = [key for key in got if key not in set(expected)]
+    if not missing and not extra:
+        return
+    for prefix in _WRAPPERS:
+        if {key.removeprefix(prefix) for key in extra} == set(missing) or {
+            key.removeprefix(prefix) for key in missing
+        } == set(extra):
+            raise Rejected(Reason.PREFIX, extra[0] if extra else "", missing[0], f"{extra[0]} (`{prefix}`)")
+    shown = [f"missing {missing[:3]}"] * bool(missing) + [f"unexpected {extra[:3]}"] * bool(extra)
+    raise Rejected(Reason.KEYS, (missing + extra)[0], f"the model's {len(expected)} keys", ", ".join(shown))
+
+
+def _is_finite_number(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
+
+
+def _integer(value: Any) -> int:
+    return value if isinstance(value, int) else 0

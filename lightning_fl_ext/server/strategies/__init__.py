@@ -1,0 +1,6 @@
+"""The package's own aggregation rules, as Flower strategies."""
+
+from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg
+from lightning_fl_ext.server.strategies.fedpm import FedPM
+
+__all__ = ["ExactFedAvg", "FedPM"]

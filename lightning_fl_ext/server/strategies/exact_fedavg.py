@@ -1,0 +1,139 @@
+"""`ExactFedAvg`: federated averaging whose result depends on the updates and on nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from lightning_fl_ext.aggregation import ExactMean, exact_mean
+from lightning_fl_ext.aggregation.kernels import AT_ONCE
+from lightning_fl_ext.results import Arrays
+from lightning_fl_ext.server.metrics.aggregation import common_metrics
+from lightning_fl_ext.wire import from_record
+from lightning_fl_ext.wire.client_record import declared_id
+from lightning_fl_ext.wire.contents import records_of
+from lightning_fl_ext.wire.records import written_record
+
+GATHERED = 2**24
+"""Bytes of updates that are folded without waiting for more: memory counts more than the pass it costs."""
+
+
+class ExactFedAvg(FedAvg):
+    """FedAvg (McMahan et al. 2017, arXiv:1602.05629) with the exact weighted mean.
+
+    Takes the arguments of Flower's ``FedAvg``, and works wherever that does. The mean is the same to the bit
+    for every arrival order and grouping (:class:`~lightning_fl_ext.ExactMean`), keeps the global model's
+    dtypes, and is made as replies come in: the memory it takes does not grow with the number of clients.
+
+    Example:
+        >>> ExactFedAvg(fraction_train=0.5).order_free
+        True
+    """
+
+    order_free = True
+    """Replies may be handed over one by one in any order."""
+
+    reads_every_dtype = True
+    """bfloat16 and float8 arrays need no translation."""
+
+    _like: Arrays | None = None
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Note the global model's structure, and configure as FedAvg does."""
+        self._like = from_record(arrays)
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average a list of replies at once; fold those of an iterator as they come, letting go of each.
+
+        Raises:
+            AggregationOverflow: The updates are too large for an exact sum.
+            InvalidUpdate: A reply does not fit the model; under ``FederatedTrainer`` screening comes first.
+        """
+        heads: list[RecordDict] = []
+        updates = self._updates(replies, heads)
+        like, self._like = self._like, None
+        record: ArrayRecord | None = None
+        if isinstance(replies, Sequence):
+            if at_hand := list(updates):
+                model = like or at_hand[0][0]
+                record = written_record(model, lambda out: exact_mean(model, at_hand, out=out))
+        else:
+            mean: ExactMean | None = None
+            for several in gather(updates):
+                like = like or several[0][0]
+                mean = mean or ExactMean(like)
+                mean.add_many(several)
+                several.clear()
+            record = written_record(like, mean.result) if mean and like is not None else None
+        if record is None:
+            return None, None
+        return record, aggregate_heads(heads, self.train_metrics_aggr_fn, self.weighted_by_key)
+
+    def _updates(self, replies: Iterable[Message], heads: list[RecordDict]) -> Iterator[tuple[Arrays, int]]:
+        """Read replies one by one, keeping the heads alone."""
+        for reply in replies:
+            if reply.has_error():
+                continue
+            metrics = next(iter(records_of(reply.content, MetricRecord).values()))
+            heads.append(RecordDict({"metrics": metrics, **records_of(reply.content, ConfigRecord)}))
+            weight = metrics[self.weighted_by_key]
+            whole = int(weight) if isinstance(weight, float) and weight.is_integer() else weight
+            yield from_record(next(iter(records_of(reply.content, ArrayRecord).values()))), whole  # type: ignore[misc]
+            del reply
+
+    @staticmethod
+    def max_term(num_clients: int) -> float:
+        """Largest magnitude of a weight times its count, at which no number of such clients can overflow."""
+        return 2.0**42 / num_clients if num_clients else math.inf
+
+
+def gather(updates: Iterable[tuple[Arrays, int]]) -> Iterator[list[tuple[Arrays, int]]]:
+    """Gather updates for one pass over the sums: up to four, as long as they are small.
+
+    Nothing is held on to while waiting for the next update once the list that was given has been cleared.
+
+    Example:
+        >>> import numpy as np
+        >>> [len(several) for several in gather(({"w": np.zeros(9)}, 1) for _ in range(6))]
+        [4, 2]
+    """
+    several: list[tuple[Arrays, int]] = []
+    size = 0
+    for update in updates:
+        several.append(update)
+        size += sum(array.nbytes for array in update[0].values())
+        del update
+        if len(several) == AT_ONCE or size >= GATHERED:
+            yield several
+            several, size = [], 0
+    if several:
+        yield several
+
+
+def aggregate_heads(
+    heads: list[RecordDict], aggregate: Callable[[list[RecordDict], str], MetricRecord], key: str
+) -> MetricRecord:
+    """Aggregate the metrics of replies that came in any order.
+
+    Args:
+        heads: Of each reply the metrics, named ``"metrics"``, and the config records.
+        aggregate: A strategy's ``train_metrics_aggr_fn``; called with the metrics that all share, in an order
+            that does not depend on the order of ``heads``.
+        key: A strategy's ``weighted_by_key``.
+    """
+    metrics = {str(i): dict(head.metric_records["metrics"]) for i, head in enumerate(heads)}
+    shared, _ = common_metrics(metrics, 0)
+    for head in heads:
+        record = head.metric_records["metrics"]
+        head["metrics"] = MetricRecord({name: record[name] for name in sorted(shared)})
+    heads.sort(key=lambda head: (declared_id(head), repr(head.metric_records["metrics"])))
+    return aggregate(heads, key)

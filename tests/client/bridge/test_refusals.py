@@ -1,0 +1,129 @@
+"""What would go wrong silently is refused; what is allowed beside it gives the right weights."""
+
+from types import SimpleNamespace
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, StochasticWeightAveraging
+from torch import nn
+
+from lightning_fl_ext import FlowerBridge
+from lightning_fl_ext.client.bridge.refusals import (
+    refuse_script_launcher,
+    refuse_without_validation,
+    refuse_zero3,
+)
+
+AVERAGING = {
+    "ema": lambda: EMAWeightAveraging(decay=0.5),
+    "swa": lambda: StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1),
+    "late_ema": lambda: EMAWeightAveraging(update_starting_at_step=1000),
+}
+
+
+@pytest.mark.parametrize("averaging", AVERAGING.values(), ids=AVERAGING)
+def test_an_averaging_callback_before_the_bridge_is_refused(kit, averaging):
+    callback, module = averaging(), kit.Lit()
+    name = type(callback).__name__
+    remedies = rf"callbacks=\[FlowerBridge\(...\), {name}\(...\)\]`; or drop `{name}`"
+    with pytest.raises(ValueError, match=rf"`{name}` precedes `FlowerBridge`(?s:.*){remedies}"):
+        kit.fit(callback, FlowerBridge(), module=module)
+    assert module.sizes == []
+
+
+class Iterates(Callback):
+    """Records the raw weights at the end of every epoch's last batch, before anything averages."""
+
+    def __init__(self, arrays_of):
+        self.arrays_of = arrays_of
+        self.raw = {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.raw[trainer.current_epoch] = self.arrays_of(pl_module)
+
+
+@pytest.mark.parametrize("averaging", AVERAGING.values(), ids=AVERAGING)
+def test_after_the_bridge_epochs_are_raw_and_the_update_is_the_module_after_the_fit(kit, averaging):
+    source = kit.arrays_of(kit.fresh_module(1))
+    bridge, iterates = FlowerBridge(), Iterates(kit.arrays_of)
+    bridge.receive(source)
+    module = kit.fresh_module(2)
+    kit.fit(bridge, iterates, averaging(), module=module, max_epochs=4)
+
+    kit.assert_same(bridge.update.arrays, kit.arrays_of(module))
+    for result in bridge.results:
+        for name in ("layer.weight", "layer.bias"):
+            np.testing.assert_array_equal(result.arrays[name], iterates.raw[result.epoch][name])
+
+
+@pytest.mark.parametrize("averaging", [AVERAGING["ema"], AVERAGING["swa"]], ids=["ema", "swa"])
+def test_an_average_differs_from_every_iterate_or_the_case_above_shows_nothing(kit, averaging):
+    bridge = FlowerBridge()
+    kit.fit(bridge, averaging(), max_epochs=4)
+    for result in bridge.results[:4]:  # averaging over batch norms appends an epoch that trains nothing
+        assert not np.array_equal(bridge.update.arrays["layer.weight"], result.arrays["layer.weight"])
+
+
+class Late:
+    """Builds its layer in `configure_model`."""
+
+    def configure_model(self):
+        if self.layer is None:
+            self.layer = nn.Linear(3, 1)
+
+
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides.*")
+@pytest.mark.parametrize("late", [False, True], ids=["built_at_once", "built_in_configure_model"])
+def test_an_average_that_never_starts_gives_back_the_global_weights_not_the_old_ones(kit, late):
+    """`EMAWeightAveraging.on_train_end` restores the copy it made in `setup`: it must be of what was sent."""
+    source = kit.arrays_of(kit.fresh_module(1))
+    bridge = FlowerBridge()
+    bridge.receive(source)
+    module = kit.fresh_module(2)
+    if late:
+        module = type("LateLit", (Late, kit.Lit), {})()
+        module.layer = None
+    kit.fit(bridge, AVERAGING["late_ema"](), module=module, max_epochs=2)
+    for name in ("layer.weight", "layer.bias"):
+        np.testing.assert_array_equal(bridge.update.arrays[name], source[name])
+
+
+def test_zero_stage_3_is_refused_by_name():
+    strategy = SimpleNamespace(zero_stage_3=True)
+    with pytest.raises(ValueError, match=r"ZeRO stage 3(?s:.*)stage 2"):
+        refuse_zero3(SimpleNamespace(strategy=strategy))
+    strategy.zero_stage_3 = False
+    refuse_zero3(SimpleNamespace(strategy=strategy))
+
+
+def test_the_bridge_looks_for_zero_stage_3_in_fits_and_evaluations(kit):
+    for entry, module in (("fit", kit.Lit()), ("validate", kit.Validated())):
+        trainer = kit.trainer(FlowerBridge())
+        trainer.strategy.zero_stage_3 = True
+        with pytest.raises(ValueError, match="ZeRO stage 3"):
+            getattr(trainer, entry)(module, kit.loader())
+
+
+@pytest.mark.parametrize(("strategy", "allowed"), [("ddp", False), ("ddp_fork", True), ("ddp_spawn", True)])
+def test_inside_a_client_no_strategy_may_start_the_script_again(kit, strategy, allowed):
+    options = {k: v for k, v in kit.QUIET.items() if k != "devices"}
+    trainer = L.Trainer(**options, devices=2, strategy=strategy)
+    if allowed:
+        refuse_script_launcher(trainer)
+        return
+    with pytest.raises(ValueError, match=r"`strategy='ddp'` starts the running script.*'ddp_spawn'"):
+        refuse_script_launcher(trainer)
+
+
+def test_evaluating_a_module_without_validation_step_says_what_to_do():
+    class Mute(L.LightningModule):
+        pass
+
+    class Telling(L.LightningModule):
+        def validation_step(self, batch, _):
+            pass
+
+    refuse_without_validation(Telling())
+    with pytest.raises(ValueError, match=r"`Mute` has no `validation_step`.*fraction_evaluate=0.0"):
+        refuse_without_validation(Mute())
