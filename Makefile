@@ -21,10 +21,10 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast engines faults lint docs pictures examples bench clean
+.PHONY: help demo test test-fast test-portable engines faults lint docs pictures examples bench clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## Train ten simulated clients on handwritten digits, and show what comes out
 	@$(BIN)/python examples/federated_digits.py
@@ -38,6 +38,9 @@ endif
 
 test-fast: $(READY)  ## Run the tests that start no other engine
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not engines'
+
+test-portable: $(READY)  ## Run the tests that start no other engine on arithmetic like another processor's
+	@PYTHON=$(BIN)/python tests/portable.sh
 
 engines: $(READY)  ## Train one federation on every engine, and compare the digests
 	@$(BIN)/python tests/engines/_comparison.py

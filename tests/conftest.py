@@ -1,10 +1,12 @@
-"""What all tests share: one thread, no network, and Flower's files in a private folder."""
+"""What all tests share: one thread (or TEST_THREADS), no network, and Flower's files in a private folder."""
 
 import atexit
 import os
 import shutil
 import socket
+import sys
 import tempfile
+from pathlib import Path
 
 
 def _free_port() -> str:
@@ -13,7 +15,7 @@ def _free_port() -> str:
 
 
 # Before torch and Flower are imported: they read these once.
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = os.environ.get("TEST_THREADS", "1")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] = "1"
@@ -24,6 +26,8 @@ os.environ["FLWR_LOCAL_CONTROL_API_PORT"] = _free_port()
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MPLBACKEND"] = "Agg"
 atexit.register(shutil.rmtree, os.environ["FLWR_HOME"], ignore_errors=True)
+
+sys.path.insert(0, str(Path(__file__).parent))  # helper modules that tests of several parts import
 
 from hypothesis import settings  # noqa: E402
 

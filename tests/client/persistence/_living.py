@@ -169,4 +169,4 @@ if __name__ == "__main__":
     memory = federate(lived_on())
     sampled = [record.sampled for record in memory.rounds]
     digests = {"fresh": fresh.result.digest, "memory": memory.result.digest}
-    print(json.dumps({**digests, "sampled": sampled, "left_behind": left_behind}))
+    print("RESULT", json.dumps({**digests, "sampled": sampled, "left_behind": left_behind}))
