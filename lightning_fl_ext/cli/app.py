@@ -21,6 +21,9 @@ from lightning_fl_ext.cli.run import run
 from lightning_fl_ext.cli.show import show
 from lightning_fl_ext.cli.verify import verify
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.text import shown
+
+_LINES = 500
 
 app = typer.Typer(
     name="lightning-fl-ext",
@@ -59,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> int:
-    line = Text.assemble(("error: ", "bold red"), message)
+    lines = "\n".join(shown(line, 2000) for line in message.split("\n")[:_LINES])
+    line = Text.assemble(("error: ", "bold red"), lines)
     Console(stderr=True, highlight=False).print(line, soft_wrap=True)
     return WRONG_INPUT

@@ -9,7 +9,7 @@ import typer
 
 from lightning_fl_ext.cli.errors import NOT_SO
 from lightning_fl_ext.cli.plain import print_json
-from lightning_fl_ext.report.text import shown
+from lightning_fl_ext.text import shown
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN")]
 
