@@ -13,7 +13,7 @@ import lightning_fl_ext
 ROOT = Path(lightning_fl_ext.__file__).parent
 PACKAGE = ROOT.name
 
-FREE = {"arguments", "errors", "lazy", "seeds"}
+FREE = {"arguments", "errors", "lazy", "seeds", "text"}
 """Parts that every part may import."""
 
 MAY_IMPORT = {
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "errors": set(),
     "lazy": set(),
     "seeds": set(),
+    "text": set(),
     "partition": set(),
     "results": set(),
     "gates": {"results"},
@@ -76,6 +77,7 @@ MAY_USE = {
     "errors": set(),
     "lazy": set(),
     "seeds": {"torch"},
+    "text": set(),
     "partition": set(),
     "results": set(),
     "gates": {"torch"},

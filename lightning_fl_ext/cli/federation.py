@@ -157,7 +157,7 @@ def _make_callbacks(settings: RunSettings) -> list[RoundCallback]:
     if settings.patience is not None and settings.monitor is None:
         raise WrongInput("`--patience` needs a metric to watch: give `--monitor`.")
     callbacks: list[RoundCallback] = [
-        RoundLedger(settings.keep_updates),
+        RoundLedger(settings.keep_updates, settings.sign),
         RoundCheckpoint(settings.keep_checkpoints),
     ]
     if settings.patience is not None:

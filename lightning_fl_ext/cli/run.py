@@ -71,7 +71,9 @@ def run(config: Path | None, as_json: bool, quiet: bool, **given: Any) -> None:
     if as_json:
         print_json(_summary(result, folder))
     elif not quiet:
-        console.print(f"to look at it: lightning-fl-ext show {folder}", markup=False, soft_wrap=True)
+        console.print(
+            f"to look at it: lightning-fl-ext show {folder}", markup=False, emoji=False, soft_wrap=True
+        )
 
 
 def settings_from(config: Path | None, given: dict[str, Any]) -> RunSettings:

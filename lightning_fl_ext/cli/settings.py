@@ -125,6 +125,13 @@ class RunSettings:
     keep_updates: bool = _setting(
         "bool", RUN, "Keep every client's updates, for verify --replay and for compare.", False
     )
+    sign: str | None = _setting(
+        "str",
+        RUN,
+        "Private key to sign the ledger with, as made by `key`. [default: unsigned]",
+        None,
+        metavar="FILE",
+    )
     keep_checkpoints: int = _setting("int", RUN, "How many of the newest checkpoints to keep.", 2)
     monitor: str | None = _setting(
         "str", RUN, "Metric by which the best round's checkpoint is kept as well.", None, metavar="METRIC"

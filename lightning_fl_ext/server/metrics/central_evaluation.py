@@ -65,6 +65,15 @@ def evaluate_centrally(
         raise LightningFLError(f"`evaluate` failed after round {server_round}: {said}.") from error
     finally:
         module.train(training)
+        _leave_inference_mode(module)
+
+
+def _leave_inference_mode(module: torch.nn.Module) -> None:
+    """Replace buffers that a function assigned in inference mode: they would take no more weights."""
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            if buffer.is_inference():
+                setattr(part, name, buffer.clone())
 
 
 def _number(name: Any, value: Any) -> float:
@@ -98,6 +107,7 @@ def _validate(module: Any, data: Any) -> Mapping[str, Any]:
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
+                inference_mode=False,  # what the module assigns meanwhile must take the next round's weights
             )
             trainer.validate(module, data, verbose=False)
     finally:
