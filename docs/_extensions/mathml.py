@@ -9,7 +9,7 @@ TEXT = re.compile(r"(?<=\\text\{)[^{}]*(?=\})")
 
 
 def mathml(node, display="inline"):
-    """Write a node's formula, without two flaws of the converter's: a backslash in text, a tilde for a relation."""
+    """Write a formula, without two flaws of the converter: a backslash in text, a tilde for a relation."""
     formula = TEXT.sub(lambda text: text[0].replace("\\_", "_"), node.astext())
     return convert(formula, display=display).replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")
 
