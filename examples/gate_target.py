@@ -1,7 +1,7 @@
 """Close four fifths of a classifier's hidden units, without a penalty to guess.
 
-The net of `gated_classifier.py` is trained with `GateTarget` in place of a penalty: three targets, and for each
-the accuracy with the gates that are more likely closed than open removed.
+The net of `gated_classifier.py` is trained with `GateTarget` in place of a penalty: three targets, and for
+each the accuracy with the gates that are more likely closed than open removed.
 
 Expected output (figures may differ a little on other hardware or torch builds):
 
