@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server.durability.ledger import verify_ledger as verify_ledger
     from lightning_fl_ext.server.record import RoundRecord as RoundRecord
     from lightning_fl_ext.server.result import FederatedResult as FederatedResult
+    from lightning_fl_ext.server.screening.limits import Limits as Limits
     from lightning_fl_ext.server.screening.rejection import BadUpdateError as BadUpdateError
     from lightning_fl_ext.server.screening.rejection import Reason as Reason
     from lightning_fl_ext.server.screening.rejection import Rejection as Rejection
@@ -42,6 +43,7 @@ _HOME = {
     "FederatedTrainer": "trainer",
     "LedgerError": "durability.ledger",
     "LedgerReport": "durability.ledger",
+    "Limits": "screening.limits",
     "Reason": "screening.rejection",
     "Rejection": "screening.rejection",
     "ReplayError": "durability.ledger",
