@@ -51,7 +51,7 @@ class StrategyDriver:
         self.trainer = trainer
         self._call_hook = call_hook
         self.calls = StrategyCalls(trainer.strategy, trainer.seed)
-        self.clients = Clients(grid, trainer.round_timeout)
+        self.clients = Clients(grid, trainer.round_timeout, trainer.limits.name)
         self.grid = OrderedGrid(grid, self.clients.ordered)
         if trainer.exchange.coded and not self.calls.reads_coded:
             raise LightningFLError(

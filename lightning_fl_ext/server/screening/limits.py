@@ -139,8 +139,8 @@ def screen_size(content: RecordDict, limits: Limits, warrant: Warrant) -> None:
         >>> screen_size(RecordDict({"a": ConfigRecord({"x": "y" * 9999})}), Limits(), Warrant())
         Traceback (most recent call last):
         ...
-        lightning_fl_ext.server.screening.rejection.Rejected: (<Reason.OVER_LIMIT: 'over-limit'>, 'x', 'at
-        most 4096 characters or bytes (`Limits.text`)', '9999')
+        lightning_fl_ext.server.screening.rejection.Rejected: over-limit, `x`: expected at most 4096
+        characters or bytes (`Limits.text`), got 9999
     """
     longest = max(limits.name, warrant.longest_name)
     _at_most("records", len(content), limits.records, "records")

@@ -63,10 +63,8 @@ class Rejection:
     @property
     def sentence(self) -> str:
         """When, why and where, without whose."""
-        where = f", `{self.key}`" if self.key else ""
-        what = f": expected {self.expected}, got {self.got}" if self.expected else f": {self.got}"
         when = f"round {self.server_round}{', evaluation' if self.phase == 'evaluate' else ''}"
-        return f"{when}: {self.reason}{where}{what}"
+        return f"{when}: {Rejected(self.reason, self.key, self.expected, self.got)}"
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rejection:
@@ -156,6 +154,11 @@ class Rejected(Exception):
         super().__init__(reason, key, expected, got)
         self.reason = reason
         self.key, self.expected, self.got = _shortened(key), _shortened(expected), _shortened(got)
+
+    def __str__(self) -> str:
+        where = f", `{self.key}`" if self.key else ""
+        what = f": expected {self.expected}, got {self.got}" if self.expected else f": {self.got}"
+        return f"{self.reason}{where}{what}"
 
 
 def _shortened(text: str, limit: int = 400) -> str:
