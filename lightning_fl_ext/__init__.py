@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server import ExactFedAvg as ExactFedAvg
     from lightning_fl_ext.server import FederatedTrainer as FederatedTrainer
     from lightning_fl_ext.server import FedPM as FedPM
+    from lightning_fl_ext.server import Limits as Limits
     from lightning_fl_ext.server import RoundCallback as RoundCallback
     from lightning_fl_ext.server import RoundCheckpoint as RoundCheckpoint
     from lightning_fl_ext.server import RoundEarlyStopping as RoundEarlyStopping
@@ -76,6 +77,7 @@ _HOME = {
     "FederatedTrainer": "server",
     "server_app": "server",
     "ExactFedAvg": "server",
+    "Limits": "server",
     "RoundCallback": "server",
     "RoundCheckpoint": "server",
     "RoundEarlyStopping": "server",

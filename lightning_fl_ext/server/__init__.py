@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server.durability.signing import make_keys as make_keys
     from lightning_fl_ext.server.record import RoundRecord as RoundRecord
     from lightning_fl_ext.server.result import FederatedResult as FederatedResult
+    from lightning_fl_ext.server.screening.limits import Limits as Limits
     from lightning_fl_ext.server.screening.rejection import BadUpdateError as BadUpdateError
     from lightning_fl_ext.server.screening.rejection import Reason as Reason
     from lightning_fl_ext.server.screening.rejection import Rejection as Rejection
@@ -45,6 +46,7 @@ _HOME = {
     "KeyFileError": "durability.signing",
     "LedgerError": "durability.ledger",
     "LedgerReport": "durability.ledger",
+    "Limits": "screening.limits",
     "Reason": "screening.rejection",
     "Rejection": "screening.rejection",
     "ReplayError": "durability.ledger",

@@ -29,6 +29,7 @@ from lightning_fl_ext.server.record import RoundRecord, require_metric
 from lightning_fl_ext.server.reporting import log_record, refuse_if_all_void, reporting, warn_of
 from lightning_fl_ext.server.result import FederatedResult
 from lightning_fl_ext.server.rounds.driver import StrategyDriver
+from lightning_fl_ext.server.screening.limits import Limits
 from lightning_fl_ext.server.screening.rejection import sort_rejections
 from lightning_fl_ext.server.strategies import ExactFedAvg
 from lightning_fl_ext.server.trainer_arguments import (
@@ -36,6 +37,7 @@ from lightning_fl_ext.server.trainer_arguments import (
     check_ckpt_path,
     check_grid,
     exchange_object,
+    limits_object,
     logger_list,
     make_module,
     strategy_object,
@@ -66,6 +68,7 @@ class FederatedTrainer:
         monitor: Metric to go by: the result names the best round by it, and :class:`RoundCheckpoint` and
             :class:`RoundEarlyStopping` use it unless they have one of their own.
         mode: Whether a ``"min"`` or ``"max"`` of ``monitor`` is best.
+        limits: What one reply of a client may hold at most; None for the defaults of :class:`Limits`.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -98,6 +101,7 @@ class FederatedTrainer:
         exchange: Exchange | None = None,
         monitor: str | None = None,
         mode: str = "min",
+        limits: Limits | None = None,
     ) -> None:
         self.max_rounds = whole_number("max_rounds", max_rounds, 0)
         self.strategy = self._strategy = strategy_object(ExactFedAvg() if strategy is None else strategy)
@@ -112,6 +116,7 @@ class FederatedTrainer:
         self.exchange = exchange_object(WeightExchange() if exchange is None else exchange)
         self.monitor = None if monitor is None else metric_name(monitor)
         self.mode = choice("mode", mode, ("min", "max"))
+        self.limits = limits_object(Limits() if limits is None else limits)
         if enable_progress_bar and not any(isinstance(c, RoundProgressBar) for c in self.callbacks):
             self.callbacks.insert(0, RoundProgressBar())
         # As in Lightning, checkpoints are written last, when the other callbacks' state is what it will be.
