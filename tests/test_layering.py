@@ -51,7 +51,8 @@ ROOMS = {
         "durability": {"fit", "record"},
         "rounds": {"fit", "record", "screening", "metrics"},
         "callbacks": {"durability", "fit", "record", "screening"},
-        "reporting": {"fit", "record", "screening"},
+        "stopping": set(),
+        "reporting": {"fit", "record", "screening", "stopping"},
         "trainer_arguments": {"callbacks"},
         "trainer": {
             *("callbacks", "durability", "metrics", "record", "reporting", "result", "rounds"),
