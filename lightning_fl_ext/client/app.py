@@ -27,7 +27,7 @@ from lightning_fl_ext.client.bridge.refusals import (
     refuse_without_validation,
 )
 from lightning_fl_ext.client.identity import client_id
-from lightning_fl_ext.client.messages import query_reply, read_config
+from lightning_fl_ext.client.messages import query_reply, read_seed
 from lightning_fl_ext.client.persistence.callback import StatePersistence
 from lightning_fl_ext.client.persistence.state_folder import default_root
 from lightning_fl_ext.seeds import derive_seed, seeded
@@ -121,7 +121,7 @@ def client_app(
         callbacks = own.pop("callbacks", None) or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         seed = derive_seed(
-            read_config(message, "run-seed", 0),
+            read_seed(message),
             bridge.server_round,
             bridge.client_id,
             message.metadata.message_type,

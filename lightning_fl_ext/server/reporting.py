@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.server.record import RoundRecord, why_void
 from lightning_fl_ext.server.screening.rejection import Reason, summary_lines
+from lightning_fl_ext.server.stopping import ending_on_sigterm
 from lightning_fl_ext.text import shown
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ def reporting(trainer: FederatedFit) -> Iterator[None]:
     level = narrator.level
     narrator.setLevel(logging.WARNING)
     try:
-        yield
-        _each_logger(trainer, lambda logger: logger.finalize("success"))
+        with ending_on_sigterm():
+            yield
+            _each_logger(trainer, lambda logger: logger.finalize("success"))
     except BaseException as error:
         for callback in trainer.callbacks:
             try:

@@ -12,17 +12,21 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
+from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire.mask_names import MODEL
 from lightning_fl_ext.wire.tensors import to_numpy, to_torch
 
 State = Mapping[str, Any]
 """A state dict."""
 
+_LISTED = 200
+"""Differences that a message lists; what was sent may have any number of them."""
+
 _WRAPPERS = ("model.", "module.", "_orig_mod.", "net.", "_forward_module.")
 
 
 class StateMismatchError(LightningFLError):
-    """Arrays do not fit the model they are meant for; the message lists every difference."""
+    """Arrays do not fit the model they are meant for; the message lists the differences."""
 
 
 @dataclass(frozen=True)
@@ -176,11 +180,16 @@ class WeightExchange(Exchange):
         ]
         missing = [name for name in selected if name not in arrays]
         unexpected = [name for name in arrays if name not in selected]
-        if wrong or missing or unexpected:
+        if count := len(wrong) + len(missing) + len(unexpected):
             wrong += [f"  {name}: expected {_describe(selected[name])}, got nothing" for name in missing]
-            wrong += [f"  {name}: expected nothing, got {_describe(arrays[name])}" for name in unexpected]
+            wrong += [
+                f"  {shown(name)}: expected nothing, got {_describe(arrays[name])}"
+                for name in unexpected[:_LISTED]
+            ]
+            if count > _LISTED:
+                wrong[_LISTED:] = [f"  and {count - _LISTED} more"]
             raise StateMismatchError(
-                f"The arrays do not fit the model.{_hint(missing, unexpected)} {len(wrong)} differences:\n"
+                f"The arrays do not fit the model.{_hint(missing, unexpected)} {count} differences:\n"
                 + "\n".join(wrong)
             )
         return {name: to_torch(array) for name, array in arrays.items()}

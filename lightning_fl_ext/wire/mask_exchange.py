@@ -34,6 +34,8 @@ from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
 from lightning_fl_ext.wire.tensors import to_numpy
 
 _DIGEST = "frozen_digest"
+_MOST = 2**31
+"""What a client takes as a number of masked parameters stays below this."""
 
 
 class MaskExchange(Exchange):
@@ -152,7 +154,7 @@ class MaskExchange(Exchange):
                 " the exchange that the server has."
             )
         key = self._key(arrays, info, down=True)
-        theta = decode_theta(arrays[MASKS].tobytes(), int(arrays[SIZE]), key)
+        theta = decode_theta(arrays[MASKS].tobytes(), _size(arrays[SIZE]), key)
         rest = {name: array for name, array in arrays.items() if name not in (MASKS, SIZE)}
         return {**_theta_arrays(theta), **rest}
 
@@ -220,6 +222,16 @@ class _Rest(WeightExchange):
 
     def _selected(self, state: State) -> dict[str, torch.Tensor]:
         return self.select(state)
+
+
+def _size(array: NDArray[Any]) -> int:
+    """Read the number of masked parameters, which the payload alone cannot bound: it may say "all alike"."""
+    if array.size != 1 or array.dtype.kind not in "iu" or not 0 <= int(array.item()) < _MOST:
+        raise StateMismatchError(
+            f"`{SIZE}`: expected one whole number from 0 to {_MOST - 1}, got {array.dtype.name}"
+            f"{list(array.shape)}" + (f", {array.item()}" if array.size == 1 else "")
+        )
+    return int(array.item())
 
 
 def _theta(arrays: Arrays) -> ThetaCounts:

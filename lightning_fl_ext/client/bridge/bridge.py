@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.client.bridge.fit_hooks import FitHooks
 from lightning_fl_ext.client.identity import client_id
-from lightning_fl_ext.client.messages import outcome_kind, outcome_reply, read_config, read_instruction
+from lightning_fl_ext.client.messages import outcome_kind, outcome_reply, read_instruction
 from lightning_fl_ext.client.metrics.collector import MetricCollector
 from lightning_fl_ext.client.results.retention import Retention
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE, ResultStore
@@ -130,14 +130,15 @@ class FlowerBridge(FitHooks):
                 ``"mean"``.
 
         Raises:
-            LightningFLError: The message does not hold exactly one array record.
+            LightningFLError: The message does not hold exactly one array record, or what no server of this
+                package sends; what and which bound is told.
         """
         options.setdefault("keep", "all" if options.get("submit") == "mean" else "last")
         options.setdefault("client_id", client_id(context))
         bridge = cls(**options)
-        arrays, bridge._info = read_instruction(message, bridge.client_id)
-        bridge.receive(bridge.exchange.from_server(arrays, bridge._info), bridge._info.server_round)
-        bridge._metrics.active = bool(read_config(message, METRIC_STATES, False))
+        arrays, bridge._info, asked = read_instruction(message, bridge.client_id, bridge.exchange)
+        bridge.receive(arrays, bridge._info.server_round)
+        bridge._metrics.active = asked
         bridge._message = message
         return bridge
 

@@ -110,15 +110,15 @@ def _order(rejection: Rejection) -> tuple[str, str, Reason, str]:
 def _at_most(rejections: list[Rejection]) -> list[Rejection]:
     if len(rejections) <= MOST:
         return rejections
-    *shown, last = rejections[:MOST]
+    *first, last = rejections[:MOST]
     got = f"{last.got} (and {len(rejections) - MOST} more of this kind)"
-    return [*shown, replace(last, got=got)]
+    return [*first, replace(last, got=got)]
 
 
-def _first_few(names: list[str], shown: int = 3) -> str:
+def _first_few(names: list[str], named: int = 3) -> str:
     """Name the first few, and say how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+    more = f" and {len(names) - named} more" if len(names) > named else ""
+    return ", ".join(names[:named]) + more
 
 
 def summary_lines(rejections: Iterable[Rejection], named: int = 5) -> list[str]:
