@@ -41,6 +41,8 @@ _QUIET: dict[str, Any] = {
     "num_sanity_val_steps": 0,
 }
 
+_REMEDY = "`client_app(batch_size=...)` (on the command line `--batch-size MODULE:NAME`)"
+
 
 def client_app(
     model: Callable[[], pl.LightningModule],
@@ -56,6 +58,7 @@ def client_app(
     min_examples: int = 0,
     num_threads: int | None = None,
     keep_optimizer: bool | str | os.PathLike[str] = False,
+    batch_size: Callable[[Any], int] | None = None,
 ) -> ClientApp:
     """Make a Flower ``ClientApp`` that trains, evaluates, and tells who it is.
 
@@ -84,13 +87,15 @@ def client_app(
             steps and epochs, and the weights that do not travel, from where the client's fit before ended.
             True keeps them in ``~/.local/state/lightning_fl_ext`` (under ``$XDG_STATE_HOME``, if that is
             set), a path in that folder; there in a folder for each client and run.
+        batch_size: Gives the number of examples in a batch, the weight of a client; see
+            :class:`FlowerBridge`.
 
     Returns:
         For ``flwr run``, or for :func:`~lightning_fl_ext.run_local`.
 
     Raises:
         TypeError: ``model`` or ``data`` cannot be called, ``trainer`` holds no arguments of a Trainer, or
-            ``exchange`` or ``keep_optimizer`` is of another type.
+            ``exchange``, ``keep_optimizer`` or ``batch_size`` is of another type.
         ValueError: ``num_threads`` is below 1.
 
     Example:
@@ -107,6 +112,7 @@ def client_app(
         "allow_example_states": allow_example_states,
         "exclude_metrics": exclude_metrics,
         "min_examples": min_examples,
+        "batch_size": batch_size,
     }
     FlowerBridge(**options)  # complains now rather than in the first round
     arguments = {"max_epochs": 1, **_QUIET, **(trainer or {})}
@@ -116,6 +122,7 @@ def client_app(
     @contextmanager
     def run(message: Message, context: Context) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge]]:
         bridge = FlowerBridge.from_message(message, context, **options)
+        bridge._remedy = _REMEDY
         persistence = [StatePersistence.from_message(bridge, message, context, root)] if root else []
         own = copy.deepcopy(arguments)
         callbacks = own.pop("callbacks", None) or []

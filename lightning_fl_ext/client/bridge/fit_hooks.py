@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lightning_fl_ext.client.bridge.counting import ExampleCounter
+from lightning_fl_ext.client.bridge.counting import ExampleCounter, loader_of
 from lightning_fl_ext.client.bridge.evaluation_hooks import EvaluationHooks
 from lightning_fl_ext.client.bridge.model_state import (
     is_built_later,
@@ -39,7 +39,8 @@ class FitHooks(EvaluationHooks):
 
     Attributes:
         exchange: What of the model travels.
-        batch_size: Gives the number of examples in a batch; None for Lightning's own guess.
+        batch_size: Gives the number of examples in a batch; None for the rules of
+            :mod:`~lightning_fl_ext.client.bridge.batch_size`.
         at_home: Names of the module's state-dict entries that what was received left alone.
     """
 
@@ -52,11 +53,12 @@ class FitHooks(EvaluationHooks):
     _counter: ExampleCounter
     _first_step: int | None
     _idle: bool
+    _remedy: str
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation begins: checks its place and loads what was received."""
         refuse_zero3(trainer)
-        self._counter, self._evaluated = ExampleCounter(self.batch_size), ExampleCounter(self.batch_size)
+        self._counter, self._evaluated = self._new_counter(), self._new_counter()
         self._metrics.begin()
         if not is_built_later(pl_module):
             self._metrics.check(pl_module)
@@ -91,11 +93,16 @@ class FitHooks(EvaluationHooks):
         """Called when a test begins: as when a fit begins."""
         self._start(trainer, pl_module)
 
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Called before a training batch: listens to how many examples the module says it holds."""
+        self._reported.listen(pl_module)
+
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Called after a training batch: counts its examples."""
-        self._counter.add(batch)
+        loader = loader_of(trainer, "fit")
+        self._counter.add(batch, loader=loader, batch_idx=batch_idx, reported=self._reported.stop())
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when an epoch ends, before any weight averaging: snapshots the weights."""
@@ -123,6 +130,7 @@ class FitHooks(EvaluationHooks):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Called when the fit or evaluation raised: withholds its outcome and says what is left."""
+        self._reported.stop()
         fn = trainer.state.fn.value
         reason = f"`Trainer.{fn}` raised {type(exception).__name__}: {exception}".rstrip(".")
         log.warning("%s", self._store.fail(UPDATE if fn == "fit" else EVALUATION, reason))
@@ -132,6 +140,9 @@ class FitHooks(EvaluationHooks):
         if stage in ("validate", "test"):
             num_examples = self._evaluated.largest_epoch
             self._hold(trainer, EVALUATION, {}, num_examples, {"examples_seen": num_examples})
+
+    def _new_counter(self) -> ExampleCounter:
+        return ExampleCounter(self.batch_size, strict=self._global is not None, remedy=self._remedy)
 
     def _start(self, trainer: Any, module: Any) -> None:
         self._metrics.check(module)
