@@ -60,11 +60,12 @@ ROOMS = {
     },
     "client": {
         "identity": set(),
+        "notices": set(),
         "results": set(),
         "metrics": set(),
         "messages": {"results"},
-        "bridge": {"identity", "messages", "metrics", "results"},
-        "persistence": {"bridge", "messages", "results"},
+        "bridge": {"identity", "messages", "metrics", "notices", "results"},
+        "persistence": {"bridge", "messages", "notices", "results"},
         "app": {"bridge", "identity", "messages", "persistence"},
     },
 }
