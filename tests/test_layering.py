@@ -62,12 +62,13 @@ ROOMS = {
     },
     "client": {
         "identity": set(),
+        "notices": set(),
         "results": set(),
         "metrics": set(),
         "instruction_limits": set(),
         "messages": {"instruction_limits", "results"},
-        "bridge": {"identity", "messages", "metrics", "results"},
-        "persistence": {"bridge", "messages", "results"},
+        "bridge": {"identity", "messages", "metrics", "notices", "results"},
+        "persistence": {"bridge", "messages", "notices", "results"},
         "app": {"bridge", "identity", "messages", "persistence"},
     },
 }

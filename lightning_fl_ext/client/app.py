@@ -59,6 +59,7 @@ def client_app(
     num_threads: int | None = None,
     keep_optimizer: bool | str | os.PathLike[str] = False,
     batch_size: Callable[[Any], int] | None = None,
+    keep_local: bool | str | os.PathLike[str] = True,
 ) -> ClientApp:
     """Make a Flower ``ClientApp`` that trains, evaluates, and tells who it is.
 
@@ -83,10 +84,13 @@ def client_app(
         num_threads: Torch's threads on the processor during a fit. Large sums come out otherwise on another
             number of threads, and engines give clients different numbers: name one to have the same bytes on
             all of them. Default: as many as the engine gives.
-        keep_optimizer: Whether a fit goes on with the optimizers, LR schedulers, gradient scaler, counters of
-            steps and epochs, and the weights that do not travel, from where the client's fit before ended.
-            True keeps them in ``~/.local/state/lightning_fl_ext`` (under ``$XDG_STATE_HOME``, if that is
-            set), a path in that folder; there in a folder for each client and run.
+        keep_optimizer: Whether a fit goes on with the optimizers, LR schedulers, gradient scaler and counters
+            of steps and epochs from where the client's fit before ended. True keeps them where
+            ``keep_local`` says, a path in that folder, and what ``keep_local`` keeps as well.
+        keep_local: Whether weights that do not travel, and change, go on from round to round. True keeps them
+            in ``~/.local/state/lightning_fl_ext`` (under ``$XDG_STATE_HOME``, if that is set), a path in that
+            folder; there in a folder for each client and run. Where all weights travel, nothing is written.
+            With False, every message begins with them as ``model`` builds them.
         batch_size: Gives the number of examples in a batch, the weight of a client; see
             :class:`FlowerBridge`.
 
@@ -95,8 +99,8 @@ def client_app(
 
     Raises:
         TypeError: ``model`` or ``data`` cannot be called, ``trainer`` holds no arguments of a Trainer, or
-            ``exchange``, ``keep_optimizer`` or ``batch_size`` is of another type.
-        ValueError: ``num_threads`` is below 1.
+            ``exchange``, ``keep_optimizer``, ``keep_local`` or ``batch_size`` is of another type.
+        ValueError: ``num_threads`` is below 1, or ``keep_optimizer`` and ``keep_local`` contradict.
 
     Example:
         ``client_app(LitDigits, data=lambda context: Digits(context), trainer={"max_epochs": 2})``
@@ -116,14 +120,17 @@ def client_app(
     }
     FlowerBridge(**options)  # complains now rather than in the first round
     arguments = {"max_epochs": 1, **_QUIET, **(trainer or {})}
-    root = _folder(keep_optimizer)
+    root, training = _folder(keep_optimizer, keep_local), keep_optimizer is not False
     app = ClientApp()
 
     @contextmanager
     def run(message: Message, context: Context) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge]]:
         bridge = FlowerBridge.from_message(message, context, **options)
         bridge._remedy = _REMEDY
-        persistence = [StatePersistence.from_message(bridge, message, context, root)] if root else []
+        persistence = (
+            [StatePersistence.from_message(bridge, message, context, root, training)] if root else []
+        )
+        bridge.keeps_home = True  # or is not to
         own = copy.deepcopy(arguments)
         callbacks = own.pop("callbacks", None) or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
@@ -133,10 +140,13 @@ def client_app(
             bridge.client_id,
             message.metadata.message_type,
         )
+        build_seed = derive_seed(read_config(message, "run-seed", 0), 0, bridge.client_id, "model")
         with seeded(seed), _threads(num_threads), _quiet(), _collected():
             local = pl.Trainer(callbacks=[bridge, *persistence, *callbacks], **own)
             refuse_script_launcher(local)
-            module, source = model(), data(context)
+            with seeded(build_seed):
+                module = model()  # alike in every round: what stays at home and is frozen needs no keeping
+            source = data(context)
             refuse_other_data(source)
             yield local, module, source, bridge
             for callback in persistence:
@@ -182,12 +192,21 @@ def _check_arguments(model: Any, data: Any, trainer: Any) -> None:
         )
 
 
-def _folder(keep_optimizer: Any) -> Path | None:
-    if isinstance(keep_optimizer, bool):
-        return default_root() if keep_optimizer else None
-    if not isinstance(keep_optimizer, str | os.PathLike):
-        raise TypeError(f"`keep_optimizer` must be True, False or a folder. Got {_kind(keep_optimizer)}.")
-    return Path(keep_optimizer).expanduser().absolute()
+def _folder(keep_optimizer: Any, keep_local: Any) -> Path | None:
+    """Tell where clients keep their states; None if they keep none."""
+    given = {"keep_optimizer": keep_optimizer, "keep_local": keep_local}
+    for name, value in given.items():
+        if not isinstance(value, bool | str | os.PathLike):
+            raise TypeError(f"`{name}` must be True, False or a folder. Got {_kind(value)}.")
+    folders = {Path(v).expanduser().absolute() for v in given.values() if not isinstance(v, bool)}
+    if len(folders) > 1 or (keep_local is False and keep_optimizer is not False):
+        raise ValueError(
+            "`keep_optimizer` keeps weights that do not travel as well, in the same folder as `keep_local`."
+            f" Got keep_optimizer={keep_optimizer!r}, keep_local={keep_local!r}: give `keep_optimizer` alone."
+        )
+    if keep_local is False:
+        return None
+    return folders.pop() if folders else default_root()
 
 
 def _kind(value: Any) -> str:

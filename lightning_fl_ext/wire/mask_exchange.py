@@ -28,7 +28,7 @@ from lightning_fl_ext.wire.exchange import (
     State,
     StateMismatchError,
     WeightExchange,
-    _place,
+    place,
 )
 from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
 from lightning_fl_ext.wire.tensors import to_numpy
@@ -266,11 +266,11 @@ def _outside(state: State, scores: State) -> dict[str, Any]:
         start = f"{prefix}scores."
         inside |= {f"{prefix}module.{name.removeprefix(start)}" for name in scores if name.startswith(start)}
         inside.add(f"{prefix}{_DIGEST}")
-    frozen = {_place(state[name]) for name in inside if name in state}
+    frozen = {place(state[name]) for name in inside if name in state}
     return {
         name: value
         for name, value in state.items()
-        if name not in inside and not (isinstance(value, torch.Tensor) and _place(value) in frozen)
+        if name not in inside and not (isinstance(value, torch.Tensor) and place(value) in frozen)
     }
 
 

@@ -58,7 +58,9 @@ class FlowerBridge(FitHooks):
             values of its metrics leave the client.
 
     Attributes:
-        at_home: Names of the module's state-dict entries that what was received left alone.
+        at_home: Names of the module's state-dict entries that what was received left alone. What belongs to
+            metrics is not among them, nor another name of a tensor that was received.
+        keeps_home: Whether another callback keeps them from round to round.
 
     Raises:
         TypeError: ``exchange`` is not an exchange, or a text is given where a tuple of names is meant.
@@ -123,6 +125,7 @@ class FlowerBridge(FitHooks):
         self._remedy = REMEDY
         self._message: Message | None = None
         self.at_home: list[str] = []
+        self.keeps_home = False
 
     def __repr__(self) -> str:
         shown = f"client_id={self.client_id!r}, server_round={self.server_round}, submit={self.submit!r}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,11 +25,15 @@ from lightning_fl_ext.client.bridge.refusals import (
     refuse_to_follow_averaging,
     refuse_zero3,
 )
+from lightning_fl_ext.client.notices import warn_once
 from lightning_fl_ext.client.results.retention import Retention
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult
 from lightning_fl_ext.wire import Exchange, RoundInfo
+
+if TYPE_CHECKING:
+    from flwr.app import Message
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +45,17 @@ class FitHooks(EvaluationHooks):
         exchange: What of the model travels.
         batch_size: Gives the number of examples in a batch; None for the rules of
             :mod:`~lightning_fl_ext.client.bridge.batch_size`.
-        at_home: Names of the module's state-dict entries that what was received left alone.
+        at_home: Names of the module's state-dict entries that what was received left alone. What belongs to
+            metrics is not among them, nor another name of a tensor that was received.
+        keeps_home: Whether another callback keeps them from round to round.
     """
 
     exchange: Exchange
     batch_size: Callable[[Any], int] | None
     at_home: list[str]
+    keeps_home: bool
     _info: RoundInfo
+    _message: Message | None
     _global: Arrays | None
     _retention: Retention
     _counter: ExampleCounter
@@ -79,6 +87,7 @@ class FitHooks(EvaluationHooks):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when the module is built and placed: looks at its metrics, loads again what was received."""
         self._start(trainer, pl_module)
+        self._warn_of_untold(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when training begins: notes where the Trainer's count of steps stands."""
@@ -151,6 +160,21 @@ class FitHooks(EvaluationHooks):
     def _load(self, load: Callable[..., list[str]], trainer: Any, module: Any) -> None:
         if self._global is not None and not self._store.has(UPDATE):
             self.at_home = load(trainer, module, self.exchange, self._global)
+
+    def _warn_of_untold(self, module: Any) -> None:
+        """Name what is trained and then lost, if another message's fit begins without it."""
+        if self.keeps_home or self._message is None or not self.at_home:
+            return
+        trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        lost = [name for name in self.at_home if name in trained]
+        if lost:
+            text = (
+                f"{self!r}: {len(lost)} trainable parameter(s) neither travel nor are kept, so what a fit"
+                f" makes of them is lost: {', '.join(lost[:8])}{', …' if len(lost) > 8 else ''}. Have them"
+                " travel (`exchange`), use `client_app`, which keeps them, or keep the module's entries in"
+                " `bridge.at_home` yourself and set `bridge.keeps_home = True`."
+            )
+            warn_once(log, self._message.metadata.run_id, text, topic=f"lost: {lost}")
 
     def _finish(self, trainer: Any, module: Any) -> None:
         arrays: Arrays = pack_state(trainer, module, self.exchange, like=self._global)

@@ -65,8 +65,8 @@ def lived_on():
     @app.train()
     def train(message, context):
         config = message.content["config"]
+        new = Net()
         with seeded(derive_seed(config["run-seed"], config["server-round"], name(context), "train")):
-            new = Net()  # draws as the module of a new client does
             module, optimizer, scheduler = living.setdefault(name(context), (new, *made(new)))
             arrays = from_record(message.content["arrays"])
             module.load_state_dict({key: torch.from_numpy(array.copy()) for key, array in arrays.items()})
