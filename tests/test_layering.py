@@ -26,12 +26,13 @@ MAY_IMPORT = {
     "gates": {"results"},
     "aggregation": {"results"},
     "metrics": {"results"},
+    "secure": {"results", "aggregation"},
     "wire": {"results", "gates", "aggregation"},
     "files": {"results", "wire"},
     "trees": {"wire"},
     "engines": {"results", "wire"},
-    "client": {"results", "gates", "aggregation", "metrics", "wire", "files", "trees", "engines"},
-    "server": {"results", "gates", "aggregation", "metrics", "wire", "files", "trees", "engines"},
+    "client": {"results", "gates", "aggregation", "metrics", "secure", "wire", "files", "trees", "engines"},
+    "server": {"results", "gates", "aggregation", "metrics", "secure", "wire", "files", "trees", "engines"},
     "callbacks": {"gates"},
     "report": {"results", "files", "server"},
     "cli": {"wire", "files", "engines", "client", "server", "report"},
@@ -46,7 +47,7 @@ ROOMS = {
         "result": {"record", "screening"},
         "fit": {"record", "result"},
         "metrics": {"screening"},
-        "strategies": {"metrics"},
+        "strategies": {"metrics", "screening"},
         "durability": {"fit", "record"},
         "rounds": {"fit", "record", "screening", "metrics"},
         "callbacks": {"durability", "fit", "record", "screening"},
@@ -81,6 +82,7 @@ MAY_USE = {
     "gates": {"torch"},
     "aggregation": set(),
     "metrics": {"torch", "torchmetrics"},
+    "secure": set(),
     "wire": {"torch", "flwr"},
     "files": {"torch"},
     "trees": {"torch", "flwr"},
@@ -269,7 +271,8 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_importing_a_part_loads_nothing_it_may_not_use():
-    steps = [("results", "aggregation", "partition", "seeds"), ("gates", "metrics"), ("wire", "engines")]
+    pure_parts = ("results", "aggregation", "partition", "secure", "seeds")
+    steps = [pure_parts, ("gates", "metrics"), ("wire", "engines")]
     pure, torch_only, flower = loaded_after(
         *(f"import {', '.join(f'{PACKAGE}.{part}' for part in parts)}" for parts in steps)
     )

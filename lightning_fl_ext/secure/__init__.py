@@ -1,0 +1,16 @@
+"""Secure aggregation: the sum of vectors of which none is seen. Pure: bytes and arrays alone."""
+
+from lightning_fl_ext.secure.client import ClientRound
+from lightning_fl_ext.secure.errors import SecureAggregationError, UpdateRefused
+from lightning_fl_ext.secure.roster import Announcement, Roster, Terms
+from lightning_fl_ext.secure.server import ServerRound
+
+__all__ = [
+    "Announcement",
+    "ClientRound",
+    "Roster",
+    "SecureAggregationError",
+    "ServerRound",
+    "Terms",
+    "UpdateRefused",
+]
