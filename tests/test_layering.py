@@ -66,7 +66,8 @@ ROOMS = {
         "messages": {"results"},
         "bridge": {"identity", "messages", "metrics", "results"},
         "persistence": {"bridge", "messages", "results"},
-        "app": {"bridge", "identity", "messages", "persistence"},
+        "secure": {"identity", "messages"},
+        "app": {"bridge", "identity", "messages", "persistence", "secure"},
     },
 }
 """The rooms of the two crowded parts, lowest first, and which others each may import."""

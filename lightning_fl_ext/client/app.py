@@ -20,6 +20,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 
+from lightning_fl_ext.arguments import choice
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.bridge.refusals import (
     refuse_other_data,
@@ -30,8 +31,10 @@ from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import query_reply, read_config
 from lightning_fl_ext.client.persistence.callback import StatePersistence
 from lightning_fl_ext.client.persistence.state_folder import default_root
+from lightning_fl_ext.client.secure import SecureAggregation, refuse_plain
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import Exchange
+from lightning_fl_ext.wire.secure_record import ACTION
 
 _QUIET: dict[str, Any] = {
     "logger": False,
@@ -56,6 +59,9 @@ def client_app(
     min_examples: int = 0,
     num_threads: int | None = None,
     keep_optimizer: bool | str | os.PathLike[str] = False,
+    secure: str = "auto",
+    trusted_keys: str | os.PathLike[str] | None = None,
+    signing_key: str | os.PathLike[str] | None = None,
 ) -> ClientApp:
     """Make a Flower ``ClientApp`` that trains, evaluates, and tells who it is.
 
@@ -84,6 +90,10 @@ def client_app(
             steps and epochs, and the weights that do not travel, from where the client's fit before ended.
             True keeps them in ``~/.local/state/lightning_fl_ext`` (under ``$XDG_STATE_HOME``, if that is
             set), a path in that folder; there in a folder for each client and run.
+        secure: Whether updates are masked if the server asks for it (``"auto"``), or leave in no other form
+            (``"required"``): a server that asks for a plain one then gets an error and no weights.
+        trusted_keys: See :class:`SecureAggregation`.
+        signing_key: See :class:`SecureAggregation`.
 
     Returns:
         For ``flwr run``, or for :func:`~lightning_fl_ext.run_local`.
@@ -91,7 +101,8 @@ def client_app(
     Raises:
         TypeError: ``model`` or ``data`` cannot be called, ``trainer`` holds no arguments of a Trainer, or
             ``exchange`` or ``keep_optimizer`` is of another type.
-        ValueError: ``num_threads`` is below 1.
+        ValueError: ``num_threads`` is below 1, or ``secure`` is something else.
+        LightningFLError: ``trusted_keys`` or ``signing_key`` cannot be read.
 
     Example:
         ``client_app(LitDigits, data=lambda context: Digits(context), trainer={"max_epochs": 2})``
@@ -109,6 +120,8 @@ def client_app(
         "min_examples": min_examples,
     }
     FlowerBridge(**options)  # complains now rather than in the first round
+    choice("secure", secure, ("auto", "required"))
+    half = SecureAggregation(trusted_keys, signing_key)
     arguments = {"max_epochs": 1, **_QUIET, **(trainer or {})}
     root = _folder(keep_optimizer)
     app = ClientApp()
@@ -124,7 +137,7 @@ def client_app(
             read_config(message, "run-seed", 0),
             bridge.server_round,
             bridge.client_id,
-            message.metadata.message_type,
+            message.metadata.message_type.split(".")[0],
         )
         with seeded(seed), _threads(num_threads), _quiet(), _collected():
             local = pl.Trainer(callbacks=[bridge, *persistence, *callbacks], **own)
@@ -135,7 +148,10 @@ def client_app(
             for callback in persistence:
                 callback.remember_round(context)
 
-    @app.train()
+    plain: list[Any] = [refuse_plain] if secure == "required" else []
+
+    @app.train(ACTION, mods=[half])
+    @app.train(mods=plain)
     def train(message: Message, context: Context) -> Message:
         with run(message, context) as (local, module, source, bridge):
             local.fit(module, source)

@@ -4,6 +4,7 @@ from lightning_fl_ext.secure.client import ClientRound
 from lightning_fl_ext.secure.errors import SecureAggregationError, UpdateRefused
 from lightning_fl_ext.secure.roster import Announcement, Roster, Terms
 from lightning_fl_ext.secure.server import ServerRound
+from lightning_fl_ext.secure.signatures import write_site_keys
 
 __all__ = [
     "Announcement",
@@ -13,4 +14,5 @@ __all__ = [
     "ServerRound",
     "Terms",
     "UpdateRefused",
+    "write_site_keys",
 ]

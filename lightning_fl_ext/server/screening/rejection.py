@@ -30,6 +30,7 @@ class Reason(StrEnum):
     COUNT = "example-count"
     IDLE = "idle"
     METRIC = "odd-metric"
+    SECURE = "secure-aggregation"
 
 
 @dataclass(frozen=True)
