@@ -1,4 +1,4 @@
-"""The toy federation under secure aggregation: hand-written clients, and engines that lose or alter replies."""
+"""The toy federation under secure aggregation: hand-written clients, engines that lose or alter replies."""
 
 import copy
 
