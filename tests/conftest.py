@@ -29,9 +29,9 @@ os.environ["MPLBACKEND"] = "Agg"
 atexit.register(shutil.rmtree, os.environ["FLWR_HOME"], ignore_errors=True)
 atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
-import pytest  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))  # helper modules that tests of several parts import
 
+import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)

@@ -27,12 +27,13 @@ MAY_IMPORT = {
     "gates": {"results"},
     "aggregation": {"results"},
     "metrics": {"results"},
+    "secure": {"results", "aggregation"},
     "wire": {"results", "gates", "aggregation"},
     "files": {"results", "wire"},
     "trees": {"wire"},
     "engines": {"results", "wire"},
-    "client": {"results", "gates", "aggregation", "metrics", "wire", "files", "trees", "engines"},
-    "server": {"results", "gates", "aggregation", "metrics", "wire", "files", "trees", "engines"},
+    "client": {"results", "gates", "aggregation", "metrics", "secure", "wire", "files", "trees", "engines"},
+    "server": {"results", "gates", "aggregation", "metrics", "secure", "wire", "files", "trees", "engines"},
     "callbacks": {"gates"},
     "report": {"results", "files", "server"},
     "cli": {"wire", "files", "engines", "client", "server", "report"},
@@ -47,7 +48,7 @@ ROOMS = {
         "result": {"record", "screening"},
         "fit": {"record", "result", "screening"},
         "metrics": {"screening"},
-        "strategies": {"metrics"},
+        "strategies": {"metrics", "screening"},
         "durability": {"fit", "record", "screening"},
         "rounds": {"fit", "record", "screening", "metrics"},
         "callbacks": {"durability", "fit", "record", "screening"},
@@ -69,7 +70,8 @@ ROOMS = {
         "messages": {"instruction_limits", "results"},
         "bridge": {"identity", "messages", "metrics", "notices", "results"},
         "persistence": {"bridge", "messages", "notices", "results"},
-        "app": {"bridge", "identity", "messages", "persistence"},
+        "secure": {"identity", "messages"},
+        "app": {"bridge", "identity", "messages", "persistence", "secure"},
     },
 }
 """The rooms of the two crowded parts, lowest first, and which others each may import."""
@@ -86,6 +88,7 @@ MAY_USE = {
     "gates": {"torch"},
     "aggregation": set(),
     "metrics": {"torch", "torchmetrics"},
+    "secure": set(),
     "wire": {"torch", "flwr"},
     "files": {"torch"},
     "trees": {"torch", "flwr"},
@@ -274,7 +277,8 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_importing_a_part_loads_nothing_it_may_not_use():
-    steps = [("results", "aggregation", "partition", "seeds"), ("gates", "metrics"), ("wire", "engines")]
+    pure_parts = ("results", "aggregation", "partition", "secure", "seeds")
+    steps = [pure_parts, ("gates", "metrics"), ("wire", "engines")]
     pure, torch_only, flower = loaded_after(
         *(f"import {', '.join(f'{PACKAGE}.{part}' for part in parts)}" for parts in steps)
     )

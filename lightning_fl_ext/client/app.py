@@ -20,6 +20,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 
+from lightning_fl_ext.arguments import choice
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.bridge.refusals import (
     refuse_other_data,
@@ -30,8 +31,10 @@ from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import query_reply, read_seed
 from lightning_fl_ext.client.persistence.callback import StatePersistence
 from lightning_fl_ext.client.persistence.state_folder import default_root
+from lightning_fl_ext.client.secure import SecureAggregation, refuse_plain
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import Exchange
+from lightning_fl_ext.wire.secure_record import ACTION
 
 _QUIET: dict[str, Any] = {
     "logger": False,
@@ -60,6 +63,9 @@ def client_app(
     keep_optimizer: bool | str | os.PathLike[str] = False,
     batch_size: Callable[[Any], int] | None = None,
     keep_local: bool | str | os.PathLike[str] = True,
+    secure: str = "auto",
+    trusted_keys: str | os.PathLike[str] | None = None,
+    signing_key: str | os.PathLike[str] | None = None,
 ) -> ClientApp:
     """Make a Flower ``ClientApp`` that trains, evaluates, and tells who it is.
 
@@ -93,6 +99,10 @@ def client_app(
             With False, every message begins with them as ``model`` builds them.
         batch_size: Gives the number of examples in a batch, the weight of a client; see
             :class:`FlowerBridge`.
+        secure: Whether updates are masked if the server asks for it (``"auto"``), or leave in no other form
+            (``"required"``): a server that asks for a plain one then gets an error and no weights.
+        trusted_keys: See :class:`SecureAggregation`.
+        signing_key: See :class:`SecureAggregation`.
 
     Returns:
         For ``flwr run``, or for :func:`~lightning_fl_ext.run_local`.
@@ -100,7 +110,9 @@ def client_app(
     Raises:
         TypeError: ``model`` or ``data`` cannot be called, ``trainer`` holds no arguments of a Trainer, or
             ``exchange``, ``keep_optimizer``, ``keep_local`` or ``batch_size`` is of another type.
-        ValueError: ``num_threads`` is below 1, or ``keep_optimizer`` and ``keep_local`` contradict.
+        ValueError: ``num_threads`` is below 1, ``keep_optimizer`` and ``keep_local`` contradict, or
+            ``secure`` is something else.
+        LightningFLError: ``trusted_keys`` or ``signing_key`` cannot be read.
 
     Example:
         ``client_app(LitDigits, data=lambda context: Digits(context), trainer={"max_epochs": 2})``
@@ -119,6 +131,8 @@ def client_app(
         "batch_size": batch_size,
     }
     FlowerBridge(**options)  # complains now rather than in the first round
+    choice("secure", secure, ("auto", "required"))
+    half = SecureAggregation(trusted_keys, signing_key)
     arguments = {"max_epochs": 1, **_QUIET, **(trainer or {})}
     root, training = _folder(keep_optimizer, keep_local), keep_optimizer is not False
     app = ClientApp()
@@ -138,9 +152,9 @@ def client_app(
             read_seed(message),
             bridge.server_round,
             bridge.client_id,
-            message.metadata.message_type,
+            message.metadata.message_type.split(".")[0],
         )
-        build_seed = derive_seed(read_config(message, "run-seed", 0), 0, bridge.client_id, "model")
+        build_seed = derive_seed(read_seed(message), 0, bridge.client_id, "model")
         with seeded(seed), _threads(num_threads), _quiet(), _collected():
             local = pl.Trainer(callbacks=[bridge, *persistence, *callbacks], **own)
             refuse_script_launcher(local)
@@ -152,7 +166,10 @@ def client_app(
             for callback in persistence:
                 callback.remember_round(context)
 
-    @app.train()
+    plain: list[Any] = [refuse_plain] if secure == "required" else []
+
+    @app.train(ACTION, mods=[half])
+    @app.train(mods=plain)
     def train(message: Message, context: Context) -> Message:
         with run(message, context) as (local, module, source, bridge):
             local.fit(module, source)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server.screening.rejection import Rejection as Rejection
     from lightning_fl_ext.server.strategies import ExactFedAvg as ExactFedAvg
     from lightning_fl_ext.server.strategies import FedPM as FedPM
+    from lightning_fl_ext.server.strategies import SecureFedAvg as SecureFedAvg
     from lightning_fl_ext.server.trainer import FederatedTrainer as FederatedTrainer
 
 _HOME = {
@@ -56,6 +57,7 @@ _HOME = {
     "RoundLedger": "callbacks",
     "RoundProgressBar": "callbacks",
     "RoundRecord": "record",
+    "SecureFedAvg": "strategies",
     "make_keys": "durability.signing",
     "replay_ledger": "durability.ledger",
     "server_app": "app",

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     COUNT = "example-count"
     IDLE = "idle"
     METRIC = "odd-metric"
+    SECURE = "secure-aggregation"
 
 
 @dataclass(frozen=True)
