@@ -29,14 +29,8 @@ from lightning_fl_ext import FlowerBridge, WeightExchange, client_app
 from lightning_fl_ext.engines.private import ensure_identity
 from lightning_fl_ext.wire import to_record
 
-QUIET = {
-    "accelerator": "cpu",
-    "devices": 1,
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
+OFF = "logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"
+QUIET = {"accelerator": "cpu", "devices": 1, **dict.fromkeys(OFF, False)}
 
 
 class Lit(L.LightningModule):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchmetrics import SumMetric
+from torchmetrics import MaxMetric, SumMetric
 
 from lightning_fl_ext import FlowerBridge
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, StageMetrics
@@ -38,6 +38,23 @@ class Sums(L.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class LogsLargest:
+    """Mixed in before `Sums`: another metric, logged by value and reset by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = MaxMetric()
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.largest.update(batch[0])
+
+    def on_validation_epoch_end(self):
+        super().on_validation_epoch_end()
+        self.log("val_max", self.largest.compute())
+        self.largest.reset()
 
 
 def loader(values):

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from _scripts import run_script
-from _sums import TRAIN, VALIDATION, Sums, loader
-from torchmetrics import MaxMetric, SumMetric
+from _sums import TRAIN, VALIDATION, LogsLargest, Sums, loader
+from torchmetrics import SumMetric
 
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, StageMetrics
 
@@ -117,19 +117,10 @@ def test_a_value_that_is_nan_is_found_and_not_sent(fit):
 def test_a_value_is_found_whatever_the_module_computes_besides(fit):
     """Two metrics, one of them logged by value, one as an object; a scalar that is neither."""
 
-    class Mixed(Sums):
-        def __init__(self):
-            super().__init__()
-            self.largest = MaxMetric()
-
-        def validation_step(self, batch, _):
-            super().validation_step(batch, _)
-            self.largest.update(batch[0])
+    class Mixed(LogsLargest, Sums):
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
             self.log("scalar", batch[0].mean())
-
-        def on_validation_epoch_end(self):
-            self.log("val_max", self.largest.compute())
-            self.largest.reset()
 
     stages, values, _ = fit(Mixed())
     assert stages["validate"].names == {"val_sum": ("seen",), "val_max": ("largest",)}

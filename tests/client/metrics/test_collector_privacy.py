@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from _sums import TRAIN, VALIDATION, Sums, loader
-from torchmetrics import CatMetric, MaxMetric, RunningMean, SumMetric
+from _sums import TRAIN, VALIDATION, LogsLargest, Sums, loader
+from torchmetrics import CatMetric, RunningMean, SumMetric
 from torchmetrics.classification import BinaryAUROC
 
 from lightning_fl_ext import FlowerBridge
@@ -103,19 +103,8 @@ class Private(Sums):
 
 
 def test_neither_states_nor_values_of_what_is_left_out_are_sent(fit, bridge_of):
-    class AlsoByValue(Private):
-        def __init__(self):
-            super().__init__()
-            self.largest = MaxMetric()
-
-        def validation_step(self, batch, _):
-            super().validation_step(batch, _)
-            self.largest.update(batch[0])
-
-        def on_validation_epoch_end(self):
-            super().on_validation_epoch_end()
-            self.log("val_max", self.largest.compute())
-            self.largest.reset()
+    class AlsoByValue(LogsLargest, Private):
+        pass
 
     module = AlsoByValue()
     bridge = bridge_of(module, exclude_metrics=("smooth", "rows", "largest"))

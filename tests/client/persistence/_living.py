@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_fl_ext import ExactFedAvg, FederatedTrainer, LocalGrid, client_app
+from lightning_fl_ext.client.messages import query_reply
 from lightning_fl_ext.files import arrays_from_bytes, arrays_to_bytes
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import from_record, to_record
@@ -60,7 +61,7 @@ def lived_on():
 
     @app.query()
     def query(message, context):
-        return Message(RecordDict({"client": ConfigRecord({"client-id": name(context)})}), reply_to=message)
+        return query_reply(message, name(context))
 
     @app.train()
     def train(message, context):

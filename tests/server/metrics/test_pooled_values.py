@@ -66,11 +66,6 @@ from lightning_fl_ext.server.screening.rejection import Reason
 pytestmark = WARNINGS
 
 
-@pytest.fixture(autouse=True)
-def _fresh_reference():
-    Base.seen.clear()
-
-
 @pytest.mark.parametrize("module", [LogsObjects, LogsValues])
 def test_an_evaluation_reports_the_metrics_on_all_data_under_the_modules_names(tmp_path, module):
     trainer = run(tmp_path, module)

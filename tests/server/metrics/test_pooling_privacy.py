@@ -43,11 +43,6 @@ from lightning_fl_ext.wire import from_record
 pytestmark = WARNINGS
 
 
-@pytest.fixture(autouse=True)
-def _fresh_reference():
-    Base.seen.clear()
-
-
 ExactAUROC = only(("auroc", lambda: MulticlassAUROC(CLASSES)))
 
 

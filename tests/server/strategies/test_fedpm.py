@@ -24,6 +24,7 @@ from lightning_fl_ext import (
     client_app,
 )
 from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
+from lightning_fl_ext.client.messages import query_reply
 from lightning_fl_ext.wire import RoundInfo, WeightExchange, from_record, to_record
 from lightning_fl_ext.wire.codes import MaskKey, sample_mask, to_fixed_point
 from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, TRIALS
@@ -56,7 +57,7 @@ def lean_app(exchange, fit=local_probs):
 
     @app.query()
     def query(message, context):
-        return Message(RecordDict({"client": ConfigRecord({"client-id": name(context)})}), reply_to=message)
+        return query_reply(message, name(context))
 
     @app.train()
     def train(message, context):
