@@ -16,7 +16,7 @@ Expected output (figures may differ on other hardware or torch builds):
         6     0.944  Alpha Beta Gamma Delta Eps.
     the same digest as the plain run: True
     bytes a hospital sends for a parameter: 8.0 masked, 4.5 plain
-    correlation of what the server saw with the weights: 0.04
+    correlation of what the server saw with the weights: 0.01
     picture: /tmp/secure-hospitals-.../what-the-server-saw.png
 """
 
@@ -103,11 +103,13 @@ def run(strategy, wire, **options):
 
 
 def plot(weights, masked):
+    order = np.argsort(weights, axis=None)  # sorted, the weights have a pattern that would show through
+    weights, masked = (values.ravel()[order].reshape(values.shape) for values in (weights, masked))
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
-    axes[0].imshow(weights, cmap="RdBu", vmin=-0.4, vmax=0.4)
-    axes[0].set_title("the weights of hospital Alpha: they stay there")
+    axes[0].imshow(weights, cmap="RdBu", vmin=-0.2, vmax=0.2)
+    axes[0].set_title("the weights of hospital Alpha, sorted")
     axes[1].imshow(masked, cmap="RdBu", vmin=-(2.0**63), vmax=2.0**63)
-    axes[1].set_title("what the server saw of them")
+    axes[1].set_title("what the server saw of them, in the same order")
     for axis in axes:
         axis.set_axis_off()
     path = Path(tempfile.mkdtemp(prefix="secure-hospitals-")) / "what-the-server-saw.png"
