@@ -29,10 +29,11 @@ from lightning_fl_ext.server import (
     RoundEarlyStopping,
     RoundLedger,
     RoundProgressBar,
+    SecureFedAvg,
 )
 from lightning_fl_ext.wire import Exchange, MaskExchange, WeightExchange
 
-_OWN: dict[str, type[Strategy]] = {"ExactFedAvg": ExactFedAvg, "FedPM": FedPM}
+_OWN: dict[str, type[Strategy]] = {s.__name__: s for s in (ExactFedAvg, FedPM, SecureFedAvg)}
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
             _load_data(settings.data),
             {"max_epochs": settings.max_epochs, **settings.trainer_option},
             exchange=exchange,
-            **settings.client_option,
+            **({"secure": "required"} if isinstance(strategy, SecureFedAvg) else {}) | settings.client_option,
         )
     with refusing("the settings"):
         trainer = FederatedTrainer(
@@ -106,6 +107,10 @@ def make_strategy(settings: RunSettings, *, has_validation: bool) -> Strategy:
         WrongInput: There is no such strategy, or it does not take such options.
     """
     name = settings.strategy
+    if settings.secure:
+        if name not in ("ExactFedAvg", "SecureFedAvg"):
+            raise WrongInput(f"`--secure` is for ExactFedAvg's mean; `--strategy {name}` sees each update.")
+        name = "SecureFedAvg"
     found = load_object(name, "`--strategy`") if ":" in name else _OWN.get(name) or _flower_strategy(name)
     options = {"fraction_train": settings.fraction, "fraction_evaluate": settings.fraction_evaluate}
     options = {key: value for key, value in options.items() if value is not None} | settings.strategy_option
