@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning_fl_ext.aggregation import ExactMean as ExactMean
     from lightning_fl_ext.aggregation import exact_mean as exact_mean
     from lightning_fl_ext.callbacks import GateMonitor as GateMonitor
+    from lightning_fl_ext.callbacks import GateTarget as GateTarget
     from lightning_fl_ext.client import FlowerBridge as FlowerBridge
     from lightning_fl_ext.client import SecureAggregation as SecureAggregation
     from lightning_fl_ext.client import client_app as client_app
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server import ExactFedAvg as ExactFedAvg
     from lightning_fl_ext.server import FederatedTrainer as FederatedTrainer
     from lightning_fl_ext.server import FedPM as FedPM
+    from lightning_fl_ext.server import Limits as Limits
     from lightning_fl_ext.server import RoundCallback as RoundCallback
     from lightning_fl_ext.server import RoundCheckpoint as RoundCheckpoint
     from lightning_fl_ext.server import RoundEarlyStopping as RoundEarlyStopping
@@ -56,6 +58,7 @@ _HOME = {
     "ExactMean": "aggregation",
     "exact_mean": "aggregation",
     "GateMonitor": "callbacks",
+    "GateTarget": "callbacks",
     "FlowerBridge": "client",
     "client_app": "client",
     "LocalGrid": "engines",
@@ -78,6 +81,7 @@ _HOME = {
     "FederatedTrainer": "server",
     "server_app": "server",
     "ExactFedAvg": "server",
+    "Limits": "server",
     "RoundCallback": "server",
     "RoundCheckpoint": "server",
     "RoundEarlyStopping": "server",

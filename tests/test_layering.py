@@ -13,7 +13,7 @@ import lightning_fl_ext
 ROOT = Path(lightning_fl_ext.__file__).parent
 PACKAGE = ROOT.name
 
-FREE = {"arguments", "errors", "lazy", "seeds"}
+FREE = {"arguments", "errors", "lazy", "seeds", "text"}
 """Parts that every part may import."""
 
 MAY_IMPORT = {
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "errors": set(),
     "lazy": set(),
     "seeds": set(),
+    "text": set(),
     "partition": set(),
     "results": set(),
     "gates": {"results"},
@@ -45,14 +46,15 @@ ROOMS = {
         "screening": set(),
         "record": {"screening"},
         "result": {"record", "screening"},
-        "fit": {"record", "result"},
+        "fit": {"record", "result", "screening"},
         "metrics": {"screening"},
         "strategies": {"metrics", "screening"},
-        "durability": {"fit", "record"},
+        "durability": {"fit", "record", "screening"},
         "rounds": {"fit", "record", "screening", "metrics"},
         "callbacks": {"durability", "fit", "record", "screening"},
-        "reporting": {"fit", "record", "screening"},
-        "trainer_arguments": {"callbacks"},
+        "stopping": set(),
+        "reporting": {"fit", "record", "screening", "stopping"},
+        "trainer_arguments": {"callbacks", "screening"},
         "trainer": {
             *("callbacks", "durability", "metrics", "record", "reporting", "result", "rounds"),
             *("screening", "strategies", "trainer_arguments"),
@@ -61,11 +63,13 @@ ROOMS = {
     },
     "client": {
         "identity": set(),
+        "notices": set(),
         "results": set(),
         "metrics": set(),
-        "messages": {"results"},
-        "bridge": {"identity", "messages", "metrics", "results"},
-        "persistence": {"bridge", "messages", "results"},
+        "instruction_limits": set(),
+        "messages": {"instruction_limits", "results"},
+        "bridge": {"identity", "messages", "metrics", "notices", "results"},
+        "persistence": {"bridge", "messages", "notices", "results"},
         "secure": {"identity", "messages"},
         "app": {"bridge", "identity", "messages", "persistence", "secure"},
     },
@@ -78,6 +82,7 @@ MAY_USE = {
     "errors": set(),
     "lazy": set(),
     "seeds": {"torch"},
+    "text": set(),
     "partition": set(),
     "results": set(),
     "gates": {"torch"},

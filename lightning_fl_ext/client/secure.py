@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from lightning_fl_ext.aggregation import ExactMean
 from lightning_fl_ext.aggregation.words import fits_one_word
 from lightning_fl_ext.client.identity import client_id
-from lightning_fl_ext.client.messages import read_config
+from lightning_fl_ext.client.messages import read_round
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES, StageMetrics
 from lightning_fl_ext.secure import ClientRound, SecureAggregationError, Terms, UpdateRefused
 from lightning_fl_ext.secure.checks import checked_mean
@@ -88,7 +88,7 @@ class SecureAggregation:
         self, message: Message, context: Context, train: Train, asked: Mapping[str, Any]
     ) -> Message:
         forget(context)
-        server_round = read_config(message, "server-round", 0)
+        server_round = read_round(message)
         like = from_record(next(iter(records_of(message.content, ArrayRecord).values())))
         terms = Terms(asked["session"], asked["asked"], asked["threshold"])
         terms.check()

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server.durability.ledger import ReplayError as ReplayError
     from lightning_fl_ext.server.durability.ledger import replay_ledger as replay_ledger
     from lightning_fl_ext.server.durability.ledger import verify_ledger as verify_ledger
+    from lightning_fl_ext.server.durability.signing import KeyFileError as KeyFileError
+    from lightning_fl_ext.server.durability.signing import make_keys as make_keys
     from lightning_fl_ext.server.record import RoundRecord as RoundRecord
     from lightning_fl_ext.server.result import FederatedResult as FederatedResult
+    from lightning_fl_ext.server.screening.limits import Limits as Limits
     from lightning_fl_ext.server.screening.rejection import BadUpdateError as BadUpdateError
     from lightning_fl_ext.server.screening.rejection import Reason as Reason
     from lightning_fl_ext.server.screening.rejection import Rejection as Rejection
@@ -41,8 +44,10 @@ _HOME = {
     "FedPM": "strategies",
     "FederatedResult": "result",
     "FederatedTrainer": "trainer",
+    "KeyFileError": "durability.signing",
     "LedgerError": "durability.ledger",
     "LedgerReport": "durability.ledger",
+    "Limits": "screening.limits",
     "Reason": "screening.rejection",
     "Rejection": "screening.rejection",
     "ReplayError": "durability.ledger",
@@ -53,6 +58,7 @@ _HOME = {
     "RoundProgressBar": "callbacks",
     "RoundRecord": "record",
     "SecureFedAvg": "strategies",
+    "make_keys": "durability.signing",
     "replay_ledger": "durability.ledger",
     "server_app": "app",
     "verify_ledger": "durability.ledger",

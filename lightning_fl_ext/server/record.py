@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.server.screening.rejection import Rejection
+from lightning_fl_ext.text import shown
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def require_metric(rounds: Sequence[RoundRecord], name: str) -> None:
     """
     last = rounds[-1]
     if not last.void and not any(name in record.metrics for record in rounds):
-        raise LightningFLError(f"there is no metric `{name}` to monitor; there are {sorted(last.metrics)}")
+        there = shown(sorted(last.metrics), 2000)
+        raise LightningFLError(f"there is no metric `{name}` to monitor; there are {there}")
 
 
 def find_best(rounds: Sequence[RoundRecord], name: str, mode: str) -> tuple[int, float] | None:

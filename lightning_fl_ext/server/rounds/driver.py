@@ -16,15 +16,17 @@ from lightning_fl_ext.metrics.computed_values import copy_metrics
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics, common_metrics
+from lightning_fl_ext.server.metrics.names import owned_by_server
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.rounds.clients import Clients
 from lightning_fl_ext.server.rounds.flower_dtypes import align_replies, to_flower_dtypes
 from lightning_fl_ext.server.rounds.messages import RoundMessages
 from lightning_fl_ext.server.rounds.payload import PayloadCodec
 from lightning_fl_ext.server.rounds.quorum import wait_for_clients
-from lightning_fl_ext.server.rounds.strategy_calls import StrategyCalls
+from lightning_fl_ext.server.rounds.strategy_calls import StrategyCalls, read_from
 from lightning_fl_ext.server.screening.announcements import screen_announcement
-from lightning_fl_ext.server.screening.checks import Limits, screen_evaluate_reply, screen_train_reply
+from lightning_fl_ext.server.screening.checks import ValueLimits, screen_evaluate_reply, screen_train_reply
+from lightning_fl_ext.server.screening.limits import Warrant
 from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection
 from lightning_fl_ext.wire import RoundInfo, from_record, to_record
@@ -50,13 +52,15 @@ class StrategyDriver:
         self.trainer = trainer
         self._call_hook = call_hook
         self.calls = StrategyCalls(trainer.strategy, trainer.seed)
-        self.clients = Clients(grid, trainer.round_timeout)
+        self.clients = Clients(grid, trainer.round_timeout, trainer.limits.name)
         self.grid = OrderedGrid(grid, self.clients.ordered)
         if trainer.exchange.coded and not self.calls.reads_coded:
             raise LightningFLError(
                 f"{self.calls.name} cannot aggregate what {trainer.exchange!r} sends: use `FedPM`."
             )
         self._metrics = copy_metrics(trainer.model)
+        names = {name for callback in trainer.callbacks for name in callback.metric_names}
+        self._owned = owned_by_server(names, but=(self.calls.count_key,))
         self._earlier: set[str] = set()
 
     def train(self, server_round: int, arrays: Arrays) -> tuple[Arrays, RoundRecord]:
@@ -81,7 +85,7 @@ class StrategyDriver:
         sum_digest = ""
         if self.calls.secure or (self.calls.order_free and not messages.anonymous):
             heads: dict[str, ClientUpdate] = {}
-            new, metrics = self._aggregate(server_round, _without_arrays(messages.accepted(), heads))
+            new, metrics = self._aggregate(server_round, _without_arrays(messages.accepted(), heads), heads)
             if self.calls.secure:
                 heads, sum_digest = self._take_outcome(messages, heads)
         else:
@@ -93,7 +97,7 @@ class StrategyDriver:
                 like = self.trainer.exchange.like(arrays)
                 widen = not self.calls.reads_every_dtype
                 align_replies(accepted, self._shared_metrics(heads), like, widen)
-                new, metrics = self._aggregate(server_round, accepted)
+                new, metrics = self._aggregate(server_round, accepted, heads)
             elif self.calls.reserves:
                 self._aggregate(server_round, [])  # releases nothing, so what it has reserved is free again
         self._refuse_if_all_failed(messages, heads)
@@ -141,7 +145,7 @@ class StrategyDriver:
             self._refuse_if_all_failed(messages, heads)
         accepted = [reply for _, reply, _ in replies]
         align_replies(accepted, self._shared_metrics(heads))
-        metrics = self.calls.call("aggregate_evaluate", server_round, accepted)
+        metrics = self.calls.call("aggregate_evaluate", server_round, accepted, clients=heads)
         measured, left_out = self._measure(messages, heads, metrics)
         return measured, messages.rejected + left_out
 
@@ -150,7 +154,7 @@ class StrategyDriver:
         phase: str,
         server_round: int,
         arrays: Arrays,
-        screen: Callable[[Message, str, int, Limits, Arrays], ClientUpdate],
+        screen: Callable[[Message, str, int, ValueLimits, Arrays], ClientUpdate],
     ) -> RoundMessages:
         record = to_record(arrays)
         given = record if self.calls.reads_every_dtype else to_flower_dtypes(record)
@@ -186,11 +190,15 @@ class StrategyDriver:
             outgoing,
             server_round,
             read,
+            self.trainer.limits,
+            Warrant.of(codec.like if phase == "train" else {}, self._metrics, arrays),
+            self._owned,
             self.trainer.round_timeout,
             self.trainer.on_bad_update == "raise",
             tell,
             self._earlier,
             phase,
+            counts_examples=self.calls.count_key == "num-examples",
         )
         if outgoing:
             self._call_hook("on_messages", messages.sampled)
@@ -242,12 +250,19 @@ class StrategyDriver:
     ) -> tuple[dict[str, float], list[Rejection]]:
         function = self.calls.metrics_function(messages.phase)
         stages = {client: messages.stages.get(client, {}) for client in heads}
-        return aggregate_metrics(heads, stages, self._metrics, aggregated, function, messages.server_round)
+        number = messages.server_round
+        try:
+            return aggregate_metrics(heads, stages, self._metrics, aggregated, function, number)
+        except Exception as error:
+            raise LightningFLError(
+                f"the metrics of round {number} cannot be made: {type(error).__name__}: {error}."
+                f"{read_from(heads)}"
+            ) from error
 
     def _aggregate(
-        self, server_round: int, replies: Iterable[Message]
+        self, server_round: int, replies: Iterable[Message], clients: Collection[str] = ()
     ) -> tuple[Arrays | None, MetricRecord | None]:
-        record, metrics = self.calls.call("aggregate_train", server_round, replies)
+        record, metrics = self.calls.call("aggregate_train", server_round, replies, clients=clients)
         return (None if record is None else from_record(record)), metrics
 
     def _checked(self, server_round: int, new: Arrays, old: Arrays) -> Arrays:

@@ -6,7 +6,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.secure import Announcement
-from lightning_fl_ext.server.screening.checks import Limits
+from lightning_fl_ext.server.screening.checks import ValueLimits
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
 from lightning_fl_ext.wire.client_record import client_record
 from lightning_fl_ext.wire.contents import records_of
@@ -19,7 +19,7 @@ REMEDY = (
 
 
 def screen_announcement(
-    reply: Message, client_id: str, server_round: int, limits: Limits, like: Arrays
+    reply: Message, client_id: str, server_round: int, limits: ValueLimits, like: Arrays
 ) -> ClientUpdate:
     """Check that a reply announces keys and holds nothing of the update.
 

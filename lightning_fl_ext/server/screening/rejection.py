@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.text import shown
 
 
 class Reason(StrEnum):
@@ -20,6 +21,8 @@ class Reason(StrEnum):
     STALE = "stale-round"
     UNDECODABLE = "undecodable"
     TOO_LARGE = "too-large"
+    OVER_LIMIT = "over-limit"
+    NAME = "odd-name"
     KEYS = "keys"
     PREFIX = "prefixed-keys"
     SHAPE = "shape"
@@ -57,15 +60,13 @@ class Rejection:
     phase: str = "train"
 
     def __str__(self) -> str:
-        return f"client `{self.client_id}`, {self.sentence}"
+        return f"client `{shown(self.client_id)}`, {self.sentence}"
 
     @property
     def sentence(self) -> str:
         """When, why and where, without whose."""
-        where = f", `{self.key}`" if self.key else ""
-        what = f": expected {self.expected}, got {self.got}" if self.expected else f": {self.got}"
         when = f"round {self.server_round}{', evaluation' if self.phase == 'evaluate' else ''}"
-        return f"{when}: {self.reason}{where}{what}"
+        return f"{when}: {Rejected(self.reason, self.key, self.expected, self.got)}"
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rejection:
@@ -76,32 +77,71 @@ class Rejection:
 def sort_rejections(rejections: Iterable[Rejection]) -> tuple[Rejection, ...]:
     """Sort by client and phase, each once, so that the order of arrival does not show.
 
-    That a client is idle is told once in a round, not for its fit and its evaluation.
+    That a client is idle is told once in a round, not for its fit and its evaluation. What is to be said of
+    several keys of a client is said once, with the first few of them; and of one reason there are never more
+    than `MOST` entries of a client, so that what is kept of a round is bounded by its clients.
+
+    Example:
+        >>> odd = [Rejection("a", 3, Reason.METRIC, f"m{i}", "one of all", "its own") for i in range(9)]
+        >>> for rejection in sort_rejections(odd):
+        ...     print(rejection)
+        client `a`, round 3: odd-metric, `m0, m1, m2 and 6 more`: expected one of all, got its own
     """
     once = {replace(r, phase="") if r.reason is Reason.IDLE else r: r for r in rejections}
-    return tuple(sorted(once.values(), key=lambda r: (r.client_id, r.phase, r.reason, r.key)))
+    alike: dict[Rejection, list[Rejection]] = {}
+    for rejection in sorted(once.values(), key=_order):
+        alike.setdefault(replace(rejection, key=""), []).append(rejection)
+    told: dict[tuple[str, str, Reason], list[Rejection]] = {}
+    for several in alike.values():
+        keys = several[0].key if len(several) == 1 else _first_few([r.key for r in several])
+        one = replace(several[0], key=keys)
+        told.setdefault((one.client_id, one.phase, one.reason), []).append(one)
+    kept = [rejection for of_client in told.values() for rejection in _at_most(of_client)]
+    return tuple(sorted(kept, key=_order))
 
 
-def summary_lines(rejections: Iterable[Rejection], shown: int = 5) -> list[str]:
+MOST = 4
+"""Entries of one client, phase and reason in a round."""
+
+
+def _order(rejection: Rejection) -> tuple[str, str, Reason, str]:
+    return rejection.client_id, rejection.phase, rejection.reason, rejection.key
+
+
+def _at_most(rejections: list[Rejection]) -> list[Rejection]:
+    if len(rejections) <= MOST:
+        return rejections
+    *first, last = rejections[:MOST]
+    got = f"{last.got} (and {len(rejections) - MOST} more of this kind)"
+    return [*first, replace(last, got=got)]
+
+
+def _first_few(names: list[str], named: int = 3) -> str:
+    """Name the first few, and say how many more there are."""
+    more = f" and {len(names) - named} more" if len(names) > named else ""
+    return ", ".join(names[:named]) + more
+
+
+def summary_lines(rejections: Iterable[Rejection], named: int = 5) -> list[str]:
     """Say who was left out and why, in one line for all clients of which the same is to be said.
 
     Args:
         rejections: In the order to say them.
-        shown: How many clients of a line to name.
+        named: How many clients of a line to name.
 
     Example:
-        >>> summary_lines([Rejection(client, 3, Reason.COUNT, "n", "1", "0") for client in "abc"], shown=2)
+        >>> summary_lines([Rejection(client, 3, Reason.COUNT, "n", "1", "0") for client in "abc"], named=2)
         ['left out clients `a`, `b` and 1 more, round 3: example-count, `n`: expected 1, got 0']
     """
     what_of = {Reason.METRIC: "left out a metric of ", Reason.IDLE: ""}
     clients: dict[tuple[str, str], list[str]] = {}
     for rejection in rejections:
         what = what_of.get(rejection.reason, "left out ")
-        clients.setdefault((what, rejection.sentence), []).append(f"`{rejection.client_id}`")
+        clients.setdefault((what, rejection.sentence), []).append(f"`{shown(rejection.client_id)}`")
     lines = []
     for (what, sentence), ids in clients.items():
-        more = f" and {len(ids) - shown} more" if len(ids) > shown else ""
-        lines.append(f"{what}client{'s' * (len(ids) > 1)} {', '.join(ids[:shown])}{more}, {sentence}")
+        more = f" and {len(ids) - named} more" if len(ids) > named else ""
+        lines.append(f"{what}client{'s' * (len(ids) > 1)} {', '.join(ids[:named])}{more}, {sentence}")
     return lines
 
 
@@ -115,10 +155,9 @@ class Rejected(Exception):
     def __init__(self, reason: Reason, key: str = "", expected: str = "", got: str = "") -> None:
         super().__init__(reason, key, expected, got)
         self.reason = reason
-        self.key, self.expected, self.got = _shortened(key), _shortened(expected), _shortened(got)
+        self.key, self.expected, self.got = (shown(text, 400) for text in (key, expected, got))
 
-
-def _shortened(text: str, limit: int = 400) -> str:
-    """Keep what a client sent from filling logs, or writing control characters into them."""
-    shown = text if text.isprintable() else ascii(text)[1:-1]
-    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+    def __str__(self) -> str:
+        where = f", `{self.key}`" if self.key else ""
+        what = f": expected {self.expected}, got {self.got}" if self.expected else f": {self.got}"
+        return f"{self.reason}{where}{what}"
