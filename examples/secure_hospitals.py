@@ -9,11 +9,11 @@ missing, ends with the same bytes.
 Expected output (figures may differ on other hardware or torch builds):
 
     round  accuracy  in the sum                dropped out while masking
-        1     0.912  Alpha Beta Gamma Delta Eps.
+        1     0.909  Alpha Beta Gamma Delta Eps.
         2     0.926  Alpha Beta Gamma Eps.     Delta
-        3     0.933  Alpha Beta Gamma Delta Eps.
+        3     0.930  Alpha Beta Gamma Delta Eps.
         ...
-        6     0.944  Alpha Beta Gamma Delta Eps.
+        6     0.940  Alpha Beta Gamma Delta Eps.
     the same digest as the plain run: True
     bytes a hospital sends for a parameter: 8.0 masked, 4.5 plain
     correlation of what the server saw with the weights: 0.01
