@@ -29,10 +29,11 @@ from lightning_fl_ext.server import (
     RoundEarlyStopping,
     RoundLedger,
     RoundProgressBar,
+    SecureFedAvg,
 )
 from lightning_fl_ext.wire import Exchange, MaskExchange, WeightExchange
 
-_OWN: dict[str, type[Strategy]] = {"ExactFedAvg": ExactFedAvg, "FedPM": FedPM}
+_OWN: dict[str, type[Strategy]] = {s.__name__: s for s in (ExactFedAvg, FedPM, SecureFedAvg)}
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,14 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
     batch_size = load_object(settings.batch_size, "`--batch-size`") if settings.batch_size else None
     if batch_size is not None and not callable(batch_size):
         raise WrongInput(f"`--batch-size`: `{settings.batch_size}` must be a function of a batch.")
+    insisting: dict[str, Any] = {"secure": "required"} if isinstance(strategy, SecureFedAvg) else {}
     with refusing("`--client-option` or `--trainer-option`"):
         client = client_app(
             model,
             _load_data(settings.data),
             {"max_epochs": settings.max_epochs, **settings.trainer_option},
             exchange=exchange,
-            **{"batch_size": batch_size, **settings.client_option},
+            **insisting | {"batch_size": batch_size} | settings.client_option,
         )
     with refusing("the settings"):
         trainer = FederatedTrainer(
@@ -109,6 +111,10 @@ def make_strategy(settings: RunSettings, *, has_validation: bool) -> Strategy:
         WrongInput: There is no such strategy, or it does not take such options.
     """
     name = settings.strategy
+    if settings.secure:
+        if name not in ("ExactFedAvg", "SecureFedAvg"):
+            raise WrongInput(f"`--secure` is for ExactFedAvg's mean; `--strategy {name}` sees each update.")
+        name = "SecureFedAvg"
     found = load_object(name, "`--strategy`") if ":" in name else _OWN.get(name) or _flower_strategy(name)
     options = {"fraction_train": settings.fraction, "fraction_evaluate": settings.fraction_evaluate}
     options = {key: value for key, value in options.items() if value is not None} | settings.strategy_option

@@ -82,6 +82,10 @@ class RunSettings:
         None,
     )
 
+    secure: bool = _setting(
+        "bool", STRATEGY, "Sum the clients' updates under masks, so that the server sees none of them.", False
+    )
+
     max_epochs: int = _setting("int", CLIENTS, "Epochs of a client's fit in each round.", 1)
     trainer_option: dict[str, Any] = _setting(
         "pairs",

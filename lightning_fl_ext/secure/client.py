@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
 from lightning_fl_ext.secure.errors import SecureAggregationError
 from lightning_fl_ext.secure.keys import (
     SEED_BYTES,
@@ -19,6 +21,7 @@ from lightning_fl_ext.secure.keys import (
     derive,
     digest_of,
     new_seed,
+    private_key,
     public_key,
     seal,
     unseal,
@@ -40,9 +43,11 @@ class ClientRound:
         client_id: Its name.
         terms: Of the round.
         mask_seed: Stands for the private key of the masks shared with others.
-        share_seed: Stands for the private key of sealed shares.
+        share_seed: Stands for the private key of sealed shares; empty once that has been used.
         self_seed: Stands for its own mask; empty before it shares.
         roster: Once it is known.
+        pair_keys: The key of sealed shares for each neighbour.
+        tag_secret: What messages to the server are authenticated by.
         shares: Of each neighbour whose vector is masked with this client's, and of the client itself: the
             shares of the own mask's seed and of the mask key's seed.
     """
@@ -53,6 +58,8 @@ class ClientRound:
     share_seed: bytes = field(default_factory=new_seed, repr=False)
     self_seed: bytes = field(default=b"", repr=False)
     roster: Roster | None = field(default=None, repr=False)
+    pair_keys: Mapping[int, bytes] = field(default_factory=dict, repr=False)
+    tag_secret: bytes = field(default=b"", repr=False)
     shares: Mapping[int, tuple[bytes, bytes]] = field(default_factory=dict, repr=False)
     masked: bool = False
 
@@ -95,12 +102,18 @@ class ClientRound:
         self_seed, holders, t = new_seed(), roster.holders(me), roster.share_threshold
         of_self, of_key = (split(seed, t, len(holders)) for seed in (self_seed, self.mask_seed))
         parts = dict(zip(holders, zip(of_self, of_key, strict=True), strict=True))
-        sealed = {
-            j: seal(self._pair_key(roster, j), me, b"".join(part), roster.digest)
-            for j, part in parts.items()
-            if j != me
-        }
-        done = replace(self, roster=roster, self_seed=self_seed, shares={me: parts[me]})
+        own_key = private_key(self.share_seed)
+        pair_keys = {j: _agree(own_key, roster, j, "share") for j in roster.neighbours[me]}
+        sealed = {j: seal(key, me, b"".join(parts[j]), roster.digest) for j, key in pair_keys.items()}
+        done = replace(
+            self,
+            share_seed=b"",
+            roster=roster,
+            self_seed=self_seed,
+            pair_keys=pair_keys,
+            tag_secret=agree(own_key, roster.server_key, "tag", roster.digest),
+            shares={me: parts[me]},
+        )
         message: Plain = {
             "to": list(sealed),
             "sealed": list(sealed.values()),
@@ -131,15 +144,15 @@ class ClientRound:
                 f" {roster.share_threshold}: with fewer the sum could never be unmasked"
             )
         shares = dict(self.shares)
+        own_key = private_key(self.mask_seed)
         plus, minus = [derive(self.self_seed, "self", roster.digest)], list[bytes]()
         for j, box in zip(senders, sealed, strict=True):
             try:
-                opened = unseal(self._pair_key(roster, j), j, box, roster.digest)
-                pair = agree(self.mask_seed, roster.members[j].mask_key, "mask", roster.digest)
+                opened = unseal(self.pair_keys[j], j, box, roster.digest)
             except SecureAggregationError as error:
                 raise SecureAggregationError(f"the share of client {roster.name(j)} is {error}") from None
             shares[j] = opened[:SEED_BYTES], opened[SEED_BYTES:]
-            (plus if me < j else minus).append(pair)
+            (plus if me < j else minus).append(_agree(own_key, roster, j, "mask"))
         mask(words, plus, minus)
         done = replace(self, shares=shares, masked=True)
         return done, done._tagged("masked", {}, words)
@@ -192,6 +205,9 @@ class ClientRound:
             "share-seed": self.share_seed,
             "self-seed": self.self_seed,
             "masked": self.masked,
+            "tag-secret": self.tag_secret,
+            "pairs": list(self.pair_keys),
+            "pair-keys": list(self.pair_keys.values()),
             "holds": list(self.shares),
             "shares": [b"".join(pair) for pair in self.shares.values()],
         }
@@ -209,6 +225,8 @@ class ClientRound:
             state["share-seed"],
             state["self-seed"],
             Roster.from_dict(known) if known else None,
+            dict(zip(state["pairs"], state["pair-keys"], strict=True)),
+            state["tag-secret"],
             {
                 j: (both[:SEED_BYTES], both[SEED_BYTES:])
                 for j, both in zip(state["holds"], state["shares"], strict=True)
@@ -225,13 +243,15 @@ class ClientRound:
     def _me(self) -> int:
         return [m.client_id for m in self._known().members].index(self.client_id)
 
-    def _pair_key(self, roster: Roster, j: int) -> bytes:
-        try:
-            return agree(self.share_seed, roster.members[j].share_key, "share", roster.digest)
-        except SecureAggregationError as error:
-            raise SecureAggregationError(f"the key of client {roster.name(j)}: {error}") from None
-
     def _tagged(self, step: str, message: Plain, words: Words | None = None) -> Plain:
-        roster = self._known()
-        key = agree(self.share_seed, roster.server_key, f"tag {step}", roster.digest)
+        key = derive(self.tag_secret, step)
         return {**message, "tag": authenticate(key, message_fields(message, words))}
+
+
+def _agree(own: X25519PrivateKey, roster: Roster, j: int, purpose: str) -> bytes:
+    member = roster.members[j]
+    try:
+        peer = member.mask_key if purpose == "mask" else member.share_key
+        return agree(own, peer, purpose, roster.digest)
+    except SecureAggregationError as error:
+        raise SecureAggregationError(f"the key of client {roster.name(j)}: {error}") from None

@@ -60,18 +60,19 @@ def public_key(seed: bytes) -> bytes:
     return private_key(seed).public_key().public_bytes_raw()
 
 
-def agree(seed: bytes, peer: bytes, purpose: str, context: bytes = b"") -> bytes:
-    """Derive the key that two parties share: the same from either's seed and the other's public key.
+def agree(own: X25519PrivateKey, peer: bytes, purpose: str, context: bytes = b"") -> bytes:
+    """Derive the key that two parties share: the same from either's private key and the other's public one.
 
     Raises:
         SecureAggregationError: ``peer`` is no public key.
 
     Example:
-        >>> agree(bytes(16), public_key(b"b" * 16), "mask") == agree(b"b" * 16, public_key(bytes(16)), "mask")
+        >>> a, b = bytes(16), b"b" * 16
+        >>> agree(private_key(a), public_key(b), "mask") == agree(private_key(b), public_key(a), "mask")
         True
     """
     try:
-        secret = private_key(seed).exchange(X25519PublicKey.from_public_bytes(peer))
+        secret = own.exchange(X25519PublicKey.from_public_bytes(peer))
     except ValueError:
         raise SecureAggregationError("expected the 32 bytes of an X25519 public key, got others") from None
     return derive(secret, purpose, context)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
 
-BLOCK = 2**15
+BLOCK = 2**14
 """Words that are masked before the next: block, stream and zeros stay in the processor's cache."""
 
 

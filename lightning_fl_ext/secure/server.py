@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lightning_fl_ext.secure.errors import SecureAggregationError
-from lightning_fl_ext.secure.keys import agree, derive, digest_of, new_seed, public_key, verify
+from lightning_fl_ext.secure.keys import agree, derive, digest_of, new_seed, private_key, public_key, verify
 from lightning_fl_ext.secure.masks import Words, mask
 from lightning_fl_ext.secure.messages import Plain, message_fields, pairs
 from lightning_fl_ext.secure.roster import Announcement, Roster, Terms
@@ -45,8 +45,10 @@ class ServerRound:
         metrics: Iterable[str] = (),
     ) -> None:
         members = tuple(sorted(announcements, key=lambda m: m.client_id))
-        self._seed = new_seed()
-        self.roster = Roster(terms, members, public_key(self._seed), wide, tuple(metrics))
+        seed = new_seed()
+        self._key = private_key(seed)
+        self._tag_secrets: dict[int, bytes] = {}
+        self.roster = Roster(terms, members, public_key(seed), wide, tuple(metrics))
         self.roster.check()
         self.sharers: list[int] = []
         self.survivors: list[int] = []
@@ -147,8 +149,9 @@ class ServerRound:
             seed = self._combined("key", self._key_shares, i, t)
             if public_key(seed) != roster.members[i].mask_key:
                 raise SecureAggregationError(f"the shares of client {roster.name(i)}'s key do not fit")
+            dropped_key = private_key(seed)
             for j in present:
-                pair = agree(seed, roster.members[j].mask_key, "mask", roster.digest)
+                pair = agree(dropped_key, roster.members[j].mask_key, "mask", roster.digest)
                 (minus if j < i else plus).append(pair)
         mask(total, plus, minus)
         self._total = None
@@ -179,8 +182,11 @@ class ServerRound:
     ) -> None:
         if member in done:
             raise SecureAggregationError("it answered twice")
-        key = agree(self._seed, self.roster.members[member].share_key, f"tag {step}", self.roster.digest)
         try:
+            if member not in self._tag_secrets:
+                peer = self.roster.members[member].share_key
+                self._tag_secrets[member] = agree(self._key, peer, "tag", self.roster.digest)
+            key = derive(self._tag_secrets[member], step)
             tag = message["tag"]
             verify(key, message_fields(message, words), tag)
         except SecureAggregationError as error:

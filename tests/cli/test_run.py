@@ -32,6 +32,17 @@ def test_a_run_gives_the_digest_of_the_same_run_in_python(project, federate):
     assert "to look at it: lightning-fl-ext show run" in done.out
 
 
+def test_a_secure_run_gives_the_digest_of_the_plain_one_and_a_ledger_without_updates(project, federate):
+    plain, secure = federate("plain"), federate("secure", "--secure")
+    assert (secure.code, secure.err) == (0, "")
+    digests = [done.out.partition("digest of the final model: ")[2][:64] for done in (plain, secure)]
+    assert digests[0] == digests[1]
+    history = read_history(project / "secure")
+    assert history.fingerprint["strategy"] == "SecureFedAvg"
+    assert all(record.sum_digest for record in history.rounds if record.server_round)
+    assert verify_ledger(project / "secure").ok
+
+
 def test_the_folder_gets_a_ledger_checkpoints_and_the_settings(project, federate):
     federate("run", "--keep-updates", "--keep-checkpoints", 1)
     assert verify_ledger(project / "run").ok
@@ -215,6 +226,7 @@ WRONG = {
     "no strategy": (("--strategy", "FedSomething"), {}, "there is no `FedSomething`. There are Exact"),
     "strategy options": (("--strategy-option", "etta=1"), {}, "unexpected keyword argument 'etta'"),
     "a strategy that is none": (("--strategy", "lit:make"), {}, "`lit:make` made a Lit, not a"),
+    "secure with another strategy": (("--secure", "--strategy", "FedAdam"), {}, "`--secure` is for ExactFed"),
     "a fraction in words": (("--fraction", "half"), {}, "'half' is not a valid float"),
     "a pair without =": (("--trainer-option", "devices"), {}, "expected KEY=VALUE. Got `devices`."),
     "no such trainer option": (("--trainer-option", "epochs=3"), {}, "`trainer` holds ['epochs']"),

@@ -18,6 +18,7 @@ class Seen:
 
     vectors: dict = field(default_factory=dict)
     messages: list = field(default_factory=list)
+    server: ServerRound | None = None
 
 
 def name(i):
@@ -70,6 +71,7 @@ def run(updates, like, threshold=None, drops=None, names=(), metrics=None):
     wide = not all(fits_one_word(mean, number) for mean in means.values())
     clients = {name(i): ClientRound(name(i), terms) for i in range(number) if alive(i, "announce")}
     server = ServerRound(terms, [c.announce() for c in clients.values()], wide, names)
+    seen.server = server
     ids = [m.client_id for m in server.roster.members]
     number_of = {client: int(client.removeprefix("site-")) for client in ids}
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from lightning_fl_ext.aggregation import exact_mean
 from lightning_fl_ext.results import digest
-from lightning_fl_ext.secure import SecureAggregationError
+from lightning_fl_ext.secure import SecureAggregationError, masks
+from lightning_fl_ext.secure.keys import agree, derive, private_key
+from lightning_fl_ext.secure.shares import combine
 from lightning_fl_ext.secure.vector import Metric
 
 SMALL = {"w": np.zeros((2, 3), np.float32), "steps": np.array(0), "mask": np.zeros(3, bool)}
@@ -151,3 +153,31 @@ def test_no_message_holds_a_seed_or_an_update():
     raw = [vector.tobytes() for vector in seen.vectors.values()]
     for arrays, _ in updates:
         assert all(arrays["w"].tobytes() not in vector for vector in raw)
+
+
+def test_all_that_the_server_can_compute_from_what_it_got_leaves_a_single_vector_masked():
+    like = {"w": np.zeros(2**14, np.float32)}
+    seen = run([({"w": np.zeros(2**14, np.float32)}, 1)] * 4, like, drops={3: "mask"})[2]
+    own_masks, keys = _opened(seen.messages)
+    assert set(own_masks) == {0, 1, 2}
+    assert set(keys) == {3}  # no one's both
+    vector, digest_ = seen.vectors[0].copy(), seen.server.roster.digest
+    masks.mask(vector, minus=[derive(own_masks[0], "self", digest_)])
+    lost = agree(private_key(keys[3]), seen.server.roster.members[0].mask_key, "mask", digest_)
+    masks.mask(vector, minus=[lost])
+    counts = np.bincount(vector.view(np.uint8), minlength=256)
+    expected = counts.sum() / 256
+    assert 130 < ((counts - expected) ** 2 / expected).sum() < 400  # still under masks of 1 and 2
+
+
+def _opened(messages):
+    """Put together every secret that the shares in the clients' last messages give."""
+    last = [m for m in messages if "self-shares" in m]
+    opened = []
+    for names, values in (("survivors", "self-shares"), ("dropped", "key-shares")):
+        found = {}
+        for holder, message in enumerate(last, start=1):
+            for j, share in zip(message[names], message[values], strict=True):
+                found.setdefault(j, {})[holder] = share
+        opened.append({j: combine(shares, 3) for j, shares in found.items()})
+    return opened

@@ -279,6 +279,6 @@ def test_a_client_that_gives_false_shares_voids_the_round():
 def test_secrets_show_in_no_repr():
     f = Federation().share().mask()
     client = f.clients["a"]
-    for seed in (client.mask_seed, client.share_seed, client.self_seed):
+    for seed in (client.mask_seed, client.self_seed, client.tag_secret):
         assert repr(seed) not in repr(client)
         assert seed.hex() not in repr(client)

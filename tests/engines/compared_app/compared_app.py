@@ -1,4 +1,4 @@
-"""One federation for every engine: three strategies one after the other, so that engines start once.
+"""One federation for every engine: four strategies one after the other, so that engines start once.
 
 What tends to differ between engines is in it: convolutions, which sum otherwise on another number of threads,
 batch norm, dropout, shuffled data, a metric that is pooled, and three of four clients in each round.
@@ -24,12 +24,13 @@ from lightning_fl_ext import (
     MaskedModule,
     MaskExchange,
     RoundLedger,
+    SecureFedAvg,
     WeightExchange,
     client_app,
 )
 
 CLIENTS, ROUNDS = 4, 2
-STRATEGIES = {"ExactFedAvg": ExactFedAvg, "FedAdam": FedAdam, "FedPM": FedPM}
+STRATEGIES = {"ExactFedAvg": ExactFedAvg, "FedAdam": FedAdam, "FedPM": FedPM, "SecureFedAvg": SecureFedAvg}
 
 
 class Lit(L.LightningModule):
@@ -93,6 +94,7 @@ server = ServerApp()
 
 
 @client.train()
+@client.train("secure")
 @client.query()
 def answer(message, context):
     name = message.content["config"]["strategy"] if "config" in message.content else ""

@@ -176,7 +176,7 @@ def test_secrets_are_in_the_clients_context_between_messages_and_nowhere_after(t
             state = self._contexts[instruction.metadata.dst_node_id].state
             if "secure-round" in state:
                 kept = state["secure-round"]
-                secrets_seen.update(kept[name] for name in ("mask-seed", "share-seed", "self-seed"))
+                secrets_seen.update(kept[name] for name in ("mask-seed", "self-seed", "tag-secret"))
             return reply
 
     caplog.set_level("DEBUG")
