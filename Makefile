@@ -12,7 +12,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast engines faults lint docs pictures examples bench clean
+.PHONY: help demo test test-fast fuzz engines faults lint docs pictures examples bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: $(READY)  ## Run all tests
 
 test-fast: $(READY)  ## Run the tests that start no other engine
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not engines'
+
+fuzz: $(READY)  ## Feed damaged input to everything the server decodes, for ten minutes or FUZZ="--seconds 60"
+	@$(BIN)/python tests/fuzz/_decoders.py $(FUZZ)
 
 engines: $(READY)  ## Train one federation on every engine, and compare the digests
 	@$(BIN)/python tests/engines/_comparison.py
