@@ -196,7 +196,9 @@ class RoundMessages:
         read = self.screen(reply, client)
         self.stages[client] = {}
         try:
-            record = states if isinstance(states, ConfigRecord) else ConfigRecord()
+            record = ConfigRecord() if states is None else states
+            if not isinstance(record, ConfigRecord):
+                raise Rejected(Reason.METRIC, METRIC_STATES, "a ConfigRecord", type(record).__name__)
             screen_metric_states(record, self.limits, self.warrant)
             stages = read_stages(record, declared, client, self.limits, self._most_examples(read))
             self.stages[client], more = without_owned(stages, self.owned)
