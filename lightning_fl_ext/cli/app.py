@@ -15,11 +15,15 @@ from rich.text import Text
 
 from lightning_fl_ext.cli.compare import compare
 from lightning_fl_ext.cli.errors import WRONG_INPUT
+from lightning_fl_ext.cli.key import key
 from lightning_fl_ext.cli.new import new
 from lightning_fl_ext.cli.run import run
 from lightning_fl_ext.cli.show import show
 from lightning_fl_ext.cli.verify import verify
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.text import shown
+
+_LINES = 500
 
 app = typer.Typer(
     name="lightning-fl-ext",
@@ -28,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (run, show, verify, compare, new):
+for command in (run, show, verify, compare, key, new):
     paragraphs = inspect.getdoc(command) or ""
     app.command(help=re.sub(r"(?<!\n)\n(?!\n)", " ", paragraphs))(command)
 
@@ -58,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> int:
-    line = Text.assemble(("error: ", "bold red"), message)
+    lines = "\n".join(shown(line, 2000) for line in message.split("\n")[:_LINES])
+    line = Text.assemble(("error: ", "bold red"), lines)
     Console(stderr=True, highlight=False).print(line, soft_wrap=True)
     return WRONG_INPUT

@@ -12,7 +12,7 @@ import typer
 from lightning_fl_ext.cli.errors import NOT_SO
 from lightning_fl_ext.cli.plain import print_json
 from lightning_fl_ext.cli.verify import RunPath
-from lightning_fl_ext.report.text import shown
+from lightning_fl_ext.text import shown
 
 if TYPE_CHECKING:
     from lightning_fl_ext.report import Comparison, History, TensorDifference

@@ -71,7 +71,9 @@ def run(config: Path | None, as_json: bool, quiet: bool, **given: Any) -> None:
     if as_json:
         print_json(_summary(result, folder))
     elif not quiet:
-        console.print(f"to look at it: lightning-fl-ext show {folder}", markup=False, soft_wrap=True)
+        console.print(
+            f"to look at it: lightning-fl-ext show {folder}", markup=False, emoji=False, soft_wrap=True
+        )
 
 
 def settings_from(config: Path | None, given: dict[str, Any]) -> RunSettings:
@@ -119,11 +121,15 @@ def _stoppable(folder: Path) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
-        # A Trainer turns the one into the other.
-        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+        from lightning_fl_ext.server.stopping import TERMINATED
+
+        terminated = isinstance(stop, SystemExit) and stop.code == TERMINATED
+        # A Trainer turns an interrupt into an exit.
+        interrupted = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
+        if not (terminated or interrupted):
             raise
         print(f"stopped; to go on: the same command with `--dir {folder} --resume`", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(TERMINATED if terminated else INTERRUPTED) from None
 
 
 def _summary(result: FederatedResult, folder: Path) -> dict[str, Any]:

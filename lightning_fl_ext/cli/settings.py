@@ -92,6 +92,14 @@ class RunSettings:
     client_option: dict[str, Any] = _setting(
         "pairs", CLIENTS, "Argument for client_app, such as submit=mean. Repeatable.", metavar="KEY=VALUE"
     )
+    batch_size: str | None = _setting(
+        "str",
+        CLIENTS,
+        "A function from a batch to its number of examples, by which clients weigh. [default: what the module"
+        " logs as batch_size, or else the batch and its loader tell]",
+        None,
+        metavar="MODULE:NAME",
+    )
     include: list[str] = _setting(
         "list",
         CLIENTS,
@@ -124,6 +132,13 @@ class RunSettings:
     )
     keep_updates: bool = _setting(
         "bool", RUN, "Keep every client's updates, for verify --replay and for compare.", False
+    )
+    sign: str | None = _setting(
+        "str",
+        RUN,
+        "Private key to sign the ledger with, as made by `key`. [default: unsigned]",
+        None,
+        metavar="FILE",
     )
     keep_checkpoints: int = _setting("int", RUN, "How many of the newest checkpoints to keep.", 2)
     monitor: str | None = _setting(

@@ -14,6 +14,7 @@ from rich.text import Text
 from lightning_fl_ext.cli.errors import WrongInput
 from lightning_fl_ext.cli.plain import print_json
 from lightning_fl_ext.cli.verify import RunPath
+from lightning_fl_ext.text import shown
 
 if TYPE_CHECKING:
     from lightning_fl_ext.report import History
@@ -50,7 +51,7 @@ def show(
         path.write_text(render_report(history), encoding="utf-8")
     except OSError as error:
         raise WrongInput(f"cannot write the report: {error}. Choose another place with `--html`.") from None
-    console.print(f"report: {path}", markup=False, soft_wrap=True)
+    console.print(Text(f"report: {shown(path, 4000)}"), soft_wrap=True)
 
 
 def _plain(history: History) -> dict[str, Any]:
@@ -69,9 +70,8 @@ def _plain(history: History) -> dict[str, Any]:
 def _print(history: History, console: Console) -> None:
     from lightning_fl_ext.report.families import group_metrics
     from lightning_fl_ext.report.scales import show_bytes, show_number
-    from lightning_fl_ext.report.text import shown
 
-    table = Table(title=shown(history.name), title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=Text(shown(history.name), style="table.title"), title_justify="left", box=SIMPLE_HEAD)
     table.add_column("round", justify="right")
     table.add_column("clients", justify="right")
     room, chosen, hidden = console.width - 20 - _LEFT_OUT, [], 0
@@ -98,9 +98,9 @@ def _print(history: History, console: Console) -> None:
     if hidden:
         console.print(f"{hidden} more metric{'s' * (hidden > 1)} in the report")
     for problem in history.problems:
-        console.print(f"the ledger is not sound: {shown(problem, 1000)}", style="red", markup=False)
+        console.print(Text(f"the ledger is not sound: {shown(problem, 1000)}", style="red"))
     state = "finished" if history.finished else "not finished"
-    console.print(f"{state}, digest {history.digest or '–'}", markup=False, soft_wrap=True)
+    console.print(Text(f"{state}, digest {shown(history.digest) or '–'}"), soft_wrap=True)
 
 
 def _left_out(record: RoundRecord) -> str:

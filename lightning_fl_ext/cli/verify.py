@@ -9,7 +9,7 @@ import typer
 
 from lightning_fl_ext.cli.errors import NOT_SO
 from lightning_fl_ext.cli.plain import print_json
-from lightning_fl_ext.report.text import shown
+from lightning_fl_ext.text import shown
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN")]
 
@@ -26,21 +26,28 @@ def verify(
         ),
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help="The last line's hash, as noted elsewhere.", metavar="HASH")
+        str | None,
+        typer.Option(help="Hash of a line that was once the last, as noted elsewhere.", metavar="HASH"),
     ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="The server's public key: the ledger must be signed by it.", metavar="PUBKEY"),
+    ] = None,
+    print_head: Annotated[
+        bool,
+        typer.Option("--print-head", help="Print the last line's hash and no more, to note elsewhere."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Check a run's ledger: whether a line was altered, moved or removed.
+    """Check a run's ledger: whether a line was altered, moved or removed, and with a key who wrote it.
 
     RUN is the run's folder, or its ledger.jsonl. Exit code 0 if it is sound, 1 if it is not, 2 if there is
     none.
     """
     from lightning_fl_ext.server.durability.ledger import ReplayError, replay_ledger, verify_ledger
 
-    report = verify_ledger(run, checkpoint)
+    report = verify_ledger(run, checkpoint, key, head)
     problems = list(report.problems)
-    if head is not None and report.head != head.strip().lower():
-        problems.append(f"the last line has the hash {report.head}, not the one that was noted")
     replayed: list[str] | None = None
     if replay and not problems:
         try:
@@ -54,10 +61,13 @@ def verify(
                 "rounds": report.rounds,
                 "finished": report.finished,
                 "head": report.head,
+                "signed": key is not None and not problems,
                 "problems": problems,
                 "replayed": replayed,
             }
         )
+    elif print_head and not problems:
+        print(report.head)
     else:
         for problem in problems:
             print(shown(problem, 1000))
@@ -65,5 +75,9 @@ def verify(
         print(f"{'not sound' if problems else 'sound'}: {report.rounds} rounds{end}, head {report.head}")
         if replayed is not None:
             print(f"replayed: the kept updates give the digests of all {len(replayed)} rounds")
+        if key is not None and not problems:
+            print(f"signed: by {key}")
+        elif report.signed and key is None:
+            print("signed, but not checked: give the server's public key as `--key`")
     if problems:
         raise typer.Exit(NOT_SO)

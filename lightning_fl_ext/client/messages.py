@@ -6,66 +6,105 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
-from numpy.typing import NDArray
 
+from lightning_fl_ext.client.instruction_limits import (
+    MOST_ROUND,
+    MOST_SEED,
+    InstructionError,
+    check_arrays,
+    flag,
+    name,
+    names,
+    whole_number,
+)
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
-from lightning_fl_ext.results import ClientUpdate
-from lightning_fl_ext.wire import RoundInfo, from_record, to_record
+from lightning_fl_ext.results import Arrays, ClientUpdate
+from lightning_fl_ext.text import shown
+from lightning_fl_ext.wire import Exchange, RoundInfo, from_record, to_record
 from lightning_fl_ext.wire.client_record import CLIENT
 from lightning_fl_ext.wire.contents import records_of
 
 
-def read_instruction(message: Message, client_id: str) -> tuple[dict[str, NDArray[Any]], RoundInfo]:
-    """Read what the server sent, and of which round it is.
+def read_instruction(message: Message, client_id: str, exchange: Exchange) -> tuple[Arrays, RoundInfo, bool]:
+    """Read what the server sent, of which round it is, and whether it asks for metric states.
 
     Args:
         message: A train or evaluate message.
         client_id: The client's id.
+        exchange: Reads what is on the wire.
 
     Returns:
-        Named arrays as they are on the wire, and the info (round 0 if the server sends none).
+        The global arrays; the info (round 0 if the server sends none); and whether metric states are asked
+        for.
 
     Raises:
-        LightningFLError: There is not exactly one array record.
+        InstructionError: The message holds what no server of this package sends.
+        LightningFLError: There is not exactly one array record, or the exchange cannot read it.
     """
     records = records_of(message.content, ArrayRecord)
     if len(records) != 1:
         raise LightningFLError(
-            f"a {message.metadata.message_type} message must hold exactly one ArrayRecord, the global"
-            f" weights. Got {len(records)}: {list(records)}."
+            f"a {shown(message.metadata.message_type)} message must hold exactly one ArrayRecord, the global"
+            f" weights. Got {len(records)}: {shown(list(records)[:5])}."
         )
-    sampled = [r["sampled"] for r in records_of(message.content, ConfigRecord).values() if "sampled" in r]
+    record = next(iter(records.values()))
+    check_arrays(record)
     info = RoundInfo(
-        read_config(message, "run-seed", 0),
-        read_config(message, "server-round", 0),
+        read_seed(message),
+        read_round(message),
         client_id,
-        tuple(map(str, sampled[0])) if sampled and isinstance(sampled[0], list) else (),
+        names("sampled", _config(message, "sampled", [])) if exchange.tells_sampled else (),
     )
-    return from_record(next(iter(records.values()))), info
+    asked = flag(METRIC_STATES, _config(message, METRIC_STATES, False))
+    arrays = from_record(record)
+    try:
+        return exchange.from_server(arrays, info), info, asked
+    except LightningFLError:
+        raise
+    except Exception as error:
+        raise InstructionError(
+            f"the server's weights, round {info.server_round}: {exchange!r} cannot read"
+            f" {shown(list(arrays)[:5])}: {type(error).__name__}: {shown(error)}"
+        ) from error
 
 
-def read_config(message: Message, key: str, default: int) -> int:
-    """Read an integer that the server's configuration holds."""
-    for record in records_of(message.content, ConfigRecord).values():
-        if key in record:
-            value = record[key]
-            if isinstance(value, int):
-                return value
-            raise LightningFLError(f"the server's config `{key}` must be an integer. Got {value!r}.")
-    return default
+def read_seed(message: Message) -> int:
+    """Read the seed of the run; 0 if the server sends none.
+
+    Raises:
+        InstructionError: It is no such number.
+    """
+    return whole_number("run-seed", _config(message, "run-seed", 0), MOST_SEED)
+
+
+def read_round(message: Message) -> int:
+    """Read which round it is; 0 if the server does not tell.
+
+    Raises:
+        InstructionError: It is no such number.
+    """
+    return whole_number("server-round", _config(message, "server-round", 0), MOST_ROUND)
 
 
 def read_run_id(message: Message, context: Context) -> str:
     """Tell which run a message belongs to: as the server's configuration says, else Flower's run id.
 
     The server's own outlives it: a run that goes on after a kill is another run to Flower.
+
+    Raises:
+        InstructionError: It is no name.
     """
+    return name("run-id", _config(message, "run-id", context.run_id))
+
+
+def _config(message: Message, key: str, default: Any) -> Any:
+    """Give what the server's configuration holds under a key."""
     for record in records_of(message.content, ConfigRecord).values():
-        if "run-id" in record:
-            return str(record["run-id"])
-    return str(context.run_id)
+        if key in record:
+            return record[key]
+    return default
 
 
 def outcome_kind(message: Message) -> str:

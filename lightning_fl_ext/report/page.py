@@ -15,7 +15,7 @@ from lightning_fl_ext.report.families import Family, group_metrics
 from lightning_fl_ext.report.history import History, left_out
 from lightning_fl_ext.report.participation import lay_out
 from lightning_fl_ext.report.scales import round_ticks, show_bytes, show_number
-from lightning_fl_ext.report.text import shown
+from lightning_fl_ext.text import shown
 
 _COUNTS = {"clients_accepted", "clients_rejected"}  # the table counts them in a column of its own
 _NAMED = 3

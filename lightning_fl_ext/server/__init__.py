@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server.durability.ledger import ReplayError as ReplayError
     from lightning_fl_ext.server.durability.ledger import replay_ledger as replay_ledger
     from lightning_fl_ext.server.durability.ledger import verify_ledger as verify_ledger
+    from lightning_fl_ext.server.durability.signing import KeyFileError as KeyFileError
+    from lightning_fl_ext.server.durability.signing import make_keys as make_keys
     from lightning_fl_ext.server.record import RoundRecord as RoundRecord
     from lightning_fl_ext.server.result import FederatedResult as FederatedResult
     from lightning_fl_ext.server.screening.limits import Limits as Limits
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server.screening.rejection import Rejection as Rejection
     from lightning_fl_ext.server.strategies import ExactFedAvg as ExactFedAvg
     from lightning_fl_ext.server.strategies import FedPM as FedPM
+    from lightning_fl_ext.server.strategies import SecureFedAvg as SecureFedAvg
     from lightning_fl_ext.server.trainer import FederatedTrainer as FederatedTrainer
 
 _HOME = {
@@ -41,6 +44,7 @@ _HOME = {
     "FedPM": "strategies",
     "FederatedResult": "result",
     "FederatedTrainer": "trainer",
+    "KeyFileError": "durability.signing",
     "LedgerError": "durability.ledger",
     "LedgerReport": "durability.ledger",
     "Limits": "screening.limits",
@@ -53,6 +57,8 @@ _HOME = {
     "RoundLedger": "callbacks",
     "RoundProgressBar": "callbacks",
     "RoundRecord": "record",
+    "SecureFedAvg": "strategies",
+    "make_keys": "durability.signing",
     "replay_ledger": "durability.ledger",
     "server_app": "app",
     "verify_ledger": "durability.ledger",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.server.record import RoundRecord, why_void
 from lightning_fl_ext.server.screening.rejection import Reason, summary_lines
+from lightning_fl_ext.server.stopping import ending_on_sigterm
+from lightning_fl_ext.text import shown
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.fit import FederatedFit
@@ -28,8 +30,9 @@ def reporting(trainer: FederatedFit) -> Iterator[None]:
     level = narrator.level
     narrator.setLevel(logging.WARNING)
     try:
-        yield
-        _each_logger(trainer, lambda logger: logger.finalize("success"))
+        with ending_on_sigterm():
+            yield
+            _each_logger(trainer, lambda logger: logger.finalize("success"))
     except BaseException as error:
         for callback in trainer.callbacks:
             try:
@@ -63,7 +66,7 @@ def log_record(trainer: FederatedFit, record: RoundRecord) -> None:
 def warn_of(trainer: FederatedFit, record: RoundRecord) -> None:
     """Say in the log who was left out of a round, and that it is void if it is."""
     for line in summary_lines(r for r in record.rejected if r.reason is not Reason.IDLE):
-        log.warning("%s", line)
+        log.warning("%s", shown(line, 2000))
     if record.server_round == 0 and not record.metrics:
         log.warning(
             "nothing was measured: the strategy asks no client to evaluate (`fraction_evaluate`), or the"

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from lightning_fl_ext.arguments import choice, folder, limit, metric_name, whole_number
+from lightning_fl_ext.metrics.discovery import weights_of
 from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server.callbacks.base import RoundCallback, call_hook
@@ -24,7 +25,11 @@ from lightning_fl_ext.server.callbacks.progress import RoundProgressBar
 from lightning_fl_ext.server.durability.checkpoint import fingerprint, load_checkpoint
 from lightning_fl_ext.server.durability.lock import folder_lock
 from lightning_fl_ext.server.durability.strategy_state import copy_strategy
-from lightning_fl_ext.server.metrics.central_evaluation import check_evaluation, evaluate_centrally
+from lightning_fl_ext.server.metrics.central_evaluation import (
+    check_evaluation,
+    evaluate_centrally,
+    warn_of_unseen,
+)
 from lightning_fl_ext.server.record import RoundRecord, require_metric
 from lightning_fl_ext.server.reporting import log_record, refuse_if_all_void, reporting, warn_of
 from lightning_fl_ext.server.result import FederatedResult
@@ -168,6 +173,8 @@ class FederatedTrainer:
         with reporting(self), folder_lock(self.default_root_dir) if writes else nullcontext():
             if ckpt_path is not None:
                 load_checkpoint(self, ckpt_path)
+            if evaluate is not None:
+                warn_of_unseen(self.model, self._tensors())
             call_hook(self, "on_fit_start")
             if self.current_round == 0 and evaluate is not None:
                 metrics = self._evaluate_centrally(evaluate)
@@ -206,6 +213,7 @@ class FederatedTrainer:
         with reporting(self):
             metrics, rejected = self._driver.evaluate(0, self.arrays)
             if evaluate is not None:
+                warn_of_unseen(self.model, self._tensors())
                 metrics |= self._evaluate_centrally(evaluate)
             record = RoundRecord(0, (), (), sort_rejections(rejected), digest(self.arrays), metrics)
             self.add_record(record)
@@ -216,7 +224,7 @@ class FederatedTrainer:
         check_grid(grid)
         with seeded(derive_seed(self.seed, 0, "", "init")):
             self.model = make_module(model)
-        self.arrays = self.exchange.start(self.model.state_dict())
+        self.arrays = self.exchange.start(weights_of(self.model))
         self.strategy = copy_strategy(self._strategy)
         self.current_round, self.rounds, self.callback_metrics = 0, [], {}
         self.should_stop, self.result, self.ckpt_path = False, None, ckpt_path
@@ -251,8 +259,10 @@ class FederatedTrainer:
             return evaluate_centrally(self.model, evaluate, self.current_round)
 
     def _write_model(self) -> None:
-        tensors = self.exchange.unpack(self.arrays, self.model.state_dict())
-        self.model.load_state_dict(tensors, strict=False)
+        self.model.load_state_dict(self._tensors(), strict=False)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return self.exchange.unpack(self.arrays, weights_of(self.model))
 
     def add_record(self, record: RoundRecord) -> None:
         """Add a round's record, and hand its metrics to the loggers."""

@@ -28,12 +28,14 @@ from lightning_fl_ext.wire.exchange import (
     State,
     StateMismatchError,
     WeightExchange,
-    _place,
+    place,
 )
 from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
 from lightning_fl_ext.wire.tensors import to_numpy
 
 _DIGEST = "frozen_digest"
+_MOST = 2**31
+"""What a client takes as a number of masked parameters stays below this."""
 
 
 class MaskExchange(Exchange):
@@ -152,7 +154,7 @@ class MaskExchange(Exchange):
                 " the exchange that the server has."
             )
         key = self._key(arrays, info, down=True)
-        theta = decode_theta(arrays[MASKS].tobytes(), int(arrays[SIZE]), key)
+        theta = decode_theta(arrays[MASKS].tobytes(), _size(arrays[SIZE]), key)
         rest = {name: array for name, array in arrays.items() if name not in (MASKS, SIZE)}
         return {**_theta_arrays(theta), **rest}
 
@@ -222,6 +224,16 @@ class _Rest(WeightExchange):
         return self.select(state)
 
 
+def _size(array: NDArray[Any]) -> int:
+    """Read the number of masked parameters, which the payload alone cannot bound: it may say "all alike"."""
+    if array.size != 1 or array.dtype.kind not in "iu" or not 0 <= int(array.item()) < _MOST:
+        raise StateMismatchError(
+            f"`{SIZE}`: expected one whole number from 0 to {_MOST - 1}, got {array.dtype.name}"
+            f"{list(array.shape)}" + (f", {array.item()}" if array.size == 1 else "")
+        )
+    return int(array.item())
+
+
 def _theta(arrays: Arrays) -> ThetaCounts:
     return ThetaCounts(np.asarray(arrays[COUNTS]), int(arrays[TRIALS]))
 
@@ -254,11 +266,11 @@ def _outside(state: State, scores: State) -> dict[str, Any]:
         start = f"{prefix}scores."
         inside |= {f"{prefix}module.{name.removeprefix(start)}" for name in scores if name.startswith(start)}
         inside.add(f"{prefix}{_DIGEST}")
-    frozen = {_place(state[name]) for name in inside if name in state}
+    frozen = {place(state[name]) for name in inside if name in state}
     return {
         name: value
         for name, value in state.items()
-        if name not in inside and not (isinstance(value, torch.Tensor) and _place(value) in frozen)
+        if name not in inside and not (isinstance(value, torch.Tensor) and place(value) in frozen)
     }
 
 

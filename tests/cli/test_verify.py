@@ -51,7 +51,7 @@ def test_a_ledger_that_was_rewritten_whole_shows_against_a_head_noted_elsewhere(
     assert call("verify", copied).code == 0
     done = call("verify", copied, "--head", noted)
     assert done.code == 1
-    assert "not the one that was noted" in done.out
+    assert "no line has the hash that was noted" in done.out
 
 
 def test_a_checkpoint_kept_elsewhere_knows_how_long_the_ledger_was(copied, call, rewrite):
@@ -83,3 +83,26 @@ def test_what_cannot_be_replayed_is_wrong_input(copied, call):
         2,
         "error: round 1: its updates were not kept; use `keep_updates=True`\n",
     )
+
+
+def test_a_signed_run_is_verified_with_the_public_key(project, federate, call):
+    assert call("key", "server.pem").out.splitlines() == [
+        "private key, for the server alone: server.pem",
+        "public key, for whoever verifies: server.pub.pem",
+    ]
+    assert federate("run", "--sign", "server.pem", rounds=1).code == 0
+    head = read_history(project / "run").head
+    done = call("verify", "run", "--key", "server.pub.pem")
+    assert (done.code, done.out.splitlines()) == (
+        0,
+        [f"sound: 1 rounds, head {head}", "signed: by server.pub.pem"],
+    )
+    assert call("verify", "run").out.splitlines()[1:] == [
+        "signed, but not checked: give the server's public key as `--key`"
+    ]
+    assert call("verify", "run", "--key", "server.pub.pem", "--print-head").out == f"{head}\n"
+    (project / "run" / "ledger.sig").unlink()
+    done = call("verify", "run", "--key", "server.pub.pem", "--print-head")
+    assert (done.code, "the ledger is not signed" in done.out) == (1, True)
+    assert json.loads(call("verify", "run", "--key", "server.pub.pem", "--json").out)["signed"] is False
+    assert call("verify", "run", "--key", "nowhere.pem").code == 2

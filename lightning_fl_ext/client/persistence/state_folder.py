@@ -140,7 +140,7 @@ class StateFolder:
             log.warning(
                 "client `%s`, round %s, state in `%s`: %s. It goes on %s.",
                 *(self.client_id, "-" if before is None else before, self.path, "; ".join(trouble)),
-                f"from its state after round {newest}" if found else "with a fresh optimizer",
+                f"from its state after round {newest}" if found else "afresh",
             )
         return found
 
@@ -164,7 +164,7 @@ class StateFolder:
             raise LightningFLError(
                 f"client `{self.client_id}`: its state after round {kept.server_round} is of another model or"
                 f" optimizer. {len(differences)} difference(s):\n" + "\n".join(differences) + "\nUse what the"
-                f" state was made with, or remove `{self.path}` to start with a fresh optimizer."
+                f" state was made with, or remove `{self.path}` to start afresh."
             )
 
     def write(self, kept: SavedState) -> None:
@@ -241,5 +241,5 @@ def _of_another(path: Path, found: tuple[Any, ...], expected: tuple[Any, ...]) -
     there, here = (", ".join(f"{w} {v!r}" for w, v in zip(words, s, strict=True)) for s in (found, expected))
     return (
         f"`{path}` holds a state that is not this client's:\n  expected {here}\n  got {there}\n"
-        "Put it back where it was made, or remove the folder to start with a fresh optimizer."
+        "Put it back where it was made, or remove the folder to start afresh."
     )

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.callbacks.base import RoundCallback
 from lightning_fl_ext.server.record import RoundRecord, why_void
 from lightning_fl_ext.server.screening.rejection import Rejection, summary_lines
+from lightning_fl_ext.text import shown
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.fit import FederatedFit
@@ -109,21 +111,20 @@ class RoundProgressBar(RoundCallback):
         self._stop()
         result = trainer.result
         if result is not None and result.best_round is not None:
-            best = f"best round: {result.best_round}, {result.monitor} {result.best_score:.4g}"
-            self.console.print(best, markup=False, soft_wrap=True)
+            self._say(f"best round: {result.best_round}, {result.monitor} {result.best_score:.4g}")
         if trainer.result is not None:
             self.console.print(f"digest of the final model: {trainer.result.digest}", soft_wrap=True)
 
     def _measured(self, trainer: FederatedFit, record: RoundRecord) -> str:
         names = self.metrics or _first_four(record.metrics, trainer.monitor)
-        return "  ".join(f"{n} {record.metrics[n]:.4g}" for n in names if n in record.metrics)
+        return "  ".join(f"{shown(n, 60)} {record.metrics[n]:.4g}" for n in names if n in record.metrics)
 
     @staticmethod
     def _title(trainer: FederatedFit, number: int) -> str:
         return f"round {number:>{len(str(trainer.max_rounds))}}/{trainer.max_rounds}"
 
     def _say(self, line: str, style: str | None = None) -> None:
-        self.console.print(line, style=style, markup=False, soft_wrap=True)
+        self.console.print(Text(shown(line, 2000)), style=style, soft_wrap=True)
 
     def _stop(self) -> None:
         if self._progress is not None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,14 @@ from lightning_fl_ext.files import (
 )
 from lightning_fl_ext.results import digest
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 GENESIS = "0" * 64
 """What stands for the line before the first."""
+
+SIGNATURE = "ledger.sig"
+"""The file beside a ledger that holds the signature of its last line's hash, if the run has a key."""
 
 
 class LedgerError(LightningFLError):
@@ -43,6 +49,7 @@ class LedgerReport:
         finished: Whether the last line says that the run ended.
         head: Hash of the last line; compare it with one kept elsewhere, since a chain that is rewritten
             whole is in itself sound.
+        signed: Whether there is a signature beside the ledger; it is checked if a key is given.
         problems: One sentence for each, with the line's number.
     """
 
@@ -50,6 +57,7 @@ class LedgerReport:
     finished: bool
     head: str
     problems: tuple[str, ...]
+    signed: bool = False
 
     @property
     def ok(self) -> bool:
@@ -108,19 +116,28 @@ def check_lines(data: bytes) -> tuple[list[dict[str, Any]], list[str]]:
     return lines, problems
 
 
-def verify_ledger(path: str | Path, checkpoint: str | Path | None = None) -> LedgerReport:
+def verify_ledger(
+    path: str | Path,
+    checkpoint: str | Path | None = None,
+    key: Ed25519PublicKey | str | Path | None = None,
+    head: str | None = None,
+) -> LedgerReport:
     """Check that every line is as it was written, and in its place.
 
     Args:
         path: The ledger's file, or the folder with ``ledger.jsonl`` in it.
         checkpoint: A checkpoint's folder; its note of the ledger's head then shows whether lines are missing
             at the end. Default: the newest beside the ledger, if any.
+        key: The server's public key, or its PEM file: the last line must then be signed by it.
+        head: Hash of a line that was once the last, as noted elsewhere: everything up to it must then be as
+            it was.
 
     Returns:
         A report; empty ``problems`` mean that the chain is whole.
 
     Raises:
         LedgerError: There is no such file, or ``checkpoint`` is none that knows a ledger.
+        KeyFileError: The file ``key`` holds no public Ed25519 key.
         TornFilesError: ``checkpoint`` is incomplete or altered.
     """
     path = Path(path) / "ledger.jsonl" if Path(path).is_dir() else Path(path)
@@ -135,11 +152,19 @@ def verify_ledger(path: str | Path, checkpoint: str | Path | None = None) -> Led
             f"lines are missing at the end, after line {len(lines)}: a checkpoint knows a line {noted[:12]}…"
             " that is not here"
         )
+    if head is not None and head.strip().lower() not in [line["hash"] for line in lines]:
+        problems.append(f"no line has the hash that was noted, {head.strip()[:64]}")
     if not lines and not problems:
         problems.append("the ledger is empty")
+    signature = path.with_name(SIGNATURE)
+    if key is not None:
+        from lightning_fl_ext.server.durability.signing import check_signature, public_key
+
+        data = signature.read_bytes() if signature.is_file() else None
+        problems += check_signature(data, public_key(key), [line["hash"] for line in lines])
     rounds = sum(line["event"] == "round" for line in lines)
-    finished, head = (lines[-1]["event"] == "end", lines[-1]["hash"]) if lines else (False, GENESIS)
-    return LedgerReport(rounds, finished, head, tuple(problems))
+    finished, last = (lines[-1]["event"] == "end", lines[-1]["hash"]) if lines else (False, GENESIS)
+    return LedgerReport(rounds, finished, last, tuple(problems), signature.is_file())
 
 
 def replay_ledger(path: str | Path) -> list[str]:

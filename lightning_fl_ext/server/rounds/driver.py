@@ -24,6 +24,7 @@ from lightning_fl_ext.server.rounds.messages import RoundMessages
 from lightning_fl_ext.server.rounds.payload import PayloadCodec
 from lightning_fl_ext.server.rounds.quorum import wait_for_clients
 from lightning_fl_ext.server.rounds.strategy_calls import StrategyCalls, read_from
+from lightning_fl_ext.server.screening.announcements import screen_announcement
 from lightning_fl_ext.server.screening.checks import ValueLimits, screen_evaluate_reply, screen_train_reply
 from lightning_fl_ext.server.screening.limits import Warrant
 from lightning_fl_ext.server.screening.norms import is_finite
@@ -78,11 +79,15 @@ class StrategyDriver:
         """
         least = self.trainer.min_accepted
         wait_for_clients(self.grid, self.trainer.strategy, self.trainer.round_timeout, least)
-        messages = self._send("train", server_round, arrays, screen_train_reply)
+        screen = screen_announcement if self.calls.secure else screen_train_reply
+        messages = self._send("train", server_round, arrays, screen)
         self._refuse_if_too_few_are_asked(messages)
-        if self.calls.order_free and not messages.anonymous:
+        sum_digest = ""
+        if self.calls.secure or (self.calls.order_free and not messages.anonymous):
             heads: dict[str, ClientUpdate] = {}
             new, metrics = self._aggregate(server_round, _without_arrays(messages.accepted(), heads), heads)
+            if self.calls.secure:
+                heads, sum_digest = self._take_outcome(messages, heads)
         else:
             replies = messages.collect()
             heads = {client: replace(update, arrays={}) for client, _, update in replies}
@@ -113,6 +118,7 @@ class StrategyDriver:
             rejected=tuple(messages.rejected + left_out),
             metrics=measured | {name: float(count) for name, count in counts.items()},
             void=void,
+            sum_digest="" if void else sum_digest,
         )
 
     def evaluate(self, server_round: int, arrays: Arrays) -> tuple[dict[str, float], list[Rejection]]:
@@ -161,6 +167,8 @@ class StrategyDriver:
                 METRIC_STATES: True,
             }
         )
+        if self.calls.secure and self.trainer.max_update_norm is not None:
+            config["max-update-norm"] = self.trainer.max_update_norm
         outgoing = self.calls.call(f"configure_{phase}", server_round, given, config, self.grid)
         sampled = tuple(sorted(self.clients[m.metadata.dst_node_id] for m in outgoing))
         codec = PayloadCodec(self.trainer.exchange, arrays, RoundInfo(seed, server_round, "", sampled))
@@ -171,6 +179,10 @@ class StrategyDriver:
             if phase == "train":
                 codec.decode(reply, declared_id(reply.content) or client)
             return screen(reply, client, server_round, limits, codec.like)
+
+        def tell(reply: ClientUpdate | Rejection) -> None:
+            update = phase == "train" and not (self.calls.secure and isinstance(reply, ClientUpdate))
+            self._call_hook("on_reply", reply if update else None)
 
         messages = RoundMessages(
             self.grid,
@@ -183,7 +195,7 @@ class StrategyDriver:
             self._owned,
             self.trainer.round_timeout,
             self.trainer.on_bad_update == "raise",
-            lambda reply: self._call_hook("on_reply", reply if phase == "train" else None),
+            tell,
             self._earlier,
             phase,
             counts_examples=self.calls.count_key == "num-examples",
@@ -191,6 +203,17 @@ class StrategyDriver:
         if outgoing:
             self._call_hook("on_messages", messages.sampled)
         return messages
+
+    def _take_outcome(
+        self, messages: RoundMessages, heads: dict[str, ClientUpdate]
+    ) -> tuple[dict[str, ClientUpdate], str]:
+        """Learn whose updates are in the sum that a secure strategy made, and name the others."""
+        outcome = self.trainer.strategy.take_outcome()  # type: ignore[attr-defined]
+        for node, why in sorted(outcome.left_out.items(), key=lambda left: self.clients[left[0]]):
+            messages.leave_out(self.clients[node], why)
+        messages.bytes_up += outcome.bytes_up
+        survivors = {self.clients[node] for node in outcome.survivors}
+        return {client: head for client, head in heads.items() if client in survivors}, outcome.digest
 
     @property
     def _has_worked(self) -> bool:

@@ -19,6 +19,7 @@ from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.metrics.names import Owned, drop_owned, without_owned
 from lightning_fl_ext.server.metrics.pooling import read_stages
 from lightning_fl_ext.server.rounds.clients import Clients
+from lightning_fl_ext.server.screening.announcements import REMEDY
 from lightning_fl_ext.server.screening.limits import (
     Limits,
     Warrant,
@@ -29,6 +30,7 @@ from lightning_fl_ext.server.screening.limits import (
 from lightning_fl_ext.server.screening.rejection import BadUpdateError, Reason, Rejected, Rejection
 from lightning_fl_ext.wire.client_record import declared_id
 from lightning_fl_ext.wire.contents import records_of
+from lightning_fl_ext.wire.secure_record import ACTION
 
 log = logging.getLogger(__name__)
 
@@ -239,6 +241,10 @@ class RoundMessages:
         log.info("%s", rejection)
         self.on_reply(rejection)
 
+    def leave_out(self, client: str, why: Rejected) -> None:
+        """Name a client that is left out after its reply had passed."""
+        self._reject(client, why)
+
 
 def _by_client(reply: Reply) -> str:
     return reply[0]
@@ -254,6 +260,8 @@ def _by_content(reply: Reply) -> tuple[bool, float, str, int, str]:
 def _failed(reply: Message) -> Rejected:
     told = str(reply.error.reason or f"code {reply.error.code}")
     reason = told[-_TRACEBACK:].strip()
+    if f"registered with name '{ACTION}'" in reason:
+        return Rejected(Reason.SECURE, "", "keys for a secure round", REMEDY)
     code = Reason.NO_REPLY if reply.error.code in NOT_REACHED else Reason.CLIENT_ERROR
     return Rejected(code, got=_last_exception(reason))
 

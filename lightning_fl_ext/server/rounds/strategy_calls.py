@@ -44,6 +44,7 @@ class StrategyCalls:
         reads_coded: Whether it aggregates what an exchange wrote in a code.
         reads_every_dtype: Whether it needs no translation of dtypes.
         order_free: Whether it takes replies one by one in any order.
+        secure: Whether it sees no update, but sums them under masks.
         count_key: The metric by which it weighs the clients.
     """
 
@@ -54,6 +55,12 @@ class StrategyCalls:
         self.reads_coded = bool(getattr(strategy, "reads_coded", False))
         self.reads_every_dtype = bool(getattr(strategy, "reads_every_dtype", False))
         self.order_free = bool(getattr(strategy, "order_free", False))
+        self.secure = bool(getattr(innermost(strategy), "secure", False))
+        if self.secure and innermost(strategy) is not strategy:
+            raise LightningFLError(
+                f"{self.name} needs each client's update, and {type(innermost(strategy)).__name__} sees none:"
+                " use it without a wrapper."
+            )
         self.count_key: str = getattr(innermost(strategy), "weighted_by_key", "num-examples")
         self._blas = ThreadpoolController()
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.text import shown
 
 
 class Reason(StrEnum):
@@ -32,6 +33,7 @@ class Reason(StrEnum):
     COUNT = "example-count"
     IDLE = "idle"
     METRIC = "odd-metric"
+    SECURE = "secure-aggregation"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Rejection:
     phase: str = "train"
 
     def __str__(self) -> str:
-        return f"client `{self.client_id}`, {self.sentence}"
+        return f"client `{shown(self.client_id)}`, {self.sentence}"
 
     @property
     def sentence(self) -> str:
@@ -109,37 +111,37 @@ def _order(rejection: Rejection) -> tuple[str, str, Reason, str]:
 def _at_most(rejections: list[Rejection]) -> list[Rejection]:
     if len(rejections) <= MOST:
         return rejections
-    *shown, last = rejections[:MOST]
+    *first, last = rejections[:MOST]
     got = f"{last.got} (and {len(rejections) - MOST} more of this kind)"
-    return [*shown, replace(last, got=got)]
+    return [*first, replace(last, got=got)]
 
 
-def _first_few(names: list[str], shown: int = 3) -> str:
+def _first_few(names: list[str], named: int = 3) -> str:
     """Name the first few, and say how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+    more = f" and {len(names) - named} more" if len(names) > named else ""
+    return ", ".join(names[:named]) + more
 
 
-def summary_lines(rejections: Iterable[Rejection], shown: int = 5) -> list[str]:
+def summary_lines(rejections: Iterable[Rejection], named: int = 5) -> list[str]:
     """Say who was left out and why, in one line for all clients of which the same is to be said.
 
     Args:
         rejections: In the order to say them.
-        shown: How many clients of a line to name.
+        named: How many clients of a line to name.
 
     Example:
-        >>> summary_lines([Rejection(client, 3, Reason.COUNT, "n", "1", "0") for client in "abc"], shown=2)
+        >>> summary_lines([Rejection(client, 3, Reason.COUNT, "n", "1", "0") for client in "abc"], named=2)
         ['left out clients `a`, `b` and 1 more, round 3: example-count, `n`: expected 1, got 0']
     """
     what_of = {Reason.METRIC: "left out a metric of ", Reason.IDLE: ""}
     clients: dict[tuple[str, str], list[str]] = {}
     for rejection in rejections:
         what = what_of.get(rejection.reason, "left out ")
-        clients.setdefault((what, rejection.sentence), []).append(f"`{rejection.client_id}`")
+        clients.setdefault((what, rejection.sentence), []).append(f"`{shown(rejection.client_id)}`")
     lines = []
     for (what, sentence), ids in clients.items():
-        more = f" and {len(ids) - shown} more" if len(ids) > shown else ""
-        lines.append(f"{what}client{'s' * (len(ids) > 1)} {', '.join(ids[:shown])}{more}, {sentence}")
+        more = f" and {len(ids) - named} more" if len(ids) > named else ""
+        lines.append(f"{what}client{'s' * (len(ids) > 1)} {', '.join(ids[:named])}{more}, {sentence}")
     return lines
 
 
@@ -153,15 +155,9 @@ class Rejected(Exception):
     def __init__(self, reason: Reason, key: str = "", expected: str = "", got: str = "") -> None:
         super().__init__(reason, key, expected, got)
         self.reason = reason
-        self.key, self.expected, self.got = _shortened(key), _shortened(expected), _shortened(got)
+        self.key, self.expected, self.got = (shown(text, 400) for text in (key, expected, got))
 
     def __str__(self) -> str:
         where = f", `{self.key}`" if self.key else ""
         what = f": expected {self.expected}, got {self.got}" if self.expected else f": {self.got}"
         return f"{self.reason}{where}{what}"
-
-
-def _shortened(text: str, limit: int = 400) -> str:
-    """Keep what a client sent from filling logs, or writing control characters into them."""
-    shown = text if text.isprintable() else ascii(text)[1:-1]
-    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"

@@ -187,6 +187,7 @@ def test_a_bad_update_is_named_and_changes_no_bit_of_the_others_mean(toy, make_s
 
 def test_every_reason_is_tried_in_a_real_round():
     elsewhere = {Reason.CLIENT_ERROR, Reason.DUPLICATE, Reason.METRIC, Reason.OVER_LIMIT, Reason.NAME}
+    elsewhere |= {Reason.MAGNITUDE, Reason.SECURE}
     assert {reason for _, reason, _ in ROWS.values()} | elsewhere == set(Reason)
 
 
