@@ -32,7 +32,7 @@ from lightning_fl_ext.server.screening.checks import _screen_keys
 from lightning_fl_ext.server.screening.limits import Warrant, screen_name, screen_size
 from lightning_fl_ext.server.screening.rejection import Rejected
 
-STRATEGIES = ("ExactFedAvg", "FedAvg", "FedMedian")
+STRATEGIES = ("ExactFedAvg", "FedAvg")
 MANY = 100_000
 
 
