@@ -21,7 +21,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-portable engines faults lint docs pictures examples bench clean
+.PHONY: help demo test test-fast test-portable fuzz engines faults lint docs pictures examples bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ endif
 
 test-fast: $(READY)  ## Run the tests that start no other engine
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not engines'
+
+fuzz: $(READY)  ## Feed damaged input to everything the server decodes, for ten minutes or FUZZ="--seconds 60"
+	@$(BIN)/python tests/fuzz/_decoders.py $(FUZZ)
 
 test-portable: $(READY)  ## Run the tests that start no other engine on arithmetic like another processor's
 	@PYTHON=$(BIN)/python tests/portable.sh

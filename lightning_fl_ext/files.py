@@ -60,7 +60,7 @@ def tensors_from_bytes(data: bytes) -> dict[str, torch.Tensor]:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         tensors |= {name: torch.view_as_complex(tensors[name]) for name in json.loads(header["pairs"])}
         return {name: tensors[name] for name in json.loads(header["names"])}
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise TornFilesError(f"not a safetensors file of this package ({error})") from None
 
 
@@ -116,14 +116,31 @@ def read_folder(folder: Path) -> dict[str, bytes]:
         TornFilesError: A file is missing, cut or altered.
     """
     try:
-        sums = json.loads((folder / MANIFEST).read_bytes())
-        files = {str(name): (folder / name).read_bytes() for name in sums}
+        sums = read_manifest((folder / MANIFEST).read_bytes())
+        files = {name: (folder / name).read_bytes() for name in sums}
     except (OSError, ValueError) as error:
         raise TornFilesError(f"`{folder}` is incomplete: {error}") from None
     for name, data in files.items():
         if hashlib.sha256(data).hexdigest() != sums[name]:
             raise TornFilesError(f"`{folder / name}` is not what was written: its checksum differs")
     return files
+
+
+def read_manifest(data: bytes) -> dict[str, str]:
+    """Read the checksums of a folder's files, by their names.
+
+    Raises:
+        ValueError: These are none, or a name is that of a file elsewhere.
+    """
+    try:
+        sums = json.loads(data)
+    except RecursionError:
+        sums = None
+    if not isinstance(sums, dict) or not all(
+        isinstance(s, str) and n == Path(n).name for n, s in sums.items()
+    ):
+        raise ValueError(f"`{MANIFEST}` is not a list of its files")
+    return dict(sums)
 
 
 def list_checkpoints(root: Path) -> list[tuple[int, Path]]:

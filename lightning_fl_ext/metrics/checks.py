@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 from torchmetrics import Metric
 
@@ -129,6 +131,13 @@ def _state_problem(metric: Metric, state: str, value: State) -> str | None:
             return "got NaN."
         if kind in ("sum", "mean") and np.isinf(array).any():
             return "got an infinite number, which cannot be summed."
+        if kind in ("sum", "mean") and array.dtype.kind == "f" and (np.abs(array) > _largest(array)).any():
+            return f"got a number beyond {_largest(array):.3g}, so large that the clients' sum may overflow."
         if kind == "sum" and array.dtype.kind in "iu" and (np.abs(array.astype(np.float64)) > 2**53).any():
             return "got a count beyond 2^53, which no data has."
     return None
+
+
+def _largest(array: NDArray[Any]) -> float:
+    """The largest number to sum: a million of them fit the dtype of the sum."""
+    return float(np.finfo(np.result_type(array.dtype, np.float32)).max) / 2**20

@@ -51,7 +51,7 @@ class RoundRecord:
         """Take what :meth:`to_json` gave."""
         rejected = tuple(Rejection.from_json(r) for r in data["rejected"])
         names = {name: tuple(data[name]) for name in ("sampled", "accepted")}
-        metrics = {name: float(v) if isinstance(v, str) else v for name, v in data["metrics"].items()}
+        metrics = {str(name): float(value) for name, value in data["metrics"].items()}
         return cls(**{**data, **names, "rejected": rejected, "metrics": metrics})
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +24,16 @@ from lightning_fl_ext.files import (
     tensors_to_bytes,
     write_folder,
 )
+from lightning_fl_ext.metrics.metric_states import shorten
 from lightning_fl_ext.results import digest
 from lightning_fl_ext.server.durability.strategy_state import encode_strategy, restore_strategy
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.screening.limits import Limits
 
 if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
     from lightning_fl_ext.server.fit import FederatedFit
 
 log = logging.getLogger(__name__)
@@ -106,18 +113,78 @@ def load_checkpoint(trainer: FederatedFit, path: str | Path) -> None:
         return
     else:
         files = newest
-    data = json.loads(files["state.json"])
-    _refuse_another_run(data, trainer.fingerprint)
-    arrays = arrays_from_bytes(files["model.safetensors"])
-    if digest(arrays) != data["digest"]:
-        raise TornFilesError("the checkpoint's weights do not have the digest written beside them")
-    trainer.arrays = arrays
-    trainer.run_id, trainer.current_round = data["run_id"], data["round"]
-    restore_strategy(trainer.strategy, data["strategy"], tensors_from_bytes(files["strategy.safetensors"]))
-    for record in data["rounds"]:
-        trainer.add_record(RoundRecord.from_json(record))
+    kept = decode_checkpoint(files)
+    _refuse_another_run(kept.fingerprint, trainer.fingerprint)
+    trainer.arrays = kept.arrays
+    trainer.run_id, trainer.current_round = kept.run_id, kept.server_round
+    with _torn("strategy"):
+        restore_strategy(trainer.strategy, kept.strategy, kept.tensors)
+    for record in kept.rounds:
+        trainer.add_record(record)
     for key, callback in _keyed(trainer):
-        callback.load_state_dict(data["callbacks"].get(key, {}))
+        with _torn(f"{key} callback"):
+            callback.load_state_dict(kept.callbacks.get(key, {}))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a checkpoint's files hold."""
+
+    run_id: str
+    server_round: int
+    fingerprint: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+    strategy: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    rounds: list[RoundRecord]
+    callbacks: dict[str, Any]
+
+
+def decode_checkpoint(files: Mapping[str, bytes]) -> Decoded:
+    """Read a checkpoint's files.
+
+    Args:
+        files: Contents by name, whose checksums have been looked at.
+
+    Raises:
+        CheckpointError: They are in another format.
+        TornFilesError: They are not what :func:`save_checkpoint` writes.
+    """
+    with _torn("state"):
+        data = json.loads(files["state.json"])
+        if (version := data.get("version")) != _VERSION:
+            raise CheckpointError(f"checkpoint format {shorten(version)}: expected {_VERSION}")
+        kept = Decoded(
+            data["run_id"],
+            data["round"],
+            data["fingerprint"],
+            arrays_from_bytes(files["model.safetensors"]),
+            data["strategy"],
+            tensors_from_bytes(files["strategy.safetensors"]),
+            [RoundRecord.from_json(record) for record in data["rounds"]],
+            data["callbacks"],
+        )
+        objects = (kept.fingerprint, kept.strategy, kept.callbacks)
+        if not isinstance(kept.run_id, str) or not all(isinstance(o, dict) for o in objects):
+            raise TypeError("an entry of another kind")
+        if type(kept.server_round) is not int or not 0 <= kept.server_round < 2**53:
+            raise ValueError("a round that is none")
+        if digest(kept.arrays) != data["digest"]:
+            raise TornFilesError("the checkpoint's weights do not have the digest written beside them")
+    return kept
+
+
+@contextmanager
+def _torn(part: str) -> Iterator[None]:
+    """Say that a part of a checkpoint is altered, whatever reading it stumbles over."""
+    try:
+        yield
+    except LightningFLError:
+        raise
+    except Exception as error:
+        raise TornFilesError(
+            f"the checkpoint's {part} is not as it was written: {type(error).__name__}: {shorten(str(error))}"
+        ) from error
 
 
 def _checkpoint_at(path: Path) -> Path:
@@ -154,10 +221,7 @@ def _newest_complete(root: Path) -> dict[str, bytes] | None:
     return None
 
 
-def _refuse_another_run(data: dict[str, Any], now: dict[str, Any]) -> None:
-    if data.get("version") != _VERSION:
-        raise CheckpointError(f"checkpoint format {data.get('version')}: expected {_VERSION}")
-    then = data["fingerprint"]
+def _refuse_another_run(then: dict[str, Any], now: dict[str, Any]) -> None:
     now = json.loads(json.dumps(now))
     differences = [
         f"  {key}: the checkpoint has {then.get(key, 'nothing')!r}, this run {now.get(key, 'nothing')!r}"

@@ -95,7 +95,7 @@ def check_lines(data: bytes) -> tuple[list[dict[str, Any]], list[str]]:
             line = json.loads(raw)
             body = {k: v for k, v in line.items() if k != "hash"}
             claimed, previous, index, _ = line["hash"], line["previous"], line["index"], line["event"]
-            if _canonical(line) != raw or not isinstance(index, int):
+            if _canonical(line) != raw or type(index) is not int or not 0 <= index < 2**53:
                 raise ValueError("not as it was written")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             problems.append(f"line {number} was altered or cut: it is not a line as a ledger writes it")

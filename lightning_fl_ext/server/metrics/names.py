@@ -36,7 +36,7 @@ def owned_by_server(names: Collection[str] = (), but: Collection[str] = ()) -> O
     return lambda name: (name.startswith(SERVER_PREFIXES) or name in taken) and name not in free
 
 
-def drop_owned(content: RecordDict, owned: Owned) -> list[Rejected]:
+def drop_owned(content: RecordDict, owned: Owned) -> set[str]:
     """Take metrics under the server's names out of a reply.
 
     Args:
@@ -44,23 +44,34 @@ def drop_owned(content: RecordDict, owned: Owned) -> list[Rejected]:
         owned: Tells whether a name is the server's.
 
     Returns:
-        What was taken out.
+        The names that were taken out.
     """
-    dropped: list[str] = []
+    dropped: set[str] = set()
     for record in records_of(content, MetricRecord).values():
-        dropped += (theirs := [name for name in record if owned(name)])
+        theirs = [name for name in record if owned(name)]
         for name in theirs:
             del record[name]
-    return _taken_out(dropped)
+        dropped.update(theirs)
+    return dropped
 
 
 def without_owned(
     stages: Mapping[str, StageMetrics], owned: Owned
-) -> tuple[dict[str, StageMetrics], list[Rejected]]:
-    """Take the server's names out of what a client tells of its metrics."""
+) -> tuple[dict[str, StageMetrics], set[str]]:
+    """Take the server's names out of what a client tells of its metrics, and give those names."""
     kept = {stage: _keep(told, lambda name: not owned(name)) for stage, told in stages.items()}
     dropped = {name for told in stages.values() for name in (*told.names, *told.scalars) if owned(name)}
-    return kept, _taken_out(sorted(dropped))
+    return kept, dropped
+
+
+def taken_out(names: Collection[str]) -> list[Rejected]:
+    """Say once which of a client's names are the server's; nothing, if there are none."""
+    if not names:
+        return []
+    first = sorted(names)[:3]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    expected, got = "a name that is not the server's own", f"{len(names)} such name(s)"
+    return [Rejected(Reason.METRIC, ", ".join(first) + more, expected, got)]
 
 
 def keep_common(
@@ -132,11 +143,3 @@ def _keep(told: StageMetrics, wanted: Callable[[str], bool]) -> StageMetrics:
     names = {name: found for name, found in told.names.items() if wanted(name)}
     scalars = {name: scalar for name, scalar in told.scalars.items() if wanted(name)}
     return replace(told, names=names, scalars=scalars)
-
-
-def _taken_out(names: list[str]) -> list[Rejected]:
-    if not names:
-        return []
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    key = ", ".join(names[:3]) + more
-    return [Rejected(Reason.METRIC, key, "a name that is not the server's own", f"{len(names)} such name(s)")]

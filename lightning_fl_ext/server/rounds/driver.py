@@ -103,7 +103,7 @@ class StrategyDriver:
         self._refuse_if_all_failed(messages, heads)
         void = bool(messages.outgoing) and (new is None or len(heads) < least)
         if new is not None and not void:
-            arrays = self._checked(server_round, new, arrays)
+            arrays = self._checked(server_round, new, arrays, heads)
         measured, left_out = self._measure(messages, heads, metrics)
         counts = {
             "clients_accepted": len(heads),
@@ -265,21 +265,21 @@ class StrategyDriver:
         record, metrics = self.calls.call("aggregate_train", server_round, replies, clients=clients)
         return (None if record is None else from_record(record)), metrics
 
-    def _checked(self, server_round: int, new: Arrays, old: Arrays) -> Arrays:
+    def _checked(self, server_round: int, new: Arrays, old: Arrays, clients: Collection[str]) -> Arrays:
         wrong = sorted(
             k for k in {*old, *new} if k not in new or k not in old or new[k].shape != old[k].shape
         )
         if wrong:
             raise LightningFLError(
                 f"{self.calls.name} gave weights that do not fit the model in round {server_round}, at"
-                f" {wrong[:5]}"
+                f" {wrong[:5]}.{read_from(clients)}"
             )
         conformed = conform(new, old)
         if broken := [key for key in old if not (is_finite(new[key]) and is_finite(conformed[key]))]:
             raise LightningFLError(
                 f"{self.calls.name} made weights that are not finite in round {server_round}, at"
                 f" {broken[:3]}, from updates that were. The round before is the last good one."
-                " `max_update_norm` leaves out updates that are too large."
+                f" `max_update_norm` leaves out updates that are too large.{read_from(clients)}"
             )
         return conformed
 

@@ -16,7 +16,7 @@ from lightning_fl_ext.engines import NotEnoughClientsError, stream_replies
 from lightning_fl_ext.engines.private import NOT_REACHED
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES, StageMetrics
 from lightning_fl_ext.results import ClientUpdate
-from lightning_fl_ext.server.metrics.names import Owned, drop_owned, without_owned
+from lightning_fl_ext.server.metrics.names import Owned, drop_owned, taken_out, without_owned
 from lightning_fl_ext.server.metrics.pooling import read_stages
 from lightning_fl_ext.server.rounds.clients import Clients
 from lightning_fl_ext.server.screening.announcements import REMEDY
@@ -194,22 +194,25 @@ class RoundMessages:
         if client in shared:
             raise Rejected(Reason.DUPLICATE, "client-id", "one node of this name", "several")
         size = _array_bytes(reply)
-        odd = drop_owned(content, self.owned)
+        dropped = drop_owned(content, self.owned)
         read = self.screen(reply, client)
+        odd: list[Rejected] = []
         self.stages[client] = {}
         try:
-            record = states if isinstance(states, ConfigRecord) else ConfigRecord()
+            record = ConfigRecord() if states is None else states
+            if not isinstance(record, ConfigRecord):
+                raise Rejected(Reason.METRIC, METRIC_STATES, "a ConfigRecord", type(record).__name__)
             screen_metric_states(record, self.limits, self.warrant)
             stages = read_stages(record, declared, client, self.limits, self._most_examples(read))
             self.stages[client], more = without_owned(stages, self.owned)
-            odd += more
+            dropped |= more
         except Rejected as why:
             odd.append(why)
         except Exception as error:
             log.warning("metric states of client `%s`: %r", client, error, exc_info=True)
             what = f"{type(error).__name__}: {error}"
             odd.append(Rejected(Reason.METRIC, METRIC_STATES, "whole metric states", what))
-        return size, read, odd
+        return size, read, odd + taken_out(dropped)
 
     def _most_examples(self, read: ClientUpdate) -> dict[str, int]:
         """Say how many examples a stage can have by what the reply itself says.

@@ -120,8 +120,8 @@ class StrategyCalls:
             except Exception as error:
                 said = f"{type(error).__name__}: {error}".rstrip(".: ")
                 raise LightningFLError(
-                    f"{self.name}.{method} failed in round {server_round}: {said}.{read_from(clients)} The"
-                    " model of the round before is the last good one."
+                    f"{self.name}.{method} failed in round {server_round}: {said}. The model of the round"
+                    f" before is the last good one.{read_from(clients)}"
                 ) from error
 
     @contextmanager

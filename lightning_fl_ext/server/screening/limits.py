@@ -62,7 +62,7 @@ class Limits:
     arrays: int = 1000
     metrics: int = 1000
     numbers: int = 10_000
-    entries: int = 100
+    entries: int = 1000
     name: int = 256
     text: int = 4096
     extra_bytes: int = 2**20
