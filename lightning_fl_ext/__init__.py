@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning_fl_ext.aggregation import ExactMean as ExactMean
     from lightning_fl_ext.aggregation import exact_mean as exact_mean
     from lightning_fl_ext.callbacks import GateMonitor as GateMonitor
+    from lightning_fl_ext.client import ClientRound as ClientRound
     from lightning_fl_ext.client import FlowerBridge as FlowerBridge
     from lightning_fl_ext.client import client_app as client_app
     from lightning_fl_ext.engines import LocalGrid as LocalGrid
@@ -52,6 +53,7 @@ _HOME = {
     "ExactMean": "aggregation",
     "exact_mean": "aggregation",
     "GateMonitor": "callbacks",
+    "ClientRound": "client",
     "FlowerBridge": "client",
     "client_app": "client",
     "LocalGrid": "engines",

@@ -60,13 +60,16 @@ ROOMS = {
     },
     "client": {
         "identity": set(),
+        "round": set(),
+        "factories": {"round"},
+        "trainers": {"identity"},
         "notices": set(),
         "results": set(),
         "metrics": set(),
         "messages": {"results"},
-        "bridge": {"identity", "messages", "metrics", "notices", "results"},
+        "bridge": {"identity", "messages", "metrics", "notices", "results", "round"},
         "persistence": {"bridge", "messages", "notices", "results"},
-        "app": {"bridge", "identity", "messages", "persistence"},
+        "app": {"bridge", "factories", "identity", "messages", "notices", "persistence", "trainers"},
     },
 }
 """The rooms of the two crowded parts, lowest first, and which others each may import."""

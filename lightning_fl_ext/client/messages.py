@@ -57,6 +57,11 @@ def read_config(message: Message, key: str, default: int) -> int:
     return default
 
 
+def read_settings(message: Message) -> dict[str, object]:
+    """Read all that the server's configuration holds."""
+    return {k: v for r in records_of(message.content, ConfigRecord).values() for k, v in r.items()}
+
+
 def read_run_id(message: Message, context: Context) -> str:
     """Tell which run a message belongs to: as the server's configuration says, else Flower's run id.
 
