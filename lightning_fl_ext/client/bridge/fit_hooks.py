@@ -17,9 +17,11 @@ from lightning_fl_ext.client.bridge.model_state import (
     load_early,
     load_state,
     pack_state,
+    read_counters,
 )
 from lightning_fl_ext.client.bridge.refusals import (
     SPENT,
+    averages_counters,
     is_averaging,
     is_spent,
     refuse_to_follow_averaging,
@@ -65,6 +67,7 @@ class FitHooks(EvaluationHooks):
     _counter: ExampleCounter
     _first_step: int | None
     _idle: bool
+    _counted: dict[str, torch.Tensor]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation begins: checks its place and loads what was received."""
@@ -75,7 +78,7 @@ class FitHooks(EvaluationHooks):
             self._metrics.check(pl_module)
         if stage == "fit":
             refuse_to_follow_averaging(self, trainer.callbacks)
-            self._first_step, self._idle = None, is_spent(trainer)
+            self._first_step, self._idle, self._counted = None, is_spent(trainer), {}
             if self._idle:
                 log.warning("%r: %s", self, SPENT)
             else:
@@ -128,11 +131,15 @@ class FitHooks(EvaluationHooks):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when training ends: under a sharded strategy the last moment to collect the weights."""
         self._keep_stage("train", trainer, pl_module)
+        if any(averages_counters(callback) for callback in trainer.callbacks) and not is_sharded(trainer):
+            self._counted = read_counters(pl_module)  # comes before any averaging
         if is_sharded(trainer):
             self._finish(trainer, pl_module)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when the fit ends, after every averaging callback: makes the update."""
+        if self._counted:
+            pl_module.load_state_dict(self._counted, strict=False)
         if not is_sharded(trainer) and not self._idle:
             self._finish(trainer, pl_module)
 
