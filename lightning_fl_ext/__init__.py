@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightning_fl_ext.aggregation import exact_mean as exact_mean
     from lightning_fl_ext.callbacks import GateMonitor as GateMonitor
     from lightning_fl_ext.callbacks import GateTarget as GateTarget
+    from lightning_fl_ext.client import ClientRound as ClientRound
     from lightning_fl_ext.client import FlowerBridge as FlowerBridge
     from lightning_fl_ext.client import SecureAggregation as SecureAggregation
     from lightning_fl_ext.client import client_app as client_app
@@ -59,6 +60,7 @@ _HOME = {
     "exact_mean": "aggregation",
     "GateMonitor": "callbacks",
     "GateTarget": "callbacks",
+    "ClientRound": "client",
     "FlowerBridge": "client",
     "client_app": "client",
     "LocalGrid": "engines",

@@ -63,15 +63,21 @@ ROOMS = {
     },
     "client": {
         "identity": set(),
+        "round": set(),
+        "factories": {"round"},
+        "trainers": {"identity"},
         "notices": set(),
         "results": set(),
         "metrics": set(),
         "instruction_limits": set(),
         "messages": {"instruction_limits", "results"},
-        "bridge": {"identity", "messages", "metrics", "notices", "results"},
+        "bridge": {"identity", "messages", "metrics", "notices", "results", "round"},
         "persistence": {"bridge", "messages", "notices", "results"},
         "secure": {"identity", "messages"},
-        "app": {"bridge", "identity", "messages", "persistence", "secure"},
+        "app": {
+            *("bridge", "factories", "identity", "messages", "notices", "persistence", "secure"),
+            "trainers",
+        },
     },
 }
 """The rooms of the two crowded parts, lowest first, and which others each may import."""

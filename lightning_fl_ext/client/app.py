@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import gc
-import inspect
 import logging
 import os
 import warnings
@@ -27,30 +25,24 @@ from lightning_fl_ext.client.bridge.refusals import (
     refuse_script_launcher,
     refuse_without_validation,
 )
+from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.client.identity import client_id
-from lightning_fl_ext.client.messages import query_reply, read_seed
+from lightning_fl_ext.client.messages import query_reply, read_run_id, read_seed
+from lightning_fl_ext.client.notices import warn_if_seeded
 from lightning_fl_ext.client.persistence.callback import StatePersistence
 from lightning_fl_ext.client.persistence.state_folder import default_root
 from lightning_fl_ext.client.secure import SecureAggregation, refuse_plain
+from lightning_fl_ext.client.trainers import check_trainer, give_folder, trainer_arguments
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import Exchange
 from lightning_fl_ext.wire.secure_record import ACTION
 
-_QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-}
-
 _REMEDY = "`client_app(batch_size=...)` (on the command line `--batch-size MODULE:NAME`)"
 
-
 def client_app(
-    model: Callable[[], pl.LightningModule],
-    data: Callable[[Context], Any],
-    trainer: Mapping[str, Any] | None = None,
+    model: Callable[..., pl.LightningModule],
+    data: Callable[..., Any],
+    trainer: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None,
     *,
     submit: str = "last",
     monitor: str | None = None,
@@ -74,12 +66,14 @@ def client_app(
     gives the same bytes in whichever process and order it runs.
 
     Args:
-        model: Makes the LightningModule: its class, or a function without arguments.
+        model: Makes the LightningModule: its class, or a function.
         data: Gives the client's data: from the ``Context`` to a LightningDataModule or a train DataLoader.
             An evaluation runs ``Trainer.validate`` on the same object.
-        trainer: Arguments for ``lightning.pytorch.Trainer``. Callbacks and loggers among them are copied for
-            every fit. Default: one epoch. Progress bar, logger, checkpoints, model summary and sanity check
-            are off unless asked for.
+        trainer: Arguments for ``lightning.pytorch.Trainer``, or a function that gives them. Callbacks and
+            loggers among them are copied for every fit. Default: one epoch. Progress bar, logger,
+            checkpoints, model summary and sanity check are off unless asked for, or needed by one of the
+            callbacks. Files go to a folder for each run, client and round, below ``default_root_dir``, or
+            below the folder that a logger or checkpoint callback was given.
         submit: What a client hands in; see :class:`FlowerBridge`.
         monitor: See :class:`FlowerBridge`.
         mode: See :class:`FlowerBridge`.
@@ -104,6 +98,9 @@ def client_app(
         trusted_keys: See :class:`SecureAggregation`.
         signing_key: See :class:`SecureAggregation`.
 
+    ``model``, ``data`` and ``trainer`` may have a parameter ``context``, for the client's ``Context``, and
+    one named ``round``, for its :class:`ClientRound`; annotated so, they may have other names.
+
     Returns:
         For ``flwr run``, or for :func:`~lightning_fl_ext.run_local`.
 
@@ -118,6 +115,8 @@ def client_app(
         ``client_app(LitDigits, data=lambda context: Digits(context), trainer={"max_epochs": 2})``
     """
     _check_arguments(model, data, trainer)
+    make_model, make_data = asks_for(model, "model"), asks_for(data, "data")
+    make_trainer = asks_for(trainer, "trainer") if callable(trainer) else (lambda told: trainer or {})
     if num_threads is not None and num_threads < 1:
         raise ValueError(f"`num_threads` must be at least 1. Got {num_threads}.")
     options: dict[str, Any] = {
@@ -133,7 +132,6 @@ def client_app(
     FlowerBridge(**options)  # complains now rather than in the first round
     choice("secure", secure, ("auto", "required"))
     half = SecureAggregation(trusted_keys, signing_key)
-    arguments = {"max_epochs": 1, **_QUIET, **(trainer or {})}
     root, training = _folder(keep_optimizer, keep_local), keep_optimizer is not False
     app = ClientApp()
 
@@ -145,22 +143,27 @@ def client_app(
             [StatePersistence.from_message(bridge, message, context, root, training)] if root else []
         )
         bridge.keeps_home = True  # or is not to
-        own = copy.deepcopy(arguments)
-        callbacks = own.pop("callbacks", None) or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         seed = derive_seed(
             read_seed(message),
             bridge.server_round,
             bridge.client_id,
-            message.metadata.message_type.split(".")[0],
+            kind := message.metadata.message_type.split(".")[0],
         )
         build_seed = derive_seed(read_seed(message), 0, bridge.client_id, "model")
         with seeded(seed), _threads(num_threads), _quiet(), _collected():
-            local = pl.Trainer(callbacks=[bridge, *persistence, *callbacks], **own)
+            check_trainer(given := make_trainer(bridge.round))
+            own = trainer_arguments(given)
+            owner = bridge.client_id or f"node-{context.node_id}"
+            give_folder(own, read_run_id(message, context), owner, bridge.server_round, kind)
+            own["callbacks"] = [bridge, *persistence, *own["callbacks"]]
+            local = pl.Trainer(**own)
             refuse_script_launcher(local)
             with seeded(build_seed):
-                module = model()  # alike in every round: what stays at home and is frozen needs no keeping
-            source = data(context)
+                module = make_model(
+                    bridge.round
+                )  # alike in every round: what stays at home and is frozen needs no keeping
+            source = make_data(bridge.round)
+            warn_if_seeded(seed, read_run_id(message, context))
             refuse_other_data(source)
             yield local, module, source, bridge
             for callback in persistence:
@@ -200,13 +203,8 @@ def _check_arguments(model: Any, data: Any, trainer: Any) -> None:
             "`data` must be a function from the client's Context to its DataLoader or LightningDataModule."
             f" Got {_kind(data)}."
         )
-    if trainer is not None and not isinstance(trainer, Mapping):
-        raise TypeError(f"`trainer` must be a dict of arguments for `Trainer`. Got {_kind(trainer)}.")
-    known = inspect.signature(pl.Trainer).parameters
-    if unknown := [name for name in trainer or {} if name not in known]:
-        raise TypeError(
-            f"`trainer` holds {unknown}, which `Trainer` does not know. It knows {sorted(known)}."
-        )
+    if trainer is not None and not callable(trainer):
+        check_trainer(trainer)
 
 
 def _folder(keep_optimizer: Any, keep_local: Any) -> Path | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from hashlib import sha256
+
 from flwr.app import Context
 
 
@@ -30,3 +33,14 @@ def client_id(context: Context) -> str:
         return ""
     width = len(str(int(context.node_config.get("num-partitions", 1)) - 1))
     return str(partition).zfill(width)
+
+
+def file_name(name: str) -> str:
+    """Make a name safe for files, and still unique; one that is safe stays.
+
+    Example:
+        >>> file_name("site-a"), file_name("../site a")
+        ('site-a', '___site_a-bcda218694e2')
+    """
+    readable = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:40]
+    return name if name and readable == name else f"{readable}-{sha256(name.encode()).hexdigest()[:12]}"

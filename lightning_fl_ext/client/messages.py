@@ -88,6 +88,20 @@ def read_round(message: Message) -> int:
     return whole_number("server-round", _config(message, "server-round", 0), MOST_ROUND)
 
 
+def read_max_rounds(message: Message) -> int:
+    """Read how many rounds the run has in all; 0 if the server does not tell.
+
+    Raises:
+        InstructionError: It is no such number.
+    """
+    return whole_number("max-rounds", _config(message, "max-rounds", 0), MOST_ROUND)
+
+
+def read_settings(message: Message) -> dict[str, object]:
+    """Read all that the server's configuration holds."""
+    return {k: v for r in records_of(message.content, ConfigRecord).values() for k, v in r.items()}
+
+
 def read_run_id(message: Message, context: Context) -> str:
     """Tell which run a message belongs to: as the server's configuration says, else Flower's run id.
 

@@ -6,6 +6,10 @@ import logging
 from collections import OrderedDict
 from collections.abc import Hashable
 
+import torch
+
+log = logging.getLogger(__name__)
+
 _MOST = 10_000
 _said: OrderedDict[Hashable, None] = OrderedDict()
 
@@ -25,3 +29,20 @@ def warn_once(log: logging.Logger, run: object, text: str, *, topic: str = "") -
         if len(_said) > _MOST:
             _said.popitem(last=False)
         log.warning("%s", text)
+
+
+def warn_if_seeded(seed: int, run: object) -> None:
+    """Say so, once in a run, if the user's code has seeded torch with a number of its own.
+
+    Args:
+        seed: What torch was seeded with.
+        run: Tells the run.
+    """
+    if torch.initial_seed() != seed:
+        text = (
+            f"`data` seeds torch, with {torch.initial_seed()} (as `seed_everything` does). Shuffling and"
+            " dropout are then alike in every round, and on every client that uses the same number. Leave it"
+            " out: a fit is seeded by run, round and client. Draw a split with a generator of its own:"
+            " `torch.Generator().manual_seed(...)`."
+        )
+        warn_once(log, run, text, topic="seeded")

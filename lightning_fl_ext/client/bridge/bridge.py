@@ -12,10 +12,17 @@ from lightning_fl_ext.client.bridge.counting import REMEDY
 from lightning_fl_ext.client.bridge.fit_hooks import FitHooks
 from lightning_fl_ext.client.bridge.reported_size import ReportedSize
 from lightning_fl_ext.client.identity import client_id
-from lightning_fl_ext.client.messages import outcome_kind, outcome_reply, read_instruction
+from lightning_fl_ext.client.messages import (
+    outcome_kind,
+    outcome_reply,
+    read_instruction,
+    read_max_rounds,
+    read_settings,
+)
 from lightning_fl_ext.client.metrics.collector import MetricCollector
 from lightning_fl_ext.client.results.retention import Retention
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE, ResultStore
+from lightning_fl_ext.client.round import ClientRound
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult, order_results
@@ -61,6 +68,7 @@ class FlowerBridge(FitHooks):
         at_home: Names of the module's state-dict entries that what was received left alone. What belongs to
             metrics is not among them, nor another name of a tensor that was received.
         keeps_home: Whether another callback keeps them from round to round.
+        keeps_optimizer: Whether another callback keeps optimizers and schedules from round to round.
 
     Raises:
         TypeError: ``exchange`` is not an exchange, or a text is given where a tuple of names is meant.
@@ -125,7 +133,8 @@ class FlowerBridge(FitHooks):
         self._remedy = REMEDY
         self._message: Message | None = None
         self.at_home: list[str] = []
-        self.keeps_home = False
+        self.keeps_home = self.keeps_optimizer = False
+        self._round: ClientRound | None = None
 
     def __repr__(self) -> str:
         shown = f"client_id={self.client_id!r}, server_round={self.server_round}, submit={self.submit!r}"
@@ -155,6 +164,14 @@ class FlowerBridge(FitHooks):
         bridge._metrics.active = asked
         bridge._message = message
         bridge._remedy = "`FlowerBridge.from_message(..., batch_size=...)`"
+        bridge._round = ClientRound(
+            bridge.client_id,
+            bridge.server_round,
+            read_max_rounds(message),
+            read_settings(message),
+            context,
+            bridge._global or {},
+        )
         return bridge
 
     def receive(self, arrays: Arrays, server_round: int = 0) -> None:
@@ -172,6 +189,17 @@ class FlowerBridge(FitHooks):
     def server_round(self) -> int:
         """The round the received weights belong to."""
         return self._info.server_round
+
+    @property
+    def round(self) -> ClientRound:
+        """What the message tells of the round.
+
+        Raises:
+            LightningFLError: The bridge was not made by :meth:`from_message`.
+        """
+        if self._round is None:
+            raise LightningFLError("a bridge knows its round if it is made with `FlowerBridge.from_message`.")
+        return self._round
 
     @property
     def results(self) -> list[EpochResult]:

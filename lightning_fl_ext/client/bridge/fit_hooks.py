@@ -17,9 +17,11 @@ from lightning_fl_ext.client.bridge.model_state import (
     load_early,
     load_state,
     pack_state,
+    read_counters,
 )
 from lightning_fl_ext.client.bridge.refusals import (
     SPENT,
+    averages_counters,
     is_averaging,
     is_spent,
     refuse_to_follow_averaging,
@@ -35,6 +37,8 @@ from lightning_fl_ext.wire import Exchange, RoundInfo
 if TYPE_CHECKING:
     from flwr.app import Message
 
+    from lightning_fl_ext.client.round import ClientRound
+
 log = logging.getLogger(__name__)
 
 
@@ -48,20 +52,24 @@ class FitHooks(EvaluationHooks):
         at_home: Names of the module's state-dict entries that what was received left alone. What belongs to
             metrics is not among them, nor another name of a tensor that was received.
         keeps_home: Whether another callback keeps them from round to round.
+        keeps_optimizer: Whether another callback keeps optimizers and schedules from round to round.
     """
 
     exchange: Exchange
     batch_size: Callable[[Any], int] | None
     at_home: list[str]
     keeps_home: bool
+    keeps_optimizer: bool
     _info: RoundInfo
     _message: Message | None
+    _round: ClientRound | None
     _global: Arrays | None
     _retention: Retention
     _counter: ExampleCounter
     _first_step: int | None
     _idle: bool
     _remedy: str
+    _counted: dict[str, torch.Tensor]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation begins: checks its place and loads what was received."""
@@ -72,7 +80,7 @@ class FitHooks(EvaluationHooks):
             self._metrics.check(pl_module)
         if stage == "fit":
             refuse_to_follow_averaging(self, trainer.callbacks)
-            self._first_step, self._idle = None, is_spent(trainer)
+            self._first_step, self._idle, self._counted = None, is_spent(trainer), {}
             if self._idle:
                 log.warning("%r: %s", self, SPENT)
             else:
@@ -87,7 +95,8 @@ class FitHooks(EvaluationHooks):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when the module is built and placed: looks at its metrics, loads again what was received."""
         self._start(trainer, pl_module)
-        self._warn_of_untold(pl_module)
+        self._warn_of_lost(pl_module)
+        self._warn_of_schedules(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when training begins: notes where the Trainer's count of steps stands."""
@@ -129,11 +138,15 @@ class FitHooks(EvaluationHooks):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when training ends: under a sharded strategy the last moment to collect the weights."""
         self._keep_stage("train", trainer, pl_module)
+        if any(averages_counters(callback) for callback in trainer.callbacks) and not is_sharded(trainer):
+            self._counted = read_counters(pl_module)  # comes before any averaging
         if is_sharded(trainer):
             self._finish(trainer, pl_module)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when the fit ends, after every averaging callback: makes the update."""
+        if self._counted:
+            pl_module.load_state_dict(self._counted, strict=False)
         if not is_sharded(trainer) and not self._idle:
             self._finish(trainer, pl_module)
 
@@ -161,7 +174,7 @@ class FitHooks(EvaluationHooks):
         if self._global is not None and not self._store.has(UPDATE):
             self.at_home = load(trainer, module, self.exchange, self._global)
 
-    def _warn_of_untold(self, module: Any) -> None:
+    def _warn_of_lost(self, module: Any) -> None:
         """Name what is trained and then lost, if another message's fit begins without it."""
         if self.keeps_home or self._message is None or not self.at_home:
             return
@@ -175,6 +188,17 @@ class FitHooks(EvaluationHooks):
                 " `bridge.at_home` yourself and set `bridge.keeps_home = True`."
             )
             warn_once(log, self._message.metadata.run_id, text, topic=f"lost: {lost}")
+
+    def _warn_of_schedules(self, trainer: Any) -> None:
+        """Say that a schedule starts anew with every message."""
+        kinds = sorted({type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs})
+        if kinds and self._round is not None and not self.keeps_optimizer and self._round.max_rounds != 1:
+            text = (
+                f"the learning-rate schedule ({', '.join(kinds)}) starts anew in each round, and so do"
+                " `current_epoch` and `global_step`. `client_app(keep_optimizer=True)` has all of them go on"
+                " over the whole run."
+            )
+            warn_once(log, self._round.context.run_id, text, topic="schedule")
 
     def _finish(self, trainer: Any, module: Any) -> None:
         arrays: Arrays = pack_state(trainer, module, self.exchange, like=self._global)

@@ -40,6 +40,11 @@ def is_averaging(callback: Any) -> bool:
     return bool(_AVERAGING & {base.__name__ for base in type(callback).__mro__})
 
 
+def averages_counters(callback: Any) -> bool:
+    """Tell a callback that averages integers as if they were weights (``WeightAveraging`` and its kin)."""
+    return any(base.__name__ == "WeightAveraging" for base in type(callback).__mro__)
+
+
 def is_spent(trainer: Any) -> bool:
     """Tell a Trainer that has trained before and is at its limit: a fit would train nothing."""
     counts = (trainer.current_epoch, trainer.max_epochs), (trainer.global_step, trainer.max_steps)

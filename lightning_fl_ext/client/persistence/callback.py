@@ -23,8 +23,10 @@ from lightning_fl_ext.client.persistence.home_entries import (
 from lightning_fl_ext.client.persistence.state_folder import SavedState, StateFolder, encode_state
 from lightning_fl_ext.client.persistence.training_state import (
     describe_training,
+    limit_fit,
     read_training,
     restore_training,
+    span_run,
 )
 from lightning_fl_ext.client.results.store import UPDATE
 from lightning_fl_ext.errors import LightningFLError
@@ -63,7 +65,8 @@ class StatePersistence(Callback):
         self._kept: SavedState | None = None
         self._previous = 0
         self._written = False
-        bridge.keeps_home = True
+        self._limits: tuple[int | None, int] | None = None
+        bridge.keeps_home, bridge.keeps_optimizer = True, training
 
     @classmethod
     def from_message(
@@ -108,6 +111,7 @@ class StatePersistence(Callback):
         if self._training:
             refuse_to_keep_shards(trainer)
             self._folder.make()
+            self._limits = span_run(trainer, self._bridge.round.max_rounds)
         if not is_sharded(trainer):
             later = list(pl_module.state_dict()) if is_built_later(pl_module) else []
             self._built = fingerprints(pl_module, self._bridge.at_home or later, true_dtype(trainer))
@@ -120,6 +124,8 @@ class StatePersistence(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when optimizers are made and the module is placed: has the fit go on from the state."""
         at_home = self._bridge.at_home
+        if self._limits is not None:
+            limit_fit(trainer, *self._limits)
         if self._kept is None:
             if self._training:  # complains now, if it does
                 encode_state(self._state(trainer, pl_module))

@@ -53,6 +53,29 @@ def restore_training(trainer: Any, module: torch.nn.Module, state: Mapping[str, 
     _restore_counters(trainer, state)
 
 
+def span_run(trainer: Any, rounds: int) -> tuple[int | None, int]:
+    """Have the Trainer's limits be those of the whole run while optimizers and schedules are made.
+
+    ``max_epochs``, ``max_steps`` and ``estimated_stepping_batches`` then tell the length of the run, as a
+    schedule over the run needs to know it.
+
+    Args:
+        trainer: A Lightning Trainer whose fit is about to start.
+        rounds: Rounds of the whole run; 0 if that is unknown.
+
+    Returns:
+        The limits of one fit, for :func:`limit_fit`.
+    """
+    epochs, steps = trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps
+    limit_fit(trainer, *(limit * max(rounds, 1) if (limit or 0) > 0 else limit for limit in (epochs, steps)))
+    return epochs, steps
+
+
+def limit_fit(trainer: Any, epochs: int | None, steps: int) -> None:
+    """Set the Trainer's limits."""
+    trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = epochs, steps
+
+
 def describe_training(trainer: Any, module: torch.nn.Module) -> dict[str, str]:
     """Describe what a state belongs to, part by part: two fits may share a state if they are described alike.
 

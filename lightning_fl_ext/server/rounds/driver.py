@@ -164,6 +164,7 @@ class StrategyDriver:
                 "run-seed": seed,
                 "run-id": self.trainer.run_id,
                 "server-round": server_round,
+                "max-rounds": self.trainer.max_rounds,
                 METRIC_STATES: True,
             }
         )
