@@ -13,13 +13,14 @@ import lightning_fl_ext
 ROOT = Path(lightning_fl_ext.__file__).parent
 PACKAGE = ROOT.name
 
-FREE = {"arguments", "errors", "lazy", "seeds"}
+FREE = {"arguments", "errors", "lazy", "lightnings", "seeds"}
 """Parts that every part may import."""
 
 MAY_IMPORT = {
     "arguments": set(),
     "errors": set(),
     "lazy": set(),
+    "lightnings": set(),
     "seeds": set(),
     "partition": set(),
     "results": set(),
@@ -75,6 +76,7 @@ MAY_USE = {
     "arguments": set(),
     "errors": set(),
     "lazy": set(),
+    "lightnings": set(),
     "seeds": {"torch"},
     "partition": set(),
     "results": set(),

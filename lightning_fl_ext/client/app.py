@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
-import logging
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -18,7 +16,6 @@ import lightning.pytorch as pl
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.bridge.refusals import (
@@ -30,6 +27,7 @@ from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import query_reply, read_config
 from lightning_fl_ext.client.persistence.callback import StatePersistence
 from lightning_fl_ext.client.persistence.state_folder import default_root
+from lightning_fl_ext.lightnings import data_for, lightning_of, quiet
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import Exchange
 
@@ -70,7 +68,8 @@ def client_app(
         model: Makes the LightningModule: its class, or a function without arguments.
         data: Gives the client's data: from the ``Context`` to a LightningDataModule or a train DataLoader.
             An evaluation runs ``Trainer.validate`` on the same object.
-        trainer: Arguments for ``lightning.pytorch.Trainer``. Callbacks and loggers among them are copied for
+        trainer: Arguments for the Trainer, which is that of the module's own Lightning
+            (``lightning.pytorch`` or ``pytorch_lightning``). Callbacks and loggers among them are copied for
             every fit. Default: one epoch. Progress bar, logger, checkpoints, model summary and sanity check
             are off unless asked for.
         submit: What a client hands in; see :class:`FlowerBridge`.
@@ -133,12 +132,13 @@ def client_app(
             bridge.client_id,
             message.metadata.message_type,
         )
-        with seeded(seed), _threads(num_threads), _quiet(), _collected():
-            local = pl.Trainer(callbacks=[bridge, *persistence, *callbacks], **own)
-            refuse_script_launcher(local)
+        with seeded(seed), _threads(num_threads), quiet(), _collected():
             module, source = model(), data(context)
+            lightning = _lightning_of(module)
+            local = lightning.Trainer(callbacks=[bridge, *persistence, *callbacks], **own)
+            refuse_script_launcher(local)
             refuse_other_data(source)
-            yield local, module, source, bridge
+            yield local, module, data_for(lightning, source), bridge
             for callback in persistence:
                 callback.remember_round(context)
 
@@ -182,6 +182,13 @@ def _check_arguments(model: Any, data: Any, trainer: Any) -> None:
         )
 
 
+def _lightning_of(module: Any) -> Any:
+    try:
+        return lightning_of(module)
+    except TypeError as error:
+        raise TypeError(f"`model` did not make what a Trainer takes: {error}") from None
+
+
 def _folder(keep_optimizer: Any) -> Path | None:
     if isinstance(keep_optimizer, bool):
         return default_root() if keep_optimizer else None
@@ -206,21 +213,6 @@ def _threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what a Trainer says about itself in every fit; warnings about the user's code pass."""
-    banner = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = banner.level
-    banner.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PossibleUserWarning)
-            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-            yield
-    finally:
-        banner.setLevel(level)
 
 
 @contextmanager
