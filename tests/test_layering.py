@@ -49,7 +49,7 @@ ROOMS = {
         "metrics": {"screening"},
         "strategies": {"metrics"},
         "durability": {"fit", "record"},
-        "rounds": {"fit", "record", "screening", "metrics"},
+        "rounds": {"fit", "record", "screening", "metrics", "strategies"},
         "callbacks": {"durability", "fit", "record", "screening"},
         "reporting": {"fit", "record", "screening"},
         "trainer_arguments": {"callbacks"},

@@ -131,7 +131,7 @@ def test_a_function_named_on_the_command_line_counts_the_examples(project, feder
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_module_of_pytorch_lightning(project, call):
-    flags = ("--clients", 2, "--rounds", 1, "--trainer-option", "accelerator=cpu", "--data", "lit:Data")
+    flags = ("--clients", 2, "--rounds", 1, "--trainer-option", "accelerator=cpu", "--data", "lit:data")
     done = call("run", "lit:other_name", *flags, "--dir", "other")
     assert (done.code, done.err) == (0, "")
     assert "round 1/1  clients 2/2" in done.out

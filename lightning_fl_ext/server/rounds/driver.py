@@ -26,6 +26,7 @@ from lightning_fl_ext.server.rounds.strategy_calls import StrategyCalls
 from lightning_fl_ext.server.screening.checks import Limits, screen_evaluate_reply, screen_train_reply
 from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection
+from lightning_fl_ext.server.strategies.buffers import averaged_buffers
 from lightning_fl_ext.wire import RoundInfo, from_record, to_record
 from lightning_fl_ext.wire.client_record import declared_id
 
@@ -87,8 +88,11 @@ class StrategyDriver:
                 accepted = [reply for _, reply, _ in replies]
                 like = self.trainer.exchange.like(arrays)
                 widen = not self.calls.reads_every_dtype
+                updates = [update for _, _, update in replies]
+                buffers = averaged_buffers(self.trainer.strategy, self.trainer.model, arrays, updates)
                 align_replies(accepted, self._shared_metrics(heads), like, widen)
                 new, metrics = self._aggregate(server_round, accepted)
+                new = new and {**new, **buffers}
             elif self.calls.reserves:
                 self._aggregate(server_round, [])  # releases nothing, so what it has reserved is free again
         self._refuse_if_all_failed(messages, heads)
