@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.wire.mask_names import MODEL
-from lightning_fl_ext.wire.tensors import to_numpy, to_torch
+from lightning_fl_ext.wire.prefixes import wrapper_prefix
+from lightning_fl_ext.wire.tensors import is_made_of_others, to_numpy, to_torch
 
 State = Mapping[str, Any]
 """A state dict."""
-
-_WRAPPERS = ("model.", "module.", "_orig_mod.", "net.", "_forward_module.")
 
 
 class StateMismatchError(LightningFLError):
@@ -147,10 +146,7 @@ class WeightExchange(Exchange):
         copies: dict[Hashable, NDArray[Any]] = {}
         for name, tensor in self._selected(state).items():
             place = _place(tensor)
-            try:
-                arrays[name] = copies[place] if place in copies else to_numpy(tensor)
-            except TypeError as error:
-                raise TypeError(f"`{name}` cannot travel: {error}. Leave it out with `exclude`.") from None
+            arrays[name] = copies[place] if place in copies else _copy(name, tensor)
             copies[place] = arrays[name]
         return arrays
 
@@ -207,11 +203,21 @@ class WeightExchange(Exchange):
 
     def _selected(self, state: State) -> dict[str, torch.Tensor]:
         selected = self.select(state)
+        for name, tensor in selected.items():
+            if is_made_of_others(tensor) and not hasattr(tensor, "device_mesh"):
+                _copy(name, tensor)  # raises
         if state and not selected:
             raise LightningFLError(
                 f"{self!r} selects none of the model's {len(state)} entries. They are: {_first(state)}"
             )
         return selected
+
+
+def _copy(name: str, tensor: torch.Tensor) -> NDArray[Any]:
+    try:
+        return to_numpy(tensor)
+    except TypeError as error:
+        raise TypeError(f"`{name}` cannot travel: {error}. Leave it out with `exclude`.") from None
 
 
 def _first(names: Iterable[str], count: int = 8) -> str:
@@ -240,15 +246,10 @@ def _hint(missing: list[str], unexpected: list[str]) -> str:
             " The server sent masks: give the client the same `exchange=MaskExchange(...)` as its"
             " `FederatedTrainer`."
         )
-    for prefix in _WRAPPERS:
-        if unexpected and {name.replace(prefix, "", 1) for name in unexpected} == set(missing):
-            return (
-                f" The names sent carry the prefix `{prefix}`: send the state dict of the unwrapped module."
-            )
-        if missing and {name.replace(prefix, "", 1) for name in missing} == set(unexpected):
-            return (
-                f" The names sent lack the prefix `{prefix}`: both sides must use the same LightningModule."
-            )
+    if prefix := wrapper_prefix(unexpected, missing):
+        return f" The names sent carry the prefix `{prefix}`: send the state dict of the unwrapped module."
+    if prefix := wrapper_prefix(missing, unexpected):
+        return f" The names sent lack the prefix `{prefix}`: both sides must use the same LightningModule."
     if missing or unexpected:
         return " Both sides must use the same model and the same exchange, with the same patterns."
     return " Both sides must build the model with the same sizes and dtypes."

@@ -18,12 +18,12 @@ from lightning_fl_ext.server.screening.rejection import Reason, Rejected
 from lightning_fl_ext.wire import from_record
 from lightning_fl_ext.wire.client_record import client_record
 from lightning_fl_ext.wire.contents import records_of
+from lightning_fl_ext.wire.prefixes import wrapper_prefix
 
 MAX_EXAMPLES = MAX_WEIGHT
 """The largest count of examples, 2^26; one beyond it is taken for an error."""
 
 _HEADER = 4096  # bytes an array may take on the wire beyond its elements
-_WRAPPERS = ("model.", "module.", "_orig_mod.", "_forward_module.")
 
 
 @dataclass(frozen=True)
@@ -182,11 +182,8 @@ def _screen_keys(expected: list[str], got: list[str]) -> None:
     extra = [key for key in got if key not in set(expected)]
     if not missing and not extra:
         return
-    for prefix in _WRAPPERS:
-        if {key.removeprefix(prefix) for key in extra} == set(missing) or {
-            key.removeprefix(prefix) for key in missing
-        } == set(extra):
-            raise Rejected(Reason.PREFIX, extra[0] if extra else "", missing[0], f"{extra[0]} (`{prefix}`)")
+    if prefix := wrapper_prefix(extra, missing) or wrapper_prefix(missing, extra):
+        raise Rejected(Reason.PREFIX, extra[0], missing[0], f"{extra[0]} (`{prefix}`)")
     shown = [f"missing {missing[:3]}"] * bool(missing) + [f"unexpected {extra[:3]}"] * bool(extra)
     raise Rejected(Reason.KEYS, (missing + extra)[0], f"the model's {len(expected)} keys", ", ".join(shown))
 

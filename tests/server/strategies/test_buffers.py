@@ -36,7 +36,7 @@ class Updates(RoundCallback):
 
 
 def falling_variance(arrays, partition, server_round):
-    """What BatchNorm does to clients whose activations shrink: it falls towards zero, fast and then slowly."""
+    """What BatchNorm does to clients whose activations shrink: it falls to a fifth in each round."""
     fitted = {name: array.copy() for name, array in arrays.items()}
     fitted["norm.running_var"] = arrays["norm.running_var"] * np.float32(0.2 + 0.01 * partition)
     fitted["norm.num_batches_tracked"] = arrays["norm.num_batches_tracked"] + 3 + partition
