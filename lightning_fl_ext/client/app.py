@@ -24,11 +24,10 @@ from lightning_fl_ext.client.bridge.refusals import (
     refuse_without_validation,
 )
 from lightning_fl_ext.client.identity import client_id
-from lightning_fl_ext.client.messages import query_reply, read_config
+from lightning_fl_ext.client.messages import query_reply
 from lightning_fl_ext.client.persistence.callback import StatePersistence
 from lightning_fl_ext.client.persistence.state_folder import default_root
 from lightning_fl_ext.lightnings import data_for, lightning_of, quiet
-from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import Exchange
 
 _QUIET: dict[str, Any] = {
@@ -126,13 +125,7 @@ def client_app(
         own = copy.deepcopy(arguments)
         callbacks = own.pop("callbacks", None) or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        seed = derive_seed(
-            read_config(message, "run-seed", 0),
-            bridge.server_round,
-            bridge.client_id,
-            message.metadata.message_type,
-        )
-        with seeded(seed), _threads(num_threads), quiet(), _collected():
+        with bridge.seeded(), _threads(num_threads), quiet(), _collected():
             module, source = model(), data(context)
             lightning = _lightning_of(module)
             local = lightning.Trainer(callbacks=[bridge, *persistence, *callbacks], **own)

@@ -44,6 +44,10 @@ class StrategyDriver:
         trainer: Its strategy, seed, limits and state.
         grid: What carries the messages.
         call_hook: Calls a hook of every callback, by name, with the hook's arguments after the trainer.
+
+    Attributes:
+        validated_in_fits: Names that all clients log in the validations of their fits, if the strategy asks
+            clients to evaluate as well: the same names then mean the global model.
     """
 
     def __init__(self, trainer: FederatedFit, grid: Grid, call_hook: Callable[..., None]) -> None:
@@ -58,6 +62,7 @@ class StrategyDriver:
             )
         self._metrics = copy_metrics(trainer.model)
         self._earlier: set[str] = set()
+        self.validated_in_fits: set[str] = set()
 
     def train(self, server_round: int, arrays: Arrays) -> tuple[Arrays, RoundRecord]:
         """Have clients train, and aggregate what they send.
@@ -100,6 +105,10 @@ class StrategyDriver:
         if new is not None and not void:
             arrays = self._checked(server_round, new, arrays)
         measured, left_out = self._measure(messages, heads, metrics)
+        if self.calls.asks_to_evaluate:
+            told = [messages.stages.get(client, {}).get("validate") for client in heads]
+            names = [{*stage.names, *stage.scalars} for stage in told if stage is not None]
+            self.validated_in_fits = set.intersection(*names) if names else self.validated_in_fits
         counts = {
             "clients_accepted": len(heads),
             "clients_rejected": len({r.client_id for r in messages.rejected} - {*heads}),
