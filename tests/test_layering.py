@@ -13,13 +13,14 @@ import lightning_fl_ext
 ROOT = Path(lightning_fl_ext.__file__).parent
 PACKAGE = ROOT.name
 
-FREE = {"arguments", "errors", "lazy", "seeds", "text"}
+FREE = {"arguments", "errors", "lazy", "lightnings", "seeds", "text"}
 """Parts that every part may import."""
 
 MAY_IMPORT = {
     "arguments": set(),
     "errors": set(),
     "lazy": set(),
+    "lightnings": set(),
     "seeds": set(),
     "text": set(),
     "partition": set(),
@@ -50,7 +51,7 @@ ROOMS = {
         "metrics": {"screening"},
         "strategies": {"metrics", "screening"},
         "durability": {"fit", "record", "screening"},
-        "rounds": {"fit", "record", "screening", "metrics"},
+        "rounds": {"fit", "record", "screening", "metrics", "strategies"},
         "callbacks": {"durability", "fit", "record", "screening"},
         "stopping": set(),
         "reporting": {"fit", "record", "screening", "stopping"},
@@ -87,6 +88,7 @@ MAY_USE = {
     "arguments": set(),
     "errors": set(),
     "lazy": set(),
+    "lightnings": set(),
     "seeds": {"torch"},
     "text": set(),
     "partition": set(),

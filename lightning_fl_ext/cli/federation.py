@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import flwr.serverapp.strategy
-import lightning.pytorch as pl
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
 from lightning_fl_ext.cli.errors import WrongInput, refusing
 from lightning_fl_ext.cli.objects import load_object
 from lightning_fl_ext.cli.settings import RunSettings
 from lightning_fl_ext.client import client_app
+from lightning_fl_ext.lightnings import lightning_name, overrides
 from lightning_fl_ext.server import (
     ExactFedAvg,
     FederatedTrainer,
@@ -49,7 +48,7 @@ class Federation:
 
     client: ClientApp
     trainer: FederatedTrainer
-    model: Callable[[], pl.LightningModule]
+    model: Callable[[], Any]
     evaluate: Any
 
 
@@ -67,7 +66,7 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
     if settings.clients < 1:
         raise WrongInput(f"`--clients` must be at least 1. Got {settings.clients}.")
     model = _load_model(settings)
-    strategy = make_strategy(settings, has_validation=is_overridden("validation_step", model()))
+    strategy = make_strategy(settings, has_validation=overrides(model(), "validation_step"))
     exchange = _make_exchange(settings, strategy)
     batch_size = load_object(settings.batch_size, "`--batch-size`") if settings.batch_size else None
     if batch_size is not None and not callable(batch_size):
@@ -174,18 +173,18 @@ def _make_callbacks(settings: RunSettings) -> list[RoundCallback]:
     return callbacks
 
 
-def _load_model(settings: RunSettings) -> Callable[[], pl.LightningModule]:
+def _load_model(settings: RunSettings) -> Callable[[], Any]:
     what = f"the model `{settings.model}`"
     found = load_object(settings.model, "the model")
-    if not callable(found) or isinstance(found, pl.LightningModule):
+    if not callable(found) or lightning_name(found, "LightningModule"):
         raise WrongInput(f"{what} must be a class, or a function that makes a LightningModule.")
     _refuse_arguments(found, what, "`--model-option NAME=VALUE`", **settings.model_option)
     make = functools.partial(found, **settings.model_option) if settings.model_option else found
     made = make()
-    if not isinstance(made, pl.LightningModule):
+    if lightning_name(made, "LightningModule") is None:
         raise WrongInput(
-            f"{what} makes a {type(made).__module__}.{type(made).__name__}; expected a LightningModule of"
-            " `lightning.pytorch`."
+            f"{what} makes a {type(made).__module__}.{type(made).__name__}; expected a LightningModule, of"
+            " `lightning.pytorch` or of `pytorch_lightning`."
         )
     return make
 
@@ -214,9 +213,10 @@ def _load_evaluation(spec: str | None) -> Any:
     if spec is None:
         return None
     found = load_object(spec, "`--evaluate`")
-    if isinstance(found, type) and issubclass(found, pl.LightningDataModule):
+    if isinstance(found, type) and any(base.__name__ == "LightningDataModule" for base in found.__mro__):
         return found()
-    if not callable(found) and not isinstance(found, DataLoader | pl.LightningDataModule):
+    is_data = isinstance(found, DataLoader) or lightning_name(found, "LightningDataModule")
+    if not callable(found) and not is_data:
         raise WrongInput(
             f"`--evaluate`: `{spec}` must be a function of the model, a DataLoader or a LightningDataModule."
             f" Got {type(found).__name__}."

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -16,7 +14,6 @@ import lightning.pytorch as pl
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 
 from lightning_fl_ext.arguments import choice
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
@@ -33,11 +30,13 @@ from lightning_fl_ext.client.persistence.callback import StatePersistence
 from lightning_fl_ext.client.persistence.state_folder import default_root
 from lightning_fl_ext.client.secure import SecureAggregation, refuse_plain
 from lightning_fl_ext.client.trainers import check_trainer, give_folder, trainer_arguments
+from lightning_fl_ext.lightnings import data_for, lightning_of, quiet
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import Exchange
 from lightning_fl_ext.wire.secure_record import ACTION
 
 _REMEDY = "`client_app(batch_size=...)` (on the command line `--batch-size MODULE:NAME`)"
+
 
 def client_app(
     model: Callable[..., pl.LightningModule],
@@ -69,7 +68,8 @@ def client_app(
         model: Makes the LightningModule: its class, or a function.
         data: Gives the client's data: from the ``Context`` to a LightningDataModule or a train DataLoader.
             An evaluation runs ``Trainer.validate`` on the same object.
-        trainer: Arguments for ``lightning.pytorch.Trainer``, or a function that gives them. Callbacks and
+        trainer: Arguments for the Trainer, which is that of the module's own Lightning
+            (``lightning.pytorch`` or ``pytorch_lightning``), or a function that gives them. Callbacks and
             loggers among them are copied for every fit. Default: one epoch. Progress bar, logger,
             checkpoints, model summary and sanity check are off unless asked for, or needed by one of the
             callbacks. Files go to a folder for each run, client and round, below ``default_root_dir``, or
@@ -143,29 +143,24 @@ def client_app(
             [StatePersistence.from_message(bridge, message, context, root, training)] if root else []
         )
         bridge.keeps_home = True  # or is not to
-        seed = derive_seed(
-            read_seed(message),
-            bridge.server_round,
-            bridge.client_id,
-            kind := message.metadata.message_type.split(".")[0],
-        )
+        kind = message.metadata.message_type.split(".")[0]
+        seed = derive_seed(read_seed(message), bridge.server_round, bridge.client_id, kind)
         build_seed = derive_seed(read_seed(message), 0, bridge.client_id, "model")
-        with seeded(seed), _threads(num_threads), _quiet(), _collected():
+        with bridge.seeded(), _threads(num_threads), quiet(), _collected():
             check_trainer(given := make_trainer(bridge.round))
             own = trainer_arguments(given)
             owner = bridge.client_id or f"node-{context.node_id}"
             give_folder(own, read_run_id(message, context), owner, bridge.server_round, kind)
             own["callbacks"] = [bridge, *persistence, *own["callbacks"]]
-            local = pl.Trainer(**own)
-            refuse_script_launcher(local)
-            with seeded(build_seed):
-                module = make_model(
-                    bridge.round
-                )  # alike in every round: what stays at home and is frozen needs no keeping
+            with seeded(build_seed):  # alike in every round: what stays at home and is frozen is not kept
+                module = make_model(bridge.round)
             source = make_data(bridge.round)
             warn_if_seeded(seed, read_run_id(message, context))
+            lightning = _lightning_of(module)
+            local = lightning.Trainer(**own)
+            refuse_script_launcher(local)
             refuse_other_data(source)
-            yield local, module, source, bridge
+            yield local, module, data_for(lightning, source), bridge
             for callback in persistence:
                 callback.remember_round(context)
 
@@ -224,6 +219,13 @@ def _folder(keep_optimizer: Any, keep_local: Any) -> Path | None:
     return folders.pop() if folders else default_root()
 
 
+def _lightning_of(module: Any) -> Any:
+    try:
+        return lightning_of(module)
+    except TypeError as error:
+        raise TypeError(f"`model` did not make what a Trainer takes: {error}") from None
+
+
 def _kind(value: Any) -> str:
     return f"an instance of {type(value).__name__}"
 
@@ -240,21 +242,6 @@ def _threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what a Trainer says about itself in every fit; warnings about the user's code pass."""
-    banner = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = banner.level
-    banner.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PossibleUserWarning)
-            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-            yield
-    finally:
-        banner.setLevel(level)
 
 
 @contextmanager

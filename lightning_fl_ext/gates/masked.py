@@ -37,7 +37,8 @@ class MaskedModule(nn.Module):
 
     The module is taken over, not copied. Its masked parameters are frozen, and masked in its own forward
     only: calling the module, or one of its layers, past this wrapper raises, since it would use the dense
-    weights. What reads ``layer.weight`` by itself sees the dense weights and cannot be noticed.
+    weights. What is not masked, attributes and methods of the module, can be had from the wrapper. What reads
+    ``layer.weight`` by itself sees the dense weights and cannot be noticed.
 
     Args:
         module: Any module. Parameters that are shared (tied) share one mask.
@@ -115,6 +116,7 @@ class MaskedModule(nn.Module):
         self.flat = flat
         self._shapes = {name: weight.shape for name, weight in masked.items()}
         self._holders = frozen.holders(module, masked)
+        self._hidden = {place for places in self._holders.values() for place in places}
         scores = {
             name: torch.randn(weight.shape, generator=generator, dtype=torch.float32).to(weight.device)
             for name, weight in masked.items()
@@ -138,6 +140,21 @@ class MaskedModule(nn.Module):
             return outputs[0] if samples == 1 else _mean(outputs)
         rule: Rule = "mean" if self.evaluation == "mean" else "threshold"
         return self._run(self._masks(rule), args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Pass on what the wrapped module has, but for what is masked."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            module = (vars(self).get("_modules") or {}).get("module")
+            if module is None or name.startswith("_") or not hasattr(module, name):
+                raise
+        if name in self._hidden:
+            raise AttributeError(
+                f"`{name}` of the wrapped {type(module).__name__} is masked, and what it holds are the dense"
+                f" weights. Read them as `module.{name}`, or masked as `bake().{name}`."
+            )
+        return getattr(module, name)
 
     @property
     def probs(self) -> dict[str, Tensor]:

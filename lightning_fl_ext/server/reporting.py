@@ -77,20 +77,23 @@ def warn_of(trainer: FederatedFit, record: RoundRecord) -> None:
 
 
 def refuse_if_all_void(trainer: FederatedFit) -> None:
-    """Refuse to end a run as if all were well, though no round of it has changed the model.
+    """Refuse to end a run as if all were well, though no round of it, or none but the first, has counted.
 
     Raises:
-        LightningFLError: Every round in which clients were asked to train was void.
+        LightningFLError: Every round in which clients were asked to train was void; or of several, every one
+            after the first.
     """
     asked = [record for record in trainer.rounds if record.sampled]
-    if not asked or not all(record.void for record in asked):
+    later = asked if asked and asked[0].void else asked[1:]
+    if not later or not all(record.void for record in later):
         return
-    last = asked[-1]
+    last = later[-1]
     left_out = f" It {'; it '.join(summary_lines(last.rejected)[:3])}." if last.rejected else ""
-    raise LightningFLError(
-        f"none of the {len(asked)} round(s) counts, and the model is the one the run began with. Round"
-        f" {last.server_round} is void: {_why(trainer, last)}.{left_out}"
-    )
+    what = f"none of the {len(asked)} round(s) counts, and the model is the one the run began with"
+    if later is not asked:
+        first = asked[0].server_round
+        what = f"no round after round {first} counts, and the model is that of round {first}"
+    raise LightningFLError(f"{what}. Round {last.server_round} is void: {_why(trainer, last)}.{left_out}")
 
 
 def _why(trainer: FederatedFit, record: RoundRecord) -> str:

@@ -239,7 +239,8 @@ class FederatedTrainer:
         call_hook(self, "on_replies")
         evaluated, rejected = self._driver.evaluate(self.current_round, self.arrays)
         # A name that is an evaluation's stays so, also in a round whose evaluations are missing.
-        shared = evaluated.keys() | {k for k in trained.metrics if f"fit_{k}" in self.callback_metrics}
+        shared = evaluated.keys() | self._driver.validated_in_fits
+        shared |= {k for k in trained.metrics if f"fit_{k}" in self.callback_metrics}
         metrics = {f"fit_{k}" if k in shared else k: v for k, v in trained.metrics.items()} | evaluated
         if evaluate is not None:
             metrics |= self._evaluate_centrally(evaluate)

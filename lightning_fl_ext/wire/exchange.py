@@ -14,15 +14,14 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire.mask_names import MODEL
-from lightning_fl_ext.wire.tensors import to_numpy, to_torch
+from lightning_fl_ext.wire.prefixes import wrapper_prefix
+from lightning_fl_ext.wire.tensors import is_made_of_others, to_numpy, to_torch
 
 State = Mapping[str, Any]
 """A state dict."""
 
 _LISTED = 200
 """Differences that a message lists; what was sent may have any number of them."""
-
-_WRAPPERS = ("model.", "module.", "_orig_mod.", "net.", "_forward_module.")
 
 
 class StateMismatchError(LightningFLError):
@@ -150,10 +149,7 @@ class WeightExchange(Exchange):
         """
         arrays: dict[str, NDArray[Any]] = {}
         for name, tensor in self._selected(state).items():
-            try:
-                arrays[name] = to_numpy(tensor)
-            except TypeError as error:
-                raise TypeError(f"`{name}` cannot travel: {error}. Leave it out with `exclude`.") from None
+            arrays[name] = _copy(name, tensor)
         return arrays
 
     def unpack(self, arrays: Arrays, state: State) -> dict[str, torch.Tensor]:
@@ -225,6 +221,9 @@ class WeightExchange(Exchange):
 
     def _selected(self, state: State) -> dict[str, torch.Tensor]:
         selected = self.select(state)
+        for name, tensor in selected.items():
+            if is_made_of_others(tensor) and not hasattr(tensor, "device_mesh"):
+                _copy(name, tensor)  # raises
         if state and not selected:
             raise LightningFLError(
                 f"{self!r} selects none of the model's {len(state)} entries. They are: {_first(state)}"
@@ -246,6 +245,13 @@ def _once(arrays: Arrays, selected: State, matching: State) -> Arrays:
     if differing:
         raise StateMismatchError("\n".join(["Both sides must tie the same tensors.", *differing]))
     return {name: array for name, array in arrays.items() if name not in again} if again else arrays
+
+
+def _copy(name: str, tensor: torch.Tensor) -> NDArray[Any]:
+    try:
+        return to_numpy(tensor)
+    except TypeError as error:
+        raise TypeError(f"`{name}` cannot travel: {error}. Leave it out with `exclude`.") from None
 
 
 def _first(names: Iterable[str], count: int = 8) -> str:
@@ -307,15 +313,10 @@ def _hint(missing: list[str], unexpected: list[str]) -> str:
             " The server sent masks: give the client the same `exchange=MaskExchange(...)` as its"
             " `FederatedTrainer`."
         )
-    for prefix in _WRAPPERS:
-        if unexpected and {name.replace(prefix, "", 1) for name in unexpected} == set(missing):
-            return (
-                f" The names sent carry the prefix `{prefix}`: send the state dict of the unwrapped module."
-            )
-        if missing and {name.replace(prefix, "", 1) for name in missing} == set(unexpected):
-            return (
-                f" The names sent lack the prefix `{prefix}`: both sides must use the same LightningModule."
-            )
+    if prefix := wrapper_prefix(unexpected, missing):
+        return f" The names sent carry the prefix `{prefix}`: send the state dict of the unwrapped module."
+    if prefix := wrapper_prefix(missing, unexpected):
+        return f" The names sent lack the prefix `{prefix}`: both sides must use the same LightningModule."
     if missing or unexpected:
         return " Both sides must use the same model and the same exchange, with the same patterns."
     return " Both sides must build the model with the same sizes and dtypes."

@@ -20,6 +20,17 @@ _EXTENDED: dict[torch.dtype, tuple[np.dtype[Any], torch.dtype]] = {
 _EXTENDED_BACK = {numpy: (dtype, carrier) for dtype, (numpy, carrier) in _EXTENDED.items()}
 
 
+def is_made_of_others(tensor: torch.Tensor) -> bool:
+    """Tell a tensor subclass that computes in its own way and has no memory of its own.
+
+    Example:
+        >>> is_made_of_others(torch.nn.Parameter(torch.zeros(2)))
+        False
+    """
+    own: Any = type(tensor).__torch_dispatch__
+    return own is not torch.Tensor.__torch_dispatch__ and own is not torch.nn.Parameter.__torch_dispatch__
+
+
 def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
     """Copy a tensor into a C-contiguous numpy array of its own.
 
@@ -32,12 +43,19 @@ def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
         another copy. bfloat16 and float8 come as ``ml_dtypes`` types.
 
     Raises:
-        TypeError: The tensor is sparse, quantized, on ``meta``, or of a dtype without a numpy counterpart.
+        TypeError: The tensor is sparse, quantized, of a subclass that is made of other tensors, on ``meta``,
+            or of a dtype without a numpy counterpart.
 
     Example:
         >>> to_numpy(torch.tensor([1.5, 2.0], dtype=torch.bfloat16))
         array([1.5, 2], dtype=bfloat16)
     """
+    if is_made_of_others(tensor):
+        kind = f"{type(tensor).__module__.split('.')[0]}.{type(tensor).__name__}"
+        raise TypeError(
+            f"a {kind} is made of other tensors and has no array of its own; federate the module with plain"
+            " tensors and convert it after the last round, or convert it back first (`dequantize()`)"
+        )
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
         kind = "quantized" if tensor.is_quantized else "meta" if tensor.is_meta else str(tensor.layout)
         raise TypeError(

@@ -134,7 +134,18 @@ def test_a_function_named_on_the_command_line_counts_the_examples(project, feder
     rounds = [json.loads(line) for line in (project / "run" / "ledger.jsonl").read_text().splitlines()]
     counts = [client["num_examples"] for line in rounds for client in line.get("accepted", ())]
     assert counts == [32, 40, 48]
-    assert "`--batch-size`: `lit:Lit.lr`" in federate("other", "--batch-size", "lit:Lit.lr").err
+    assert (
+        "`--batch-size`: `lit:F.__name__` must be a function"
+        in federate("other", "--batch-size", "lit:F.__name__").err
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_module_of_pytorch_lightning(project, call):
+    flags = ("--clients", 2, "--rounds", 1, "--trainer-option", "accelerator=cpu", "--data", "lit:data")
+    done = call("run", "lit:other_name", *flags, "--dir", "other")
+    assert (done.code, done.err) == (0, "")
+    assert "round 1/1  clients 2/2" in done.out
 
 
 def test_the_server_evaluates_on_a_data_module(project, federate):

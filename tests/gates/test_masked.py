@@ -249,3 +249,32 @@ def test_a_tied_weight_cannot_be_called_past_its_mask_at_either_place(place):
     layer = masked.module.get_submodule(place)
     with pytest.raises(RuntimeError, match="called past it"):
         layer(torch.arange(5) if place == "embed" else torch.ones(1, 5))
+
+
+class WithMethods(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(4, 3)
+        self.weight = nn.Parameter(torch.ones(3))
+        self.classes = 3
+
+    def forward(self, x):
+        return self.body(x) * self.weight
+
+    def name_of(self, index):
+        return f"class {index} of {self.classes}"
+
+    def features(self, x):
+        return self.body(x)
+
+
+def test_attributes_and_methods_that_call_no_masked_layer_are_passed_on():
+    masked = MaskedModule(WithMethods())
+    assert (masked.classes, masked.name_of(1)) == (3, "class 1 of 3")
+    assert copy.deepcopy(masked).name_of(0) == "class 0 of 3"
+    assert not hasattr(masked, "nothing")
+    with pytest.raises(RuntimeError):
+        masked.features(torch.ones(1, 4))  # the layer's own guard
+    with pytest.raises(AttributeError, match=r"`weight` of .* is masked.*`bake\(\)\.weight`"):
+        masked.weight  # noqa: B018
+    assert MaskedModule(WithMethods(), include="body.*").weight.tolist() == [1, 1, 1]

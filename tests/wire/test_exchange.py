@@ -245,7 +245,9 @@ def test_float16_and_bfloat16_are_not_mistaken_for_each_other():
             WeightExchange().unpack(arrays, {"w": torch.zeros(2, dtype=ours)})
 
 
-@pytest.mark.parametrize("prefix", ["model.", "module.", "_orig_mod.", "net.", "_forward_module."])
+@pytest.mark.parametrize(
+    "prefix", ["_module.", "model.", "module.", "_orig_mod.", "net.", "_forward_module."]
+)
 def test_a_common_prefix_on_either_side_is_named(prefix):
     bare = nn.Linear(1, 1).state_dict()
     wrapped = {prefix + name: tensor for name, tensor in bare.items()}
@@ -262,6 +264,43 @@ def test_a_prefix_within_a_name_is_named_too():
     exchange = WeightExchange()
     with pytest.raises(StateMismatchError, match=r"carry the prefix `_orig_mod\.`"):
         exchange.unpack(exchange.pack(compiled.state_dict()), plain.state_dict())
+
+
+class Quantized(torch.Tensor):
+    """Like torchao's: a float outside, integers and a scale inside."""
+
+    @staticmethod
+    def __new__(cls, tensor):
+        return torch.Tensor._make_wrapper_subclass(cls, tensor.shape, dtype=tensor.dtype)
+
+    def __init__(self, tensor):
+        self.inner = (tensor * 16).to(torch.int8)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return args[0]
+        raise NotImplementedError(function)
+
+
+def test_a_tensor_subclass_is_refused_by_name_before_anything_is_loaded_or_packed():
+    weight = torch.ones(2)
+    state = {"bias": torch.zeros(1), "weight": Quantized(weight)}
+    said = (
+        r"`weight` cannot travel: a \w+\.Quantized is made of other tensors.*after the last round.*`exclude`"
+    )
+    with pytest.raises(TypeError, match=said):
+        WeightExchange().pack(state)
+    with pytest.raises(TypeError, match=said):
+        WeightExchange().unpack(WeightExchange().pack({**state, "weight": weight}), state)
+    assert list(WeightExchange(exclude="weight").pack(state)) == ["bias"]
+
+
+def test_a_tensor_subclass_that_only_adds_words_travels():
+    class Image(torch.Tensor):
+        pass
+
+    assert WeightExchange().pack({"x": torch.ones(2).as_subclass(Image)})["x"].tolist() == [1, 1]
 
 
 def test_unrelated_names_get_no_hint():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from lightning_fl_ext.client.round import ClientRound
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult, order_results
+from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import Exchange, RoundInfo, WeightExchange
 
 if TYPE_CHECKING:
@@ -173,6 +175,22 @@ class FlowerBridge(FitHooks):
             bridge._global or {},
         )
         return bridge
+
+    def seeded(self) -> AbstractContextManager[None]:
+        """Seed all global random state for a fit or evaluation written by hand, as ``client_app`` does.
+
+        The seed follows from the server's run seed, the round, the client's id and the kind of message; at
+        the end, the random state is put back as it was. Make the module and the data inside.
+
+        Example:
+            >>> import torch
+            >>> with FlowerBridge(client_id="site-a").seeded():
+            ...     first = torch.rand(1)
+            >>> with FlowerBridge(client_id="site-a").seeded():
+            ...     assert torch.rand(1) == first
+        """
+        kind = "train" if self._message is None else self._message.metadata.message_type.split(".")[0]
+        return seeded(derive_seed(self._info.run_seed, self.server_round, self.client_id, kind))
 
     def receive(self, arrays: Arrays, server_round: int = 0) -> None:
         """Take the weights that the next fit starts from, and validations and tests before it.

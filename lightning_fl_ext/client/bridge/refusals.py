@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_fl_ext.client.bridge.model_state import is_sharded
+from lightning_fl_ext.lightnings import lightning_name, overrides
 
-_LIGHTNING_MODULES = {"lightning.pytorch.core.module", "pytorch_lightning.core.module"}
 _AVERAGING = {"WeightAveraging", "StochasticWeightAveraging"}
 
 
@@ -94,7 +92,7 @@ def refuse_without_validation(module: Any) -> None:
     Raises:
         ValueError: It has no ``validation_step`` of its own.
     """
-    if type(module).validation_step.__module__ in _LIGHTNING_MODULES:
+    if not overrides(module, "validation_step"):
         raise ValueError(
             f"`{type(module).__name__}` has no `validation_step`, and the server asks clients to evaluate."
             " Write one, or have the server not ask: `fraction_evaluate=0.0` in the strategy."
@@ -125,7 +123,8 @@ def refuse_other_data(source: Any) -> None:
         TypeError: It is neither a LightningDataModule nor a DataLoader, nor another object that iterates over
             batches (a set of data or a collection of loaders is none).
     """
-    if isinstance(source, LightningDataModule | DataLoader | CombinedLoader):
+    kinds = ("LightningDataModule", "CombinedLoader")
+    if isinstance(source, DataLoader) or any(lightning_name(source, kind) for kind in kinds):
         return
     if isinstance(source, Dataset | Sequence | Mapping | torch.Tensor) or not hasattr(source, "__iter__"):
         raise TypeError(

@@ -27,7 +27,8 @@ class ResultStore:
     it as it goes, and the caller's copy finds what it wrote, also after a crash.
 
     The folder has mode 0700. Outside a ``spool_dir`` it is removed with the store that was constructed;
-    pickled copies leave it alone, deep copies have one of their own.
+    pickled copies leave it alone, deep copies have one of their own. A store that has seen no run tells what
+    the deep copy of it tells that ran last: some libraries run copies of the callbacks they are given.
 
     Args:
         spool_dir: Parent of the folder. Default: the system's folder for temporary files.
@@ -41,12 +42,16 @@ class ResultStore:
         self._epochs: list[EpochResult] = []
         self._outcomes: dict[str, ClientUpdate] = {}
         self._failures: dict[str, str] = {}
+        self._has_run = False
+        self._origin: ResultStore | None = None
+        self._copy_that_ran: ResultStore | None = None
         self.folder = Path(spool_dir or tempfile.gettempdir()) / f"flower-bridge-{uuid.uuid4().hex}"
         if spool_dir is None:
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
     def start_fit(self, trainer: Any) -> None:
         """Forget the runs before, and choose where this fit's results go."""
+        self._note_run()
         self._epochs, self._outcomes, self._failures = [], {}, {}
         self._on_disk = self._spool_dir is not None or _is_launched(trainer)
         if trainer.is_global_zero:
@@ -57,6 +62,7 @@ class ResultStore:
 
     def start_evaluation(self, trainer: Any) -> None:
         """Forget the evaluation before, and choose where this one's outcome goes."""
+        self._note_run()
         for kind in (EVALUATION, "validate", "test"):
             self.drop(kind)
         self._on_disk = self._spool_dir is not None or _is_launched(trainer)
@@ -64,6 +70,8 @@ class ResultStore:
     @property
     def epochs(self) -> list[EpochResult]:
         """The held epochs' results, by epoch. With a ``spool_dir``, arrays are read when looked up."""
+        if self._copy_that_ran is not None:
+            return self._copy_that_ran.epochs
         if not self._epochs_folder.exists():
             return list(self._epochs)
         found = [read_result(path, EpochResult) for path in sorted(self._epochs_folder.glob("*.safetensors"))]
@@ -88,6 +96,8 @@ class ResultStore:
         Raises:
             LightningFLError: There is none; the message says why, and what there is.
         """
+        if self._copy_that_ran is not None:
+            return self._copy_that_ran.get(kind)
         path = self._outcome_path(kind)
         if path.exists():
             return _in_memory(read_result(path, ClientUpdate))
@@ -97,6 +107,8 @@ class ResultStore:
 
     def has(self, kind: str) -> bool:
         """Tell whether there is an outcome of that kind."""
+        if self._copy_that_ran is not None:
+            return self._copy_that_ran.has(kind)
         return kind in self._outcomes or self._outcome_path(kind).exists()
 
     def put(self, kind: str, outcome: ClientUpdate) -> None:
@@ -145,8 +157,20 @@ class ResultStore:
     def _open_folder(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
+    def _note_run(self) -> None:
+        self._has_run, self._copy_that_ran = True, None
+        origin = self._origin
+        while origin is not None:
+            if not origin._has_run:
+                origin._copy_that_ran = self
+            origin = origin._origin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_origin": None, "_copy_that_ran": None}
+
     def __deepcopy__(self, _memo: dict[int, Any]) -> ResultStore:
         twin = ResultStore(self._spool_dir, self._owner)
+        twin._origin, twin._has_run = self, self._has_run
         twin._epochs, twin._outcomes = list(self._epochs), dict(self._outcomes)
         twin._failures = dict(self._failures)
         if self.folder.exists():

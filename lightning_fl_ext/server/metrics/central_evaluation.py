@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from lightning_fl_ext.arguments import got, kind_of
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.lightnings import data_for, lightning_name, lightning_of, quiet
 from lightning_fl_ext.metrics.discovery import weights_of
 from lightning_fl_ext.wire.exchange import left_alone
 
@@ -34,7 +34,7 @@ def check_evaluation(module: torch.nn.Module, evaluate: CentralEvaluation | Any)
         raise TypeError(
             "`evaluate` must be a function of the module, or data to validate on." + got(evaluate)
         )
-    if evaluate is not None and not callable(evaluate) and not hasattr(module, "validation_step"):
+    if evaluate is not None and not callable(evaluate) and lightning_name(module, "LightningModule") is None:
         raise TypeError(
             "`evaluate` is data for `Trainer.validate`, which takes a LightningModule only; `model` is"
             f" {kind_of(module)}. Give a function of the module instead."
@@ -115,24 +115,14 @@ def _call(module: torch.nn.Module, evaluate: CentralEvaluation) -> Mapping[str, 
 
 
 def _validate(module: Any, data: Any) -> Mapping[str, Any]:
-    import lightning.pytorch as pl
-    from lightning.fabric.utilities.warnings import PossibleUserWarning
-
-    banner = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = banner.level
-    banner.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PossibleUserWarning)
-            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-            trainer = pl.Trainer(
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                inference_mode=False,  # what the module assigns meanwhile must take the next round's weights
-            )
-            trainer.validate(module, data, verbose=False)
-    finally:
-        banner.setLevel(level)
+    lightning = lightning_of(module)
+    with quiet():
+        trainer = lightning.Trainer(
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            inference_mode=False,  # what the module assigns meanwhile must take the next round's weights
+        )
+        trainer.validate(module, data_for(lightning, data), verbose=False)
     return {name: value for name, value in trainer.callback_metrics.items() if value.numel() == 1}

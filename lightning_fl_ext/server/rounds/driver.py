@@ -29,6 +29,7 @@ from lightning_fl_ext.server.screening.checks import ValueLimits, screen_evaluat
 from lightning_fl_ext.server.screening.limits import Warrant
 from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection
+from lightning_fl_ext.server.strategies.buffers import averaged_buffers
 from lightning_fl_ext.wire import RoundInfo, from_record, to_record
 from lightning_fl_ext.wire.client_record import declared_id
 
@@ -46,6 +47,10 @@ class StrategyDriver:
         trainer: Its strategy, seed, limits and state.
         grid: What carries the messages.
         call_hook: Calls a hook of every callback, by name, with the hook's arguments after the trainer.
+
+    Attributes:
+        validated_in_fits: Names that all clients log in the validations of their fits, if the strategy asks
+            clients to evaluate as well: the same names then mean the global model.
     """
 
     def __init__(self, trainer: FederatedFit, grid: Grid, call_hook: Callable[..., None]) -> None:
@@ -62,6 +67,7 @@ class StrategyDriver:
         names = {name for callback in trainer.callbacks for name in callback.metric_names}
         self._owned = owned_by_server(names, but=(self.calls.count_key,))
         self._earlier: set[str] = set()
+        self.validated_in_fits: set[str] = set()
 
     def train(self, server_round: int, arrays: Arrays) -> tuple[Arrays, RoundRecord]:
         """Have clients train, and aggregate what they send.
@@ -96,8 +102,11 @@ class StrategyDriver:
                 accepted = [reply for _, reply, _ in replies]
                 like = self.trainer.exchange.like(arrays)
                 widen = not self.calls.reads_every_dtype
+                updates = [update for _, _, update in replies]
+                buffers = averaged_buffers(self.trainer.strategy, self.trainer.model, arrays, updates)
                 align_replies(accepted, self._shared_metrics(heads), like, widen)
                 new, metrics = self._aggregate(server_round, accepted, heads)
+                new = new and {**new, **buffers}
             elif self.calls.reserves:
                 self._aggregate(server_round, [])  # releases nothing, so what it has reserved is free again
         self._refuse_if_all_failed(messages, heads)
@@ -105,6 +114,10 @@ class StrategyDriver:
         if new is not None and not void:
             arrays = self._checked(server_round, new, arrays, heads)
         measured, left_out = self._measure(messages, heads, metrics)
+        if self.calls.asks_to_evaluate:
+            told = [messages.stages.get(client, {}).get("validate") for client in heads]
+            names = [{*stage.names, *stage.scalars} for stage in told if stage is not None]
+            self.validated_in_fits = set.intersection(*names) if names else self.validated_in_fits
         counts = {
             "clients_accepted": len(heads),
             "clients_rejected": len({r.client_id for r in messages.rejected} - {*heads}),

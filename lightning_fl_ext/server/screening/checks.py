@@ -18,8 +18,7 @@ from lightning_fl_ext.server.screening.rejection import Reason, Rejected
 from lightning_fl_ext.wire import from_record
 from lightning_fl_ext.wire.client_record import client_record
 from lightning_fl_ext.wire.contents import records_of
-
-_WRAPPERS = ("model.", "module.", "_orig_mod.", "_forward_module.")
+from lightning_fl_ext.wire.prefixes import wrapper_prefix
 
 
 @dataclass(frozen=True)
@@ -174,11 +173,9 @@ def _screen_keys(expected: list[str], got: list[str]) -> None:
     extra = [key for key in got if key not in own]
     if not missing and not extra:
         return
-    for prefix in _WRAPPERS if len(missing) == len(extra) else ():
-        if {key.removeprefix(prefix) for key in extra} == set(missing) or {
-            key.removeprefix(prefix) for key in missing
-        } == set(extra):
-            raise Rejected(Reason.PREFIX, extra[0], missing[0], f"{extra[0]} (`{prefix}`)")
+    prefix = wrapper_prefix(extra, missing) or wrapper_prefix(missing, extra)
+    if prefix and len(missing) == len(extra):
+        raise Rejected(Reason.PREFIX, extra[0], missing[0], f"{extra[0]} (`{prefix}`)")
     shown = [f"missing {missing[:3]}"] * bool(missing) + [f"unexpected {extra[:3]}"] * bool(extra)
     raise Rejected(Reason.KEYS, (missing + extra)[0], f"the model's {len(expected)} keys", ", ".join(shown))
 

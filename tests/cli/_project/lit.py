@@ -114,3 +114,21 @@ number = 3
 def twice(batch):
     """Pairs of examples."""
     return 2 * len(batch[0])
+
+
+def other_name():
+    """The model, by Lightning's other name."""
+    import pytorch_lightning
+
+    class Other(pytorch_lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 1)
+
+        def training_step(self, batch, _):
+            return F.mse_loss(self.layer(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    return Other()

@@ -474,3 +474,41 @@ def test_the_command_line_takes_keep_as_a_word_too(kit, cli):
     args = ["--trainer.callbacks+=lightning_fl_ext.FlowerBridge", "--trainer.callbacks.keep=all"]
     made = cli(kit.Lit, run=False, args=args, trainer_defaults=kit.QUIET)
     assert any(isinstance(c, FlowerBridge) for c in made.trainer.callbacks)
+
+
+def test_a_bridge_whose_copy_was_trained_has_its_results(kit):
+    """Some libraries copy the callbacks they are given, and train the copies."""
+    source = kit.arrays_of(kit.fresh_module(1))
+    bridge = FlowerBridge.from_message(kit.message(source), kit.context(), keep="all")
+    for epochs in (1, 2):  # the last one that ran
+        copied = copy.deepcopy([bridge])
+        module = kit.fit(copied[0], module=kit.fresh_module(2), max_epochs=epochs)
+        assert [r.epoch for r in bridge.results] == list(range(epochs))
+    kit.assert_same(bridge.update.arrays, kit.arrays_of(module))
+    assert bridge.reply().content["metrics"]["num-examples"] == 10
+    again = copy.deepcopy(copied[0])
+    kit.fit(again, module=kit.fresh_module(3), max_epochs=1)
+    assert len(copied[0].results) == 2, "a copy of what has run itself is on its own"
+    kit.fit(bridge, module=kit.fresh_module(4), max_epochs=3)
+    assert [r.epoch for r in bridge.results] == [0, 1, 2], "its own run comes first"
+
+
+def test_seeded_gives_a_hand_written_client_the_bytes_of_client_app(kit):
+    class Noisy(kit.Lit):
+        def loss(self, batch):
+            return super().loss([torch.nn.functional.dropout(batch[0], 0.5), batch[1]])
+
+    sent = kit.message(kit.arrays_of(kit.fresh_module(1)), run_seed=5, server_round=2)
+    replies = []
+    for _ in range(2):
+        torch.rand(3)  # wherever the process's own random state stands
+        before = torch.get_rng_state()
+        bridge = FlowerBridge.from_message(sent, kit.context())
+        with bridge.seeded():
+            kit.fit(bridge, module=Noisy(), data=kit.loader(shuffle=True))
+        assert torch.equal(torch.get_rng_state(), before)
+        replies.append(kit.weights(bridge.reply()))
+    app = client_app(Noisy, lambda _: kit.loader(shuffle=True), {"accelerator": "cpu"})
+    whole = kit.weights(app(sent, kit.context()))
+    kit.assert_same(replies[0], whole)
+    kit.assert_same(replies[1], whole)

@@ -332,6 +332,17 @@ def test_fewer_good_updates_than_min_accepted_leave_the_model_as_it_is(toy, make
 
 
 @pytest.mark.parametrize("name", STREAMED_AND_COLLECTED)
+def test_a_run_of_which_the_first_round_alone_counts_ends_in_an_error(toy, make_strategy, name):
+    def spoil_later(instruction, reply):
+        later = toy.is_train(instruction) and instruction.content["config"]["server-round"] > 1
+        return altering(toy, put("bias", 0, np.nan))(instruction, reply) if later else reply
+
+    said = r"no round after round 1 counts, and the model is that of round 1\. Round 3 is void: 4 of 5"
+    with pytest.raises(LightningFLError, match=said):
+        fit(toy, make_strategy(name), spoil_later, min_accepted=5, max_rounds=3)
+
+
+@pytest.mark.parametrize("name", STREAMED_AND_COLLECTED)
 def test_a_run_of_void_rounds_alone_ends_in_an_error_with_its_rounds_kept(toy, make_strategy, name, tmp_path):
     options = {"callbacks": [RoundCheckpoint(), RoundLedger()], "default_root_dir": tmp_path}
     trainer = toy.make_trainer(make_strategy(name), min_accepted=5, **options)

@@ -1,0 +1,48 @@
+"""A model's buffers under server optimizers: averaged, not optimised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi, QFedAvg, Strategy
+from torch import nn
+
+from lightning_fl_ext.aggregation.exact import exact_mean
+from lightning_fl_ext.results import Arrays, ClientUpdate
+
+_OPTIMIZERS = (FedAdagrad, FedAdam, FedYogi, FedAvgM, QFedAvg)
+"""Flower's strategies that take a step from the global weights, which may lead beyond all clients' own."""
+
+
+def averaged_buffers(
+    strategy: Strategy, model: nn.Module, arrays: Arrays, updates: Iterable[ClientUpdate]
+) -> Arrays:
+    """Give the exact weighted means of a model's buffers, where the strategy would optimise them.
+
+    A step of a server optimizer (FedAdam, FedYogi, FedAdagrad, FedAvgM, QFedAvg and subclasses of theirs) may
+    move BatchNorm's ``running_var`` below zero, and its counter to no whole number. Reddi et al. 2021
+    (arXiv:2003.00295) optimise parameters; buffers are statistics, and have a mean.
+
+    Args:
+        strategy: At work. One inside a wrapper is let alone: what differential privacy clips and noises must
+            not be read past it.
+        model: Tells buffers from parameters.
+        arrays: The global weights before.
+        updates: What counts in the round.
+
+    Returns:
+        Arrays for the names that are buffers, in the dtypes of ``arrays``; none for other strategies.
+
+    Raises:
+        AggregationOverflow: The buffers are too large for an exact sum.
+    """
+    if not isinstance(strategy, _OPTIMIZERS):
+        return {}
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    like = {name: array for name, array in arrays.items() if name in buffers}
+    if not like:
+        return {}
+    return exact_mean(
+        like,
+        [({name: update.arrays[name] for name in like}, update.num_examples) for update in updates],
+    )
