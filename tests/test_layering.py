@@ -13,7 +13,7 @@ import lightning_fl_ext
 ROOT = Path(lightning_fl_ext.__file__).parent
 PACKAGE = ROOT.name
 
-FREE = {"arguments", "errors", "lazy", "seeds", "text"}
+FREE = {"arguments", "errors", "lazy", "locks", "seeds", "text"}
 """Parts that every part may import."""
 
 MAY_IMPORT = {
@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "lazy": set(),
     "seeds": set(),
     "text": set(),
+    "locks": set(),
     "partition": set(),
     "results": set(),
     "gates": {"results"},
@@ -80,6 +81,7 @@ MAY_USE = {
     "lazy": set(),
     "seeds": {"torch"},
     "text": set(),
+    "locks": set(),
     "partition": set(),
     "results": set(),
     "gates": {"torch"},

@@ -9,7 +9,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,9 @@ def client_app(
     app = ClientApp()
 
     @contextmanager
-    def run(message: Message, context: Context) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge]]:
+    def run(
+        message: Message, context: Context, fits: bool = False
+    ) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge]]:
         bridge = FlowerBridge.from_message(message, context, **options)
         persistence = [StatePersistence.from_message(bridge, message, context, root)] if root else []
         own = copy.deepcopy(arguments)
@@ -126,7 +128,8 @@ def client_app(
             bridge.client_id,
             message.metadata.message_type,
         )
-        with seeded(seed), _threads(num_threads), _quiet(), _collected():
+        alone = persistence[0].alone() if persistence and fits else nullcontext()
+        with alone, seeded(seed), _threads(num_threads), _quiet(), _collected():
             local = pl.Trainer(callbacks=[bridge, *persistence, *callbacks], **own)
             refuse_script_launcher(local)
             module, source = model(), data(context)
@@ -137,7 +140,7 @@ def client_app(
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        with run(message, context) as (local, module, source, bridge):
+        with run(message, context, fits=True) as (local, module, source, bridge):
             local.fit(module, source)
             return bridge.reply()
 

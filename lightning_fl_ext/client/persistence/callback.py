@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,14 @@ class StatePersistence(Callback):
         if isinstance(note, ConfigRecord) and note["run-id"] == run_id:
             noted = int(str(note["round"]))
         return cls(bridge, StateFolder(root, owner, run_id), noted)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep the client's folder for one fit, so that no other process goes on from the same state.
+
+        Raises:
+            LightningFLError: Another one is at work with it, or it cannot be made.
+        """
+        return self._folder.alone()
 
     def remember_round(self, context: Context) -> None:
         """Remember in the context that there is a state of this round, if there is."""

@@ -103,18 +103,28 @@ def load_checkpoint(trainer: FederatedFit, path: str | Path) -> None:
         return
     else:
         files = newest
-    data = json.loads(files["state.json"])
-    _refuse_another_run(data, trainer.fingerprint)
-    arrays = arrays_from_bytes(files["model.safetensors"])
-    if digest(arrays) != data["digest"]:
+    try:
+        data = json.loads(files["state.json"])
+        _refuse_another_run(data, trainer.fingerprint)
+        arrays = arrays_from_bytes(files["model.safetensors"])
+        tensors = tensors_from_bytes(files["strategy.safetensors"])
+        records = [RoundRecord.from_json(record) for record in data["rounds"]]
+        run_id, done, expected = str(data["run_id"]), int(data["round"]), data["digest"]
+        strategy, states = data["strategy"], dict(data["callbacks"])
+        if done < 1 or [record.server_round for record in records if record.server_round][-1:] != [done]:
+            raise ValueError(f"it says round {done}, and its records end elsewhere")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise TornFilesError(
+            f"the checkpoint is not one of this package, or was altered: {error!r}"
+        ) from None
+    if digest(arrays) != expected:
         raise TornFilesError("the checkpoint's weights do not have the digest written beside them")
-    trainer.arrays = arrays
-    trainer.run_id, trainer.current_round = data["run_id"], data["round"]
-    restore_strategy(trainer.strategy, data["strategy"], tensors_from_bytes(files["strategy.safetensors"]))
-    for record in data["rounds"]:
-        trainer.add_record(RoundRecord.from_json(record))
+    trainer.arrays, trainer.run_id, trainer.current_round = arrays, run_id, done
+    restore_strategy(trainer.strategy, strategy, tensors)
+    for record in records:
+        trainer.add_record(record)
     for key, callback in _keyed(trainer):
-        callback.load_state_dict(data["callbacks"].get(key, {}))
+        callback.load_state_dict(states.get(key, {}))
 
 
 def _checkpoint_at(path: Path) -> Path:
