@@ -1,5 +1,5 @@
 # Every target builds .venv first if it is missing, or older than pyproject.toml or constraints.txt.
-# `make test PYTHON=python3.12` picks the Python it is built with.
+# `make test PYTHON=python3.12` picks the Python it is built with; `make test PART=gates` runs one part's tests.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -11,20 +11,36 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# A part is a folder in tests/, and what it tests is the folder of the same name in lightning_fl_ext/.
+PARTS := $(sort $(patsubst tests/%/,%,$(dir $(wildcard tests/*/test_*.py tests/*/*/test_*.py tests/*/*/*/test_*.py))))
+ifneq ($(PART),)
+part := $(patsubst %/,%,$(PART))
+ifeq ($(and $(filter 1,$(words $(part))),$(filter $(part),$(PARTS))),)
+$(error There is no part '$(PART)'. The parts: $(PARTS))
+endif
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast engines faults lint docs pictures examples bench clean
+.PHONY: help demo test test-fast test-portable engines faults lint docs pictures examples bench clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## Train ten simulated clients on handwritten digits, and show what comes out
 	@$(BIN)/python examples/federated_digits.py
 
-test: $(READY)  ## Run all tests
+test: $(READY)  ## Run all tests; with PART=gates, or PART=server/durability, those of one part
+ifeq ($(PART),)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+else
+	$(BIN)/python -m pytest tests/$(part) $(wildcard lightning_fl_ext/$(part))
+endif
 
 test-fast: $(READY)  ## Run the tests that start no other engine
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not engines'
+
+test-portable: $(READY)  ## Run the tests that start no other engine on arithmetic like another processor's
+	@PYTHON=$(BIN)/python tests/portable.sh
 
 engines: $(READY)  ## Train one federation on every engine, and compare the digests
 	@$(BIN)/python tests/engines/_comparison.py

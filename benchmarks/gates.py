@@ -1,7 +1,9 @@
 """What a gate costs, and what its gradient is worth.
 
-``python benchmarks/gates.py`` times the samplers on one thread, forward and backward, at 1e6 and 1e7 gates,
-against `torch.bernoulli` and against the plain autograd Function over it that `BernoulliSample` replaces.
+``python benchmarks/gates.py`` times the samplers on one thread, forward and backward, at 1e4 to 1e7 gates,
+against `torch.bernoulli` and the plain autograd Function over it that `BernoulliSample` replaces. They
+take turns; the ratios are the median over the turns, and that of the best times. With numba (extra ``fast``)
+the fused loop is compiled beforehand; ``--unfused`` measures without it.
 
 ``python benchmarks/gates.py --estimators`` measures the bias and the spread of every estimator's gradient.
 The loss of 8 gates is a function of 2^8 states, so the true gradient of its expectation is known exactly; so
@@ -13,12 +15,13 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from lightning_fl_ext.gates import BernoulliSample, Estimator, bernoulli_sample
+from lightning_fl_ext.gates import BernoulliSample, Estimator, bernoulli_sample, fused
 from lightning_fl_ext.gates.bernoulli import check_probabilities
 
 RELAXED = ("concrete", "hard_concrete", "gaussian")
@@ -42,15 +45,15 @@ class PlainBernoulli(torch.autograd.Function):
         return ctx.saved_tensors[0] * grad_output
 
 
-def best_times(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Shortest time of each function in seconds; they take turns, so that a busy moment hits all of them."""
-    best = dict.fromkeys(functions, float("inf"))
+def times_in_turn(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Every time of each function in seconds; they take turns, so that a busy moment hits all of them."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
             start = time.perf_counter()
             function()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
+            times[name].append(time.perf_counter() - start)
+    return times
 
 
 def speed(size: int, repeats: int) -> None:
@@ -74,10 +77,14 @@ def speed(size: int, repeats: int) -> None:
         both[estimator] = forward_backward(lambda p, name=estimator: bernoulli_sample(p, name))
     for title, functions in (("forward", forward), ("forward and backward", both)):
         print(f"\n{title}, {size:.0e} float32 gates, {torch.get_num_threads()} thread")
-        times = best_times(functions, repeats)
+        times = times_in_turn(functions, repeats)
         baseline = next(iter(times.values()))
         for name, seconds in times.items():
-            print(f"  {name:<16}{seconds / size * 1e9:7.1f} ns per gate {baseline / seconds:7.2f} x as fast")
+            turns = median(plain / ours for plain, ours in zip(baseline, seconds, strict=True))
+            print(
+                f"  {name:<16}{median(seconds) / size * 1e9:7.1f} ns per gate {turns:7.2f} x as fast"
+                f" (best times {min(baseline) / min(seconds):.2f} x)"
+            )
 
 
 def losses() -> dict[str, Callable[[Tensor], Tensor]]:
@@ -158,13 +165,18 @@ def estimator_table() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What a gate costs, and what its gradient is worth.")
+    parser.add_argument("--unfused", action="store_true", help="measure as without numba")
     parser.add_argument("--estimators", action="store_true", help="measure bias and spread instead of speed")
-    if parser.parse_args().estimators:
+    arguments = parser.parse_args()
+    if arguments.estimators:
         estimator_table()
         return
+    fused.PAYS_AFTER = 2**62 if arguments.unfused else 0
+    print("fused loop:", "no" if arguments.unfused or fused.compiled_loop() is None else "yes")
     torch.set_num_threads(1)
+    speed(10_000, repeats=300)
     speed(1_000_000, repeats=30)
-    speed(10_000_000, repeats=5)
+    speed(10_000_000, repeats=7)
 
 
 if __name__ == "__main__":

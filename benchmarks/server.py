@@ -24,7 +24,7 @@ from lightning_fl_ext import ExactFedAvg, FederatedTrainer, LocalGrid, digest
 from lightning_fl_ext.aggregation.kernels import kernels_for
 from lightning_fl_ext.engines import private
 from lightning_fl_ext.results.score import pseudo_sort_scoring_function
-from lightning_fl_ext.server.screening.checks import Limits, screen_train_reply
+from lightning_fl_ext.server.screening.checks import ValueLimits, screen_train_reply
 from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.wire import from_record, to_record
 
@@ -101,7 +101,7 @@ def measure_costs():
     views = from_record(content["arrays"])
 
     def screen(**limits):
-        return lambda: screen_train_reply(reply, "a", 1, Limits(**limits), arrays)
+        return lambda: screen_train_reply(reply, "a", 1, ValueLimits(**limits), arrays)
 
     costs = {
         "reading the bytes once (np.max)": best(lambda: [np.max(view) for view in views.values()]),

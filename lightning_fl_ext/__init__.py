@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from lightning_fl_ext.aggregation import ExactMean as ExactMean
     from lightning_fl_ext.aggregation import exact_mean as exact_mean
     from lightning_fl_ext.callbacks import GateMonitor as GateMonitor
+    from lightning_fl_ext.callbacks import GateTarget as GateTarget
     from lightning_fl_ext.client import FlowerBridge as FlowerBridge
+    from lightning_fl_ext.client import SecureAggregation as SecureAggregation
     from lightning_fl_ext.client import client_app as client_app
+    from lightning_fl_ext.client import refuse_plain as refuse_plain
     from lightning_fl_ext.engines import LocalGrid as LocalGrid
     from lightning_fl_ext.engines import run_local as run_local
     from lightning_fl_ext.gates import BernoulliSample as BernoulliSample
@@ -32,14 +35,17 @@ if TYPE_CHECKING:
     from lightning_fl_ext.results import order_results as order_results
     from lightning_fl_ext.results import pseudo_sort_scoring_function as pseudo_sort_scoring_function
     from lightning_fl_ext.results import select_zeroeth_element as select_zeroeth_element
+    from lightning_fl_ext.secure import write_site_keys as write_site_keys
     from lightning_fl_ext.server import ExactFedAvg as ExactFedAvg
     from lightning_fl_ext.server import FederatedTrainer as FederatedTrainer
     from lightning_fl_ext.server import FedPM as FedPM
+    from lightning_fl_ext.server import Limits as Limits
     from lightning_fl_ext.server import RoundCallback as RoundCallback
     from lightning_fl_ext.server import RoundCheckpoint as RoundCheckpoint
     from lightning_fl_ext.server import RoundEarlyStopping as RoundEarlyStopping
     from lightning_fl_ext.server import RoundLedger as RoundLedger
     from lightning_fl_ext.server import RoundProgressBar as RoundProgressBar
+    from lightning_fl_ext.server import SecureFedAvg as SecureFedAvg
     from lightning_fl_ext.server import replay_ledger as replay_ledger
     from lightning_fl_ext.server import server_app as server_app
     from lightning_fl_ext.server import verify_ledger as verify_ledger
@@ -52,6 +58,7 @@ _HOME = {
     "ExactMean": "aggregation",
     "exact_mean": "aggregation",
     "GateMonitor": "callbacks",
+    "GateTarget": "callbacks",
     "FlowerBridge": "client",
     "client_app": "client",
     "LocalGrid": "engines",
@@ -74,11 +81,16 @@ _HOME = {
     "FederatedTrainer": "server",
     "server_app": "server",
     "ExactFedAvg": "server",
+    "Limits": "server",
     "RoundCallback": "server",
     "RoundCheckpoint": "server",
     "RoundEarlyStopping": "server",
     "RoundLedger": "server",
     "RoundProgressBar": "server",
+    "SecureFedAvg": "server",
+    "SecureAggregation": "client",
+    "refuse_plain": "client",
+    "write_site_keys": "secure",
     "verify_ledger": "server",
     "replay_ledger": "server",
     "pack_metrics": "metrics",

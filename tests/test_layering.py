@@ -28,12 +28,13 @@ MAY_IMPORT = {
     "gates": {"results"},
     "aggregation": {"results"},
     "metrics": {"results"},
+    "secure": {"results", "aggregation"},
     "wire": {"results", "gates", "aggregation"},
     "files": {"results", "wire"},
     "trees": {"wire"},
     "engines": {"results", "wire"},
-    "client": {"results", "gates", "aggregation", "metrics", "wire", "files", "trees", "engines"},
-    "server": {"results", "gates", "aggregation", "metrics", "wire", "files", "trees", "engines"},
+    "client": {"results", "gates", "aggregation", "metrics", "secure", "wire", "files", "trees", "engines"},
+    "server": {"results", "gates", "aggregation", "metrics", "secure", "wire", "files", "trees", "engines"},
     "callbacks": {"gates"},
     "report": {"results", "files", "server"},
     "cli": {"wire", "files", "engines", "client", "server", "report"},
@@ -46,15 +47,15 @@ ROOMS = {
         "screening": set(),
         "record": {"screening"},
         "result": {"record", "screening"},
-        "fit": {"record", "result"},
+        "fit": {"record", "result", "screening"},
         "metrics": {"screening"},
-        "strategies": {"metrics"},
-        "durability": {"fit", "record"},
+        "strategies": {"metrics", "screening"},
+        "durability": {"fit", "record", "screening"},
         "rounds": {"fit", "record", "screening", "metrics"},
         "callbacks": {"durability", "fit", "record", "screening"},
         "stopping": set(),
         "reporting": {"fit", "record", "screening", "stopping"},
-        "trainer_arguments": {"callbacks"},
+        "trainer_arguments": {"callbacks", "screening"},
         "trainer": {
             *("callbacks", "durability", "metrics", "record", "reporting", "result", "rounds"),
             *("screening", "strategies", "trainer_arguments"),
@@ -63,13 +64,15 @@ ROOMS = {
     },
     "client": {
         "identity": set(),
+        "notices": set(),
         "results": set(),
         "metrics": set(),
         "instruction_limits": set(),
         "messages": {"instruction_limits", "results"},
-        "bridge": {"identity", "messages", "metrics", "results"},
-        "persistence": {"bridge", "messages", "results"},
-        "app": {"bridge", "identity", "messages", "persistence"},
+        "bridge": {"identity", "messages", "metrics", "notices", "results"},
+        "persistence": {"bridge", "messages", "notices", "results"},
+        "secure": {"identity", "messages"},
+        "app": {"bridge", "identity", "messages", "persistence", "secure"},
     },
 }
 """The rooms of the two crowded parts, lowest first, and which others each may import."""
@@ -87,6 +90,7 @@ MAY_USE = {
     "gates": {"torch"},
     "aggregation": set(),
     "metrics": {"torch", "torchmetrics"},
+    "secure": set(),
     "wire": {"torch", "flwr"},
     "files": {"torch"},
     "trees": {"torch", "flwr"},
@@ -275,7 +279,8 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_importing_a_part_loads_nothing_it_may_not_use():
-    steps = [("results", "aggregation", "partition", "seeds"), ("gates", "metrics"), ("wire", "engines")]
+    pure_parts = ("results", "aggregation", "partition", "secure", "seeds")
+    steps = [pure_parts, ("gates", "metrics"), ("wire", "engines")]
     pure, torch_only, flower = loaded_after(
         *(f"import {', '.join(f'{PACKAGE}.{part}' for part in parts)}" for parts in steps)
     )

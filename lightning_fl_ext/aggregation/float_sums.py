@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_fl_ext.aggregation.arithmetic import LIMIT, SHIFT, Int64
+from lightning_fl_ext.aggregation.arithmetic import LIMIT, QUANTUM_HIGH, SHIFT, Int64
 from lightning_fl_ext.aggregation.errors import AggregationOverflow, InvalidUpdate
 from lightning_fl_ext.aggregation.kernels import AT_ONCE, Terms, Weights, kernels_for
 from lightning_fl_ext.aggregation.structure import PARTS, Arrays, Entry
@@ -99,6 +99,26 @@ class FloatSums:
             self._high += other._total >> SHIFT if other._high is None else other._high
         self._total += other._total
         self._bounds = bounds
+
+    @property
+    def bounds(self) -> Mapping[str, int]:
+        """Of each array, a bound on the sum of weight times largest magnitude."""
+        return self._bounds
+
+    def words(self) -> tuple[Int64, Int64]:
+        """Give both words of all sums, which add up to those of all terms, each by itself modulo 2^64."""
+        return self._total, self._total >> SHIFT if self._high is None else self._high
+
+    def set_words(self, total: Int64, high: Int64 | None) -> None:
+        """Take sums of what :meth:`words` gave; without the second word they must fit 64 bits.
+
+        Raises:
+            AggregationOverflow: They are beyond `LIMIT`.
+        """
+        limit = LIMIT / QUANTUM_HIGH
+        if high is not None and high.size and not -limit <= high.min() <= high.max() <= limit:
+            raise _overflow("the sum", float(np.abs(high.astype(np.float64)).max()) * QUANTUM_HIGH)
+        self._total, self._high = total, high
 
     def mean(self, count: int, out: Arrays) -> None:
         """Divide by ``count``, rounding once to each array's dtype, and write to ``out``."""

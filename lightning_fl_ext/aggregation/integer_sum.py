@@ -8,9 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_fl_ext.aggregation.arithmetic import SHIFT
 from lightning_fl_ext.aggregation.structure import Entry
 
 Array = NDArray[Any]
+Words = NDArray[np.uint64]
+
+_MASK = 2**64 - 1
 
 
 class IntegerSum(NamedTuple):
@@ -49,6 +53,27 @@ class IntegerSum(NamedTuple):
         up = (2 * rest > count) | ((2 * rest == count) & (quotient % 2 == 1))
         nearest: Array = (quotient + up).astype(self.entry.dtype)
         return nearest.reshape(self.entry.shape)
+
+    def words(self) -> tuple[Words, Words]:
+        """Give the sum modulo 2^64, and its multiples of 2^36, rounded down: either adds up by itself."""
+        if self.values.dtype == object:
+            low = np.array([int(v) & _MASK for v in self.values], np.uint64)
+            return low, np.array([(int(v) >> SHIFT) & _MASK for v in self.values], np.uint64)
+        return self.values.view(np.uint64), (self.values >> SHIFT).view(np.uint64)
+
+    @classmethod
+    def from_words(cls, entry: Entry, low: Words, high: Words | None) -> IntegerSum:
+        """Take sums of what :meth:`words` gave; without the second word they must fit 64 bits."""
+        if high is None:
+            values: Array = low.view(np.int64)
+        else:
+            multiples = high.view(np.int64)
+            rest = low - (high << np.uint64(SHIFT))
+            small = not multiples.size or -(2**26) < multiples.min() <= multiples.max() < 2**26
+            kind = np.dtype(np.int64 if small else object)
+            values = multiples.astype(kind) * 2**SHIFT + rest.astype(kind)
+        largest = max(int(values.max()), -int(values.min())) if values.size else 0
+        return cls(entry, values, largest)
 
     def _plus(self, values: Array, weight: int, bound: int) -> IntegerSum:
         bound += self.bound

@@ -1,5 +1,6 @@
 """Lightning callbacks for stochastic gates."""
 
 from lightning_fl_ext.callbacks.gate_monitor import GateMonitor
+from lightning_fl_ext.callbacks.gate_target import GateTarget
 
-__all__ = ["GateMonitor"]
+__all__ = ["GateMonitor", "GateTarget"]

@@ -68,13 +68,16 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
     model = _load_model(settings)
     strategy = make_strategy(settings, has_validation=is_overridden("validation_step", model()))
     exchange = _make_exchange(settings, strategy)
+    batch_size = load_object(settings.batch_size, "`--batch-size`") if settings.batch_size else None
+    if batch_size is not None and not callable(batch_size):
+        raise WrongInput(f"`--batch-size`: `{settings.batch_size}` must be a function of a batch.")
     with refusing("`--client-option` or `--trainer-option`"):
         client = client_app(
             model,
             _load_data(settings.data),
             {"max_epochs": settings.max_epochs, **settings.trainer_option},
             exchange=exchange,
-            **settings.client_option,
+            **{"batch_size": batch_size, **settings.client_option},
         )
     with refusing("the settings"):
         trainer = FederatedTrainer(

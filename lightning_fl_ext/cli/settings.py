@@ -92,6 +92,14 @@ class RunSettings:
     client_option: dict[str, Any] = _setting(
         "pairs", CLIENTS, "Argument for client_app, such as submit=mean. Repeatable.", metavar="KEY=VALUE"
     )
+    batch_size: str | None = _setting(
+        "str",
+        CLIENTS,
+        "A function from a batch to its number of examples, by which clients weigh. [default: what the module"
+        " logs as batch_size, or else the batch and its loader tell]",
+        None,
+        metavar="MODULE:NAME",
+    )
     include: list[str] = _setting(
         "list",
         CLIENTS,

@@ -2,5 +2,6 @@
 
 from lightning_fl_ext.client.app import client_app
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
+from lightning_fl_ext.client.secure import SecureAggregation, refuse_plain
 
-__all__ = ["FlowerBridge", "client_app"]
+__all__ = ["FlowerBridge", "SecureAggregation", "client_app", "refuse_plain"]

@@ -20,6 +20,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 
+from lightning_fl_ext.arguments import choice
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.bridge.refusals import (
     refuse_other_data,
@@ -30,8 +31,10 @@ from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import query_reply, read_seed
 from lightning_fl_ext.client.persistence.callback import StatePersistence
 from lightning_fl_ext.client.persistence.state_folder import default_root
+from lightning_fl_ext.client.secure import SecureAggregation, refuse_plain
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import Exchange
+from lightning_fl_ext.wire.secure_record import ACTION
 
 _QUIET: dict[str, Any] = {
     "logger": False,
@@ -40,6 +43,8 @@ _QUIET: dict[str, Any] = {
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
 }
+
+_REMEDY = "`client_app(batch_size=...)` (on the command line `--batch-size MODULE:NAME`)"
 
 
 def client_app(
@@ -56,6 +61,11 @@ def client_app(
     min_examples: int = 0,
     num_threads: int | None = None,
     keep_optimizer: bool | str | os.PathLike[str] = False,
+    batch_size: Callable[[Any], int] | None = None,
+    keep_local: bool | str | os.PathLike[str] = True,
+    secure: str = "auto",
+    trusted_keys: str | os.PathLike[str] | None = None,
+    signing_key: str | os.PathLike[str] | None = None,
 ) -> ClientApp:
     """Make a Flower ``ClientApp`` that trains, evaluates, and tells who it is.
 
@@ -80,18 +90,29 @@ def client_app(
         num_threads: Torch's threads on the processor during a fit. Large sums come out otherwise on another
             number of threads, and engines give clients different numbers: name one to have the same bytes on
             all of them. Default: as many as the engine gives.
-        keep_optimizer: Whether a fit goes on with the optimizers, LR schedulers, gradient scaler, counters of
-            steps and epochs, and the weights that do not travel, from where the client's fit before ended.
-            True keeps them in ``~/.local/state/lightning_fl_ext`` (under ``$XDG_STATE_HOME``, if that is
-            set), a path in that folder; there in a folder for each client and run.
+        keep_optimizer: Whether a fit goes on with the optimizers, LR schedulers, gradient scaler and counters
+            of steps and epochs from where the client's fit before ended. True keeps them where
+            ``keep_local`` says, a path in that folder, and what ``keep_local`` keeps as well.
+        keep_local: Whether weights that do not travel, and change, go on from round to round. True keeps them
+            in ``~/.local/state/lightning_fl_ext`` (under ``$XDG_STATE_HOME``, if that is set), a path in that
+            folder; there in a folder for each client and run. Where all weights travel, nothing is written.
+            With False, every message begins with them as ``model`` builds them.
+        batch_size: Gives the number of examples in a batch, the weight of a client; see
+            :class:`FlowerBridge`.
+        secure: Whether updates are masked if the server asks for it (``"auto"``), or leave in no other form
+            (``"required"``): a server that asks for a plain one then gets an error and no weights.
+        trusted_keys: See :class:`SecureAggregation`.
+        signing_key: See :class:`SecureAggregation`.
 
     Returns:
         For ``flwr run``, or for :func:`~lightning_fl_ext.run_local`.
 
     Raises:
         TypeError: ``model`` or ``data`` cannot be called, ``trainer`` holds no arguments of a Trainer, or
-            ``exchange`` or ``keep_optimizer`` is of another type.
-        ValueError: ``num_threads`` is below 1.
+            ``exchange``, ``keep_optimizer``, ``keep_local`` or ``batch_size`` is of another type.
+        ValueError: ``num_threads`` is below 1, ``keep_optimizer`` and ``keep_local`` contradict, or
+            ``secure`` is something else.
+        LightningFLError: ``trusted_keys`` or ``signing_key`` cannot be read.
 
     Example:
         ``client_app(LitDigits, data=lambda context: Digits(context), trainer={"max_epochs": 2})``
@@ -107,10 +128,13 @@ def client_app(
         "allow_example_states": allow_example_states,
         "exclude_metrics": exclude_metrics,
         "min_examples": min_examples,
+        "batch_size": batch_size,
     }
     FlowerBridge(**options)  # complains now rather than in the first round
+    choice("secure", secure, ("auto", "required"))
+    half = SecureAggregation(trusted_keys, signing_key)
     arguments = {"max_epochs": 1, **_QUIET, **(trainer or {})}
-    root = _folder(keep_optimizer)
+    root, training = _folder(keep_optimizer, keep_local), keep_optimizer is not False
     app = ClientApp()
 
     @contextmanager
@@ -118,7 +142,11 @@ def client_app(
         message: Message, context: Context, fits: bool = False
     ) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge]]:
         bridge = FlowerBridge.from_message(message, context, **options)
-        persistence = [StatePersistence.from_message(bridge, message, context, root)] if root else []
+        bridge._remedy = _REMEDY
+        persistence = (
+            [StatePersistence.from_message(bridge, message, context, root, training)] if root else []
+        )
+        bridge.keeps_home = True  # or is not to
         own = copy.deepcopy(arguments)
         callbacks = own.pop("callbacks", None) or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
@@ -126,19 +154,25 @@ def client_app(
             read_seed(message),
             bridge.server_round,
             bridge.client_id,
-            message.metadata.message_type,
+            message.metadata.message_type.split(".")[0],
         )
+        build_seed = derive_seed(read_seed(message), 0, bridge.client_id, "model")
         alone = persistence[0].alone() if persistence and fits else nullcontext()
         with alone, seeded(seed), _threads(num_threads), _quiet(), _collected():
             local = pl.Trainer(callbacks=[bridge, *persistence, *callbacks], **own)
             refuse_script_launcher(local)
-            module, source = model(), data(context)
+            with seeded(build_seed):
+                module = model()  # alike in every round: what stays at home and is frozen needs no keeping
+            source = data(context)
             refuse_other_data(source)
             yield local, module, source, bridge
             for callback in persistence:
                 callback.remember_round(context)
 
-    @app.train()
+    plain: list[Any] = [refuse_plain] if secure == "required" else []
+
+    @app.train(ACTION, mods=[half])
+    @app.train(mods=plain)
     def train(message: Message, context: Context) -> Message:
         with run(message, context, fits=True) as (local, module, source, bridge):
             local.fit(module, source)
@@ -178,12 +212,21 @@ def _check_arguments(model: Any, data: Any, trainer: Any) -> None:
         )
 
 
-def _folder(keep_optimizer: Any) -> Path | None:
-    if isinstance(keep_optimizer, bool):
-        return default_root() if keep_optimizer else None
-    if not isinstance(keep_optimizer, str | os.PathLike):
-        raise TypeError(f"`keep_optimizer` must be True, False or a folder. Got {_kind(keep_optimizer)}.")
-    return Path(keep_optimizer).expanduser().absolute()
+def _folder(keep_optimizer: Any, keep_local: Any) -> Path | None:
+    """Tell where clients keep their states; None if they keep none."""
+    given = {"keep_optimizer": keep_optimizer, "keep_local": keep_local}
+    for name, value in given.items():
+        if not isinstance(value, bool | str | os.PathLike):
+            raise TypeError(f"`{name}` must be True, False or a folder. Got {_kind(value)}.")
+    folders = {Path(v).expanduser().absolute() for v in given.values() if not isinstance(v, bool)}
+    if len(folders) > 1 or (keep_local is False and keep_optimizer is not False):
+        raise ValueError(
+            "`keep_optimizer` keeps weights that do not travel as well, in the same folder as `keep_local`."
+            f" Got keep_optimizer={keep_optimizer!r}, keep_local={keep_local!r}: give `keep_optimizer` alone."
+        )
+    if keep_local is False:
+        return None
+    return folders.pop() if folders else default_root()
 
 
 def _kind(value: Any) -> str:

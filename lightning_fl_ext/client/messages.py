@@ -53,7 +53,7 @@ def read_instruction(message: Message, client_id: str, exchange: Exchange) -> tu
     check_arrays(record)
     info = RoundInfo(
         read_seed(message),
-        whole_number("server-round", _config(message, "server-round", 0), MOST_ROUND),
+        read_round(message),
         client_id,
         names("sampled", _config(message, "sampled", [])) if exchange.tells_sampled else (),
     )
@@ -77,6 +77,15 @@ def read_seed(message: Message) -> int:
         InstructionError: It is no such number.
     """
     return whole_number("run-seed", _config(message, "run-seed", 0), MOST_SEED)
+
+
+def read_round(message: Message) -> int:
+    """Read which round it is; 0 if the server does not tell.
+
+    Raises:
+        InstructionError: It is no such number.
+    """
+    return whole_number("server-round", _config(message, "server-round", 0), MOST_ROUND)
 
 
 def read_run_id(message: Message, context: Context) -> str:

@@ -3,6 +3,7 @@
 from lightning_fl_ext.gates.bernoulli import BernoulliSample
 from lightning_fl_ext.gates.estimators import Estimator, bernoulli_sample, open_probability
 from lightning_fl_ext.gates.masked import MaskedModule
+from lightning_fl_ext.gates.projection import project_open_fraction
 from lightning_fl_ext.gates.stochastic import StochasticGateModule
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "StochasticGateModule",
     "bernoulli_sample",
     "open_probability",
+    "project_open_fraction",
 ]

@@ -7,6 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from lightning_fl_ext.gates.fused import fused_sample
+
 __all__ = ["BernoulliSample"]
 
 
@@ -59,6 +61,19 @@ def uniform_like(probs: Tensor) -> Tensor:
     return torch.rand(probs.shape, dtype=at_least_float32(probs.dtype), device=probs.device)
 
 
+def sample_gates(probs: Tensor) -> Tensor:
+    """Draw one sample for each probability: 0s and 1s of its dtype, without a gradient.
+
+    Raises:
+        TypeError: See `check_probabilities`.
+        ValueError: See `check_probabilities`.
+    """
+    if isinstance(probs, Tensor) and (sample := fused_sample(probs)) is not None:
+        return sample
+    check_probabilities(probs)
+    return (uniform_like(probs) < probs).to(probs.dtype)
+
+
 class BernoulliSample(torch.autograd.Function):
     r"""Sample :math:`b_i \sim \mathrm{Bernoulli}(p_i)`; the gradient passes back multiplied by :math:`p_i`.
 
@@ -99,8 +114,7 @@ class BernoulliSample(torch.autograd.Function):
     @staticmethod
     def forward(bernoulli_probs: Tensor) -> Tensor:
         """Draw one sample for each probability."""
-        check_probabilities(bernoulli_probs)
-        return (uniform_like(bernoulli_probs) < bernoulli_probs).to(bernoulli_probs.dtype)
+        return sample_gates(bernoulli_probs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -21,6 +21,7 @@ from lightning_fl_ext.gates.bernoulli import (
     BernoulliSample,
     at_least_float32,
     check_probabilities,
+    sample_gates,
     uniform_like,
 )
 
@@ -142,18 +143,18 @@ def bernoulli_sample(
     check_estimator(estimator, temperature, hard)
     if estimator == "probability":
         return cast(Tensor, BernoulliSample.apply(probs))  # type: ignore[no-untyped-call]
-    check_probabilities(probs)
-    uniform = uniform_like(probs)
-    sample = (uniform < probs).to(probs.dtype)
     if estimator == "identity":
-        return _straight_through(sample, probs)
+        return _straight_through(sample_gates(probs), probs)
     if estimator == "reinmax":
+        sample = sample_gates(probs)
         of_sample = torch.where(sample > 0, probs, 1 - probs).detach()
         return _straight_through(sample, probs, 0.5 / of_sample.clamp(min=torch.finfo(probs.dtype).tiny))
+    check_probabilities(probs)
+    uniform = uniform_like(probs)
     relaxation = RELAXED[estimator]
     noisy = relaxation.quantile(probs.to(uniform.dtype)) - relaxation.quantile(uniform)
     relaxed = relaxation.squash(noisy / (temperature or relaxation.temperature)).to(probs.dtype)
-    return _straight_through(sample, relaxed) if hard else relaxed
+    return _straight_through((uniform < probs).to(probs.dtype), relaxed) if hard else relaxed
 
 
 def open_probability(

@@ -50,6 +50,31 @@ def named_metrics(
     }
 
 
+def weights_of(module: nn.Module) -> dict[str, Any]:
+    """Give a module's state dict, with ``None`` in the place of what belongs to its metrics.
+
+    That is everything below a torchmetrics metric but trainable parameters: states that were made
+    persistent, constants, a frozen network that computes features. It is not part of the model.
+
+    Example:
+        >>> from torchmetrics import MeanMetric
+        >>> module = nn.ModuleDict({"layer": nn.Linear(1, 1, bias=False), "loss": MeanMetric()})
+        >>> module["loss"].persistent(True)
+        >>> weights_of(module)
+        {'layer.weight': tensor(...), 'loss.mean_value': None, 'loss.weight': None}
+    """
+    inside = [
+        name
+        for name, child in module.named_modules(remove_duplicate=False)
+        if name and isinstance(child, Metric)
+    ]
+    trained = {n for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    return {
+        name: None if name not in trained and covered(name, inside) else value
+        for name, value in module.state_dict().items()
+    }
+
+
 def hidden_metrics(module: nn.Module) -> list[str]:
     """Names of plain lists, tuples and dicts that hold metrics, where no module finds them.
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_fl_ext.metrics.bounded_json import JsonLimits, load_json
 from lightning_fl_ext.metrics.errors import DamagedMetricPack
 
 Array = NDArray[Any]
@@ -125,7 +126,12 @@ class MetricPack:
 
     @classmethod
     def from_arrays(
-        cls, arrays: Mapping[str, Array], header: str, *, client_id: str | None = None
+        cls,
+        arrays: Mapping[str, Array],
+        header: str,
+        *,
+        client_id: str | None = None,
+        limits: JsonLimits | None = None,
     ) -> MetricPack:
         """Read the flat form back, trusting nothing in it.
 
@@ -134,12 +140,13 @@ class MetricPack:
             header: The JSON text of `to_arrays`.
             client_id: The sender as the receiver knows it, if it does; the pack must carry the same id, or
                 none, in which case it gets this one.
+            limits: For the header.
 
         Raises:
             DamagedMetricPack: If `to_arrays` cannot have written this. The message names the client and the
                 metric.
         """
-        return _Reader(arrays, client_id).pack(header)
+        return _Reader(arrays, client_id).pack(header, limits or JsonLimits())
 
 
 class _Reader:
@@ -150,10 +157,10 @@ class _Reader:
         self.sender = client_id
         self.where = f"metrics of {'a client' if client_id is None else f'client {client_id!r}'}"
 
-    def pack(self, header: str) -> MetricPack:
+    def pack(self, header: str, limits: JsonLimits) -> MetricPack:
         try:
-            parsed = json.loads(header)
-        except (ValueError, TypeError, RecursionError) as error:
+            parsed = load_json(header.encode(), limits)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             self.fail("a JSON text", shorten(error))
         keys = ("format", "client_id", "num_examples", "withheld", "excluded", "metrics")
         version, client_id, num_examples, withheld, excluded, metrics = self.fields(parsed, keys)

@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from lightning_fl_ext.metrics.bounded_json import JsonLimits, load_json
 from lightning_fl_ext.metrics.errors import DamagedMetricPack
 from lightning_fl_ext.metrics.metric_states import LARGEST_COUNT, MetricPack, shorten
 
@@ -65,19 +66,22 @@ class StageMetrics:
         return save({_HEADER: np.frombuffer(about.encode(), dtype=np.uint8), **arrays})
 
     @classmethod
-    def from_bytes(cls, data: Any, *, client_id: str) -> StageMetrics:
+    def from_bytes(cls, data: Any, *, client_id: str, limits: JsonLimits | None = None) -> StageMetrics:
         """Read the bytes back, trusting nothing in them.
 
         Args:
             data: As :meth:`to_bytes` gives them.
             client_id: The sender, by the name that the server knows it by.
+            limits: For the header of the file, for that in JSON, and for that of the pack.
 
         Raises:
             DamagedMetricPack: :meth:`to_bytes` cannot have given these.
         """
+        limits = limits or JsonLimits()
         try:
+            load_json(data[8 : 8 + int.from_bytes(data[:8], "little")], limits)
             arrays = load(data)
-            about = json.loads(arrays.pop(_HEADER).tobytes())
+            about = load_json(arrays.pop(_HEADER).tobytes(), limits)
             names = {str(name): tuple(map(str, found)) for name, found in about["names"].items()}
             scalars = {str(name): _scalar(*entry) for name, entry in about["scalars"].items()}
             header = str(about["pack"])
@@ -86,7 +90,8 @@ class StageMetrics:
                 f"metrics of client {shorten(client_id)}: expected a safetensors file with a header in JSON,"
                 f" got {shorten(error)}. Leave this client's metrics out of the round."
             ) from None
-        return cls(MetricPack.from_arrays(arrays, header, client_id=client_id), names, scalars)
+        pack = MetricPack.from_arrays(arrays, header, client_id=client_id, limits=limits)
+        return cls(pack, names, scalars)
 
 
 def _scalar(reduction: Any, num_examples: Any) -> Scalar:

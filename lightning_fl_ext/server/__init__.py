@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server.durability.signing import make_keys as make_keys
     from lightning_fl_ext.server.record import RoundRecord as RoundRecord
     from lightning_fl_ext.server.result import FederatedResult as FederatedResult
+    from lightning_fl_ext.server.screening.limits import Limits as Limits
     from lightning_fl_ext.server.screening.rejection import BadUpdateError as BadUpdateError
     from lightning_fl_ext.server.screening.rejection import Reason as Reason
     from lightning_fl_ext.server.screening.rejection import Rejection as Rejection
     from lightning_fl_ext.server.strategies import ExactFedAvg as ExactFedAvg
     from lightning_fl_ext.server.strategies import FedPM as FedPM
+    from lightning_fl_ext.server.strategies import SecureFedAvg as SecureFedAvg
     from lightning_fl_ext.server.trainer import FederatedTrainer as FederatedTrainer
 
 _HOME = {
@@ -45,6 +47,7 @@ _HOME = {
     "KeyFileError": "durability.signing",
     "LedgerError": "durability.ledger",
     "LedgerReport": "durability.ledger",
+    "Limits": "screening.limits",
     "Reason": "screening.rejection",
     "Rejection": "screening.rejection",
     "ReplayError": "durability.ledger",
@@ -54,6 +57,7 @@ _HOME = {
     "RoundLedger": "callbacks",
     "RoundProgressBar": "callbacks",
     "RoundRecord": "record",
+    "SecureFedAvg": "strategies",
     "make_keys": "durability.signing",
     "replay_ledger": "durability.ledger",
     "server_app": "app",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightning_fl_ext.results import Arrays
     from lightning_fl_ext.server.record import RoundRecord
     from lightning_fl_ext.server.result import FederatedResult
+    from lightning_fl_ext.server.screening.limits import Limits
     from lightning_fl_ext.wire import Exchange
 
 
@@ -29,6 +30,7 @@ class FederatedFit(Protocol):
     min_accepted: int
     on_bad_update: str
     max_update_norm: float | None
+    limits: Limits
     round_timeout: float | None
     exchange: Exchange
     monitor: str | None

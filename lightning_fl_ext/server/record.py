@@ -24,6 +24,7 @@ class RoundRecord:
         digest: Digest of the global weights after the round.
         metrics: Every metric of the round by name.
         void: Whether too few updates counted, so that the model stayed as it was.
+        sum_digest: Under secure aggregation, the digest of the unmasked sum.
     """
 
     server_round: int
@@ -33,10 +34,13 @@ class RoundRecord:
     digest: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     void: bool = False
+    sum_digest: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Give plain JSON data, with ``"nan"`` and ``"inf"`` as strings, since JSON has no such numbers."""
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if not self.sum_digest:
+            del data["sum_digest"]
         metrics = {
             name: value if math.isfinite(value) else str(value) for name, value in self.metrics.items()
         }

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from lightning_fl_ext.arguments import choice, folder, limit, metric_name, whole_number
+from lightning_fl_ext.metrics.discovery import weights_of
 from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server.callbacks.base import RoundCallback, call_hook
@@ -24,11 +25,16 @@ from lightning_fl_ext.server.callbacks.progress import RoundProgressBar
 from lightning_fl_ext.server.durability.checkpoint import fingerprint, load_checkpoint
 from lightning_fl_ext.server.durability.lock import folder_lock
 from lightning_fl_ext.server.durability.strategy_state import copy_strategy
-from lightning_fl_ext.server.metrics.central_evaluation import check_evaluation, evaluate_centrally
+from lightning_fl_ext.server.metrics.central_evaluation import (
+    check_evaluation,
+    evaluate_centrally,
+    warn_of_unseen,
+)
 from lightning_fl_ext.server.record import RoundRecord, require_metric
 from lightning_fl_ext.server.reporting import log_record, refuse_if_all_void, reporting, warn_of
 from lightning_fl_ext.server.result import FederatedResult
 from lightning_fl_ext.server.rounds.driver import StrategyDriver
+from lightning_fl_ext.server.screening.limits import Limits
 from lightning_fl_ext.server.screening.rejection import sort_rejections
 from lightning_fl_ext.server.strategies import ExactFedAvg
 from lightning_fl_ext.server.trainer_arguments import (
@@ -36,6 +42,7 @@ from lightning_fl_ext.server.trainer_arguments import (
     check_ckpt_path,
     check_grid,
     exchange_object,
+    limits_object,
     logger_list,
     make_module,
     strategy_object,
@@ -66,6 +73,7 @@ class FederatedTrainer:
         monitor: Metric to go by: the result names the best round by it, and :class:`RoundCheckpoint` and
             :class:`RoundEarlyStopping` use it unless they have one of their own.
         mode: Whether a ``"min"`` or ``"max"`` of ``monitor`` is best.
+        limits: What one reply of a client may hold at most; None for the defaults of :class:`Limits`.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -98,6 +106,7 @@ class FederatedTrainer:
         exchange: Exchange | None = None,
         monitor: str | None = None,
         mode: str = "min",
+        limits: Limits | None = None,
     ) -> None:
         self.max_rounds = whole_number("max_rounds", max_rounds, 0)
         self.strategy = self._strategy = strategy_object(ExactFedAvg() if strategy is None else strategy)
@@ -112,6 +121,7 @@ class FederatedTrainer:
         self.exchange = exchange_object(WeightExchange() if exchange is None else exchange)
         self.monitor = None if monitor is None else metric_name(monitor)
         self.mode = choice("mode", mode, ("min", "max"))
+        self.limits = limits_object(Limits() if limits is None else limits)
         if enable_progress_bar and not any(isinstance(c, RoundProgressBar) for c in self.callbacks):
             self.callbacks.insert(0, RoundProgressBar())
         # As in Lightning, checkpoints are written last, when the other callbacks' state is what it will be.
@@ -163,6 +173,8 @@ class FederatedTrainer:
         with reporting(self), folder_lock(self.default_root_dir) if writes else nullcontext():
             if ckpt_path is not None:
                 load_checkpoint(self, ckpt_path)
+            if evaluate is not None:
+                warn_of_unseen(self.model, self._tensors())
             call_hook(self, "on_fit_start")
             if self.current_round == 0 and evaluate is not None:
                 metrics = self._evaluate_centrally(evaluate)
@@ -201,6 +213,7 @@ class FederatedTrainer:
         with reporting(self):
             metrics, rejected = self._driver.evaluate(0, self.arrays)
             if evaluate is not None:
+                warn_of_unseen(self.model, self._tensors())
                 metrics |= self._evaluate_centrally(evaluate)
             record = RoundRecord(0, (), (), sort_rejections(rejected), digest(self.arrays), metrics)
             self.add_record(record)
@@ -211,7 +224,7 @@ class FederatedTrainer:
         check_grid(grid)
         with seeded(derive_seed(self.seed, 0, "", "init")):
             self.model = make_module(model)
-        self.arrays = self.exchange.start(self.model.state_dict())
+        self.arrays = self.exchange.start(weights_of(self.model))
         self.strategy = copy_strategy(self._strategy)
         self.current_round, self.rounds, self.callback_metrics = 0, [], {}
         self.should_stop, self.result, self.ckpt_path = False, None, ckpt_path
@@ -246,8 +259,10 @@ class FederatedTrainer:
             return evaluate_centrally(self.model, evaluate, self.current_round)
 
     def _write_model(self) -> None:
-        tensors = self.exchange.unpack(self.arrays, self.model.state_dict())
-        self.model.load_state_dict(tensors, strict=False)
+        self.model.load_state_dict(self._tensors(), strict=False)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return self.exchange.unpack(self.arrays, weights_of(self.model))
 
     def add_record(self, record: RoundRecord) -> None:
         """Add a round's record, and hand its metrics to the loggers."""

@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 
 from lightning_fl_ext.arguments import got, kind_of
 from lightning_fl_ext.server.callbacks import RoundCallback, RoundCheckpoint, RoundLedger, RoundProgressBar
+from lightning_fl_ext.server.screening.limits import Limits
 from lightning_fl_ext.wire import Exchange
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,17 @@ def exchange_object(value: Any) -> Exchange:
     """
     if not isinstance(value, Exchange):
         raise TypeError("`exchange` must be a WeightExchange or a MaskExchange." + got(value))
+    return value
+
+
+def limits_object(value: Any) -> Limits:
+    """Take limits.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not isinstance(value, Limits):
+        raise TypeError("`limits` must be a `Limits`, such as `Limits(metrics=5000)`." + got(value))
     return value
 
 

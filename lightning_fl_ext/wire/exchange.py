@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -110,7 +110,8 @@ class WeightExchange(Exchange):
     Patterns are matched against whole state-dict names (``fnmatch``: ``*`` matches any characters, dots
     too). What does not travel stays as it is on each side: a head that stays at home
     (``exclude="head.*"``), BatchNorm that stays local (``exclude="*.bn*"``). An ``_extra_state`` entry that
-    is not a tensor never travels, since it has no mean.
+    is not a tensor never travels, since it has no mean. Tied tensors travel once, under the first of their
+    names that travels.
 
     Args:
         include: Names that travel. One pattern or several.
@@ -134,7 +135,7 @@ class WeightExchange(Exchange):
         return f"{type(self).__name__}(include={self.include!r}, exclude={self.exclude!r})"
 
     def pack(self, state: State) -> dict[str, NDArray[Any]]:
-        """Copy what travels out of a state dict. Tied tensors are copied once.
+        """Copy what travels out of a state dict. Of tied tensors the first is copied.
 
         Args:
             state: ``module.state_dict()``.
@@ -144,18 +145,15 @@ class WeightExchange(Exchange):
 
         Raises:
             TypeError: A selected tensor has no array (sparse, quantized).
-            LightningFLError: The patterns select nothing although the state is not empty, or a pattern that
-                excludes matches nothing.
+            LightningFLError: The patterns select nothing although the state is not empty, or one of them
+                matches nothing.
         """
         arrays: dict[str, NDArray[Any]] = {}
-        copies: dict[Hashable, NDArray[Any]] = {}
         for name, tensor in self._selected(state).items():
-            place = _place(tensor)
             try:
-                arrays[name] = copies[place] if place in copies else to_numpy(tensor)
+                arrays[name] = to_numpy(tensor)
             except TypeError as error:
                 raise TypeError(f"`{name}` cannot travel: {error}. Leave it out with `exclude`.") from None
-            copies[place] = arrays[name]
         return arrays
 
     def unpack(self, arrays: Arrays, state: State) -> dict[str, torch.Tensor]:
@@ -170,9 +168,10 @@ class WeightExchange(Exchange):
 
         Raises:
             StateMismatchError: A name is missing or unexpected, or a shape or dtype differs. Nothing is cast
-                or broadcast.
+                or broadcast. Or tensors that are tied in the module came under both names, and differ.
         """
         selected = self._selected(state)
+        arrays = _once(arrays, selected, self._matching(state))
         wrong = [
             f"  {name}: expected {_describe(selected[name])}, got {_describe(array)}"
             for name, array in arrays.items()
@@ -195,22 +194,32 @@ class WeightExchange(Exchange):
         return {name: to_torch(array) for name, array in arrays.items()}
 
     def select(self, state: State) -> dict[str, torch.Tensor]:
-        """Give the entries of a state dict that travel; possibly none.
+        """Give the entries of a state dict that travel, tied ones once; possibly none.
 
         Raises:
-            LightningFLError: A pattern that excludes matches nothing.
+            LightningFLError: A pattern matches nothing, though others do.
         """
+        return untied(self._matching(state))
+
+    def _matching(self, state: State) -> dict[str, torch.Tensor]:
         for pattern in self.exclude:
             if state and not any(fnmatchcase(name, pattern) for name in state):
                 raise LightningFLError(
                     f"{self!r}: the pattern `{pattern}` excludes nothing, so what it is meant for would"
                     f" travel. The {len(state)} entries it chooses from are: {_first(state)}"
                 )
+        included = {name for name in state if any(fnmatchcase(name, p) for p in self.include)}
+        for pattern in self.include:
+            if included and not any(fnmatchcase(name, pattern) for name in included):
+                raise LightningFLError(
+                    f"{self!r}: the pattern `{pattern}` includes nothing, so what it is meant for would stay"
+                    f" at home. The {len(state)} entries it chooses from are: {_first(state)}"
+                )
         return {
             name: value
             for name, value in state.items()
             if isinstance(value, torch.Tensor)
-            and any(fnmatchcase(name, p) for p in self.include)
+            and name in included
             and not any(fnmatchcase(name, p) for p in self.exclude)
         }
 
@@ -223,16 +232,65 @@ class WeightExchange(Exchange):
         return selected
 
 
+def _once(arrays: Arrays, selected: State, matching: State) -> Arrays:
+    """Leave out arrays that came a second time, under another name of a tensor that is tied here."""
+    first = {place(tensor): name for name, tensor in selected.items()}
+    again = {
+        name: first[place(matching[name])] for name in arrays if name in matching and name not in selected
+    }
+    differing = [
+        f"  {name} and {one} are one tensor in this model, and came with different values"
+        for name, one in again.items()
+        if one in arrays and arrays[name].tobytes() != arrays[one].tobytes()
+    ]
+    if differing:
+        raise StateMismatchError("\n".join(["Both sides must tie the same tensors.", *differing]))
+    return {name: array for name, array in arrays.items() if name not in again} if again else arrays
+
+
 def _first(names: Iterable[str], count: int = 8) -> str:
     listed = list(names)
     return ", ".join(listed[:count]) + (", …" if len(listed) > count else "")
 
 
-def _place(tensor: torch.Tensor) -> Hashable:
-    # Equal for tied tensors only; views of one memory may differ.
-    if tensor.layout is not torch.strided:
+def untied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give of all tensors that are one and the same, under several names, the first.
+
+    Example:
+        >>> one, other = torch.ones(2), torch.ones(2)
+        >>> list(untied({"a": one, "b": other, "c": one}))
+        ['a', 'b']
+    """
+    first: dict[Hashable, str] = {}
+    return {name: value for name, value in tensors.items() if first.setdefault(place(value), name) == name}
+
+
+def left_alone(state: State, loaded: Collection[str]) -> list[str]:
+    """Give the names of what a load left alone: of tied tensors the first, and none of those it loaded.
+
+    Args:
+        state: A state dict; entries that are None are no entries of the model.
+        loaded: Names of what was loaded.
+
+    Example:
+        >>> one, other = torch.ones(2), torch.ones(2)
+        >>> left_alone({"a": one, "b": other, "c": one, "d": None}, ["a"])
+        ['b']
+    """
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    kept = untied({**{name: tensors[name] for name in loaded if name in tensors}, **tensors})
+    return [
+        n for n, v in state.items() if n in kept or (v is not None and n not in tensors) if n not in loaded
+    ]
+
+
+def place(tensor: torch.Tensor) -> Hashable:
+    """Tell where a tensor lies: equal for tied tensors only; views of one memory may differ."""
+    if tensor.layout is not torch.strided or not tensor.numel():
         return id(tensor)
-    memory = tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()
+    # Tensors on `meta` have no address, but share what stands for their memory.
+    address = tensor.untyped_storage()._cdata if tensor.is_meta else tensor.data_ptr()
+    memory = tensor.device, address, tensor.shape, tensor.stride()
     return *memory, tensor.dtype, tensor.is_conj(), tensor.is_neg()
 
 

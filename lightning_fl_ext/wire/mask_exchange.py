@@ -13,9 +13,9 @@ from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.wire.codes import (
-    MaskCode,
     MaskCodeError,
     MaskKey,
+    check_code,
     decode_mask,
     decode_theta,
     encode_mask,
@@ -28,13 +28,12 @@ from lightning_fl_ext.wire.exchange import (
     State,
     StateMismatchError,
     WeightExchange,
-    _place,
+    place,
 )
 from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
 from lightning_fl_ext.wire.tensors import to_numpy
 
 _DIGEST = "frozen_digest"
-_CODES = ("dithered", "packed", "random")
 _MOST = 2**31
 """What a client takes as a number of masked parameters stays below this."""
 
@@ -75,18 +74,14 @@ class MaskExchange(Exchange):
 
     def __init__(
         self,
-        code: MaskCode = "dithered",
+        code: str = "dithered",
         stratified: bool = False,
         include: str | tuple[str, ...] = "*",
         exclude: str | tuple[str, ...] = (),
     ) -> None:
-        if code not in _CODES:
-            raise ValueError(f"`code` must be one of {', '.join(_CODES)}. Got {code!r}.")
         if not isinstance(stratified, bool):
             raise ValueError(f"`stratified` must be True or False. Got {stratified!r}.")
-        if stratified and code == "random":
-            raise ValueError("`stratified=True` needs `code='dithered'` or 'packed'. Got 'random'.")
-        self.code: MaskCode = code
+        self.code = check_code(code, stratified=stratified)
         self.stratified = self.tells_sampled = stratified
         self._rest = _Rest(include, exclude)
 
@@ -271,11 +266,11 @@ def _outside(state: State, scores: State) -> dict[str, Any]:
         start = f"{prefix}scores."
         inside |= {f"{prefix}module.{name.removeprefix(start)}" for name in scores if name.startswith(start)}
         inside.add(f"{prefix}{_DIGEST}")
-    frozen = {_place(state[name]) for name in inside if name in state}
+    frozen = {place(state[name]) for name in inside if name in state}
     return {
         name: value
         for name, value in state.items()
-        if name not in inside and not (isinstance(value, torch.Tensor) and _place(value) in frozen)
+        if name not in inside and not (isinstance(value, torch.Tensor) and place(value) in frozen)
     }
 
 

@@ -117,6 +117,15 @@ def test_clients_evaluate_if_the_module_can(project, federate):
     assert measured == {"with": True, "without": False, "not asked": False}
 
 
+def test_a_function_named_on_the_command_line_counts_the_examples(project, federate):
+    done = federate("run", "--batch-size", "lit:twice", rounds=1)
+    assert (done.code, done.err) == (0, "")
+    rounds = [json.loads(line) for line in (project / "run" / "ledger.jsonl").read_text().splitlines()]
+    counts = [client["num_examples"] for line in rounds for client in line.get("accepted", ())]
+    assert counts == [32, 40, 48]
+    assert "`--batch-size`: `lit:Lit.lr`" in federate("other", "--batch-size", "lit:Lit.lr").err
+
+
 def test_the_server_evaluates_on_a_data_module(project, federate):
     federate("run", "--evaluate", "lit:Central", model="lit:Validated", data="lit:Data")
     assert "server_val_mae" in read_history(project / "run").rounds[-1].metrics

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import lightning.pytorch as L
 import torch
+from _modules import QUIET
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -18,9 +19,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_fl_ext import FlowerBridge, LightningFLError, client_app, digest
 from lightning_fl_ext.engines.private import ensure_identity, set_message_id
 from lightning_fl_ext.wire import from_record, to_record
-
-OFF = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-QUIET = dict.fromkeys(OFF, False)
 
 
 class Lit(L.LightningModule):
@@ -67,16 +65,8 @@ def loader(n):
 
 
 def trainer(strategy, *callbacks, epochs=2, **options):
-    return L.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=strategy,
-        max_epochs=epochs,
-        num_sanity_val_steps=0,
-        callbacks=list(callbacks),
-        **QUIET,
-        **options,
-    )
+    fixed = {"devices": 2, "num_sanity_val_steps": 0, "max_epochs": epochs, "callbacks": list(callbacks)}
+    return L.Trainer(strategy=strategy, **{**QUIET, **fixed, **options})
 
 
 def instruction(kind, server_round=1):

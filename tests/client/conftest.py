@@ -9,8 +9,8 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
+from _modules import QUIET, Lit, Validated, built_late
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_fl_ext import client_app
@@ -20,56 +20,6 @@ from lightning_fl_ext.wire import from_record, to_record
 sys.path.insert(0, str(Path(__file__).parent))  # tests import the modules beside them
 
 from _sums import bridge_of, fit_sums  # noqa: F401
-
-QUIET = {
-    "accelerator": "cpu",
-    "devices": 1,
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "log_every_n_steps": 1,
-}
-
-
-class Lit(L.LightningModule):
-    """A linear layer and a batch norm (float and integer buffers) that records the batches it trained on."""
-
-    def __init__(self, learning_rate=0.1):
-        super().__init__()
-        self.learning_rate = learning_rate
-        self.norm = nn.BatchNorm1d(3)
-        self.layer = nn.Linear(3, 1)
-        self.sizes = []
-
-    def loss(self, batch):
-        x, y = batch
-        dtype = self.layer.weight.dtype
-        return (self.layer(self.norm(x.to(dtype))) - y.to(dtype)).square().mean()
-
-    def training_step(self, batch, batch_idx):
-        self.sizes.append(len(batch[0]))
-        loss = self.loss(batch)
-        self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[0]))
-        return loss
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), self.learning_rate)
-
-
-class Validated(Lit):
-    """Logs losses outside training too, and records the weights it was validated with."""
-
-    def __init__(self, learning_rate=0.1):
-        super().__init__(learning_rate)
-        self.validated = []
-
-    def validation_step(self, batch, batch_idx):
-        self.validated.append(self.layer.weight.detach().clone())
-        self.log("val_loss", self.loss(batch), batch_size=len(batch[0]))
-
-    def test_step(self, batch, batch_idx):
-        self.log("test_loss", self.loss(batch), batch_size=len(batch[0]))
 
 
 def dataset(n=10):
@@ -170,6 +120,7 @@ def kit():
         AdamLit=type("AdamLit", (Lit,), {"configure_optimizers": adam}),
         QUIET=QUIET,
         arrays_of=arrays_of,
+        built_late=built_late,
         assert_same=assert_same,
         context=context,
         dataset=dataset,

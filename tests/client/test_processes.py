@@ -3,33 +3,16 @@
 Each test runs a script, since workers must be able to import what they run.
 """
 
-import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from _scripts import run_script
 from torch.utils.data import DistributedSampler
 
-SCRIPT = Path(__file__).with_name("_processes.py")
-
-
-def run(strategy, *tasks):
-    root = str(SCRIPT.parents[2])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([root, *sys.path])}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(SCRIPT), strategy, *tasks],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, done.stderr[-4000:]
-    return json.loads(lines[-1].removeprefix("RESULT "))
+run = partial(run_script, Path(__file__).with_name("_processes.py"))
 
 
 def reference(n, epochs=2, ranks=2):

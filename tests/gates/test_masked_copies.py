@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 from _masked_layers import LAYERS, WARNINGS, build, loss_of, output_of
+from _modules import QUIET
 from torch import nn
 
 from lightning_fl_ext.gates.masked import MaskedModule
@@ -94,17 +95,7 @@ def test_a_trainer_learns_the_masks_and_leaves_the_weights(precision, tmp_path):
     model = LitMasked()
     frozen = {n: p.detach().clone() for n, p in model.net.module.named_parameters()}
     before = model.net.probs["0.weight"].detach().clone()
-    trainer = L.Trainer(
-        max_epochs=20,
-        precision=precision,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-    )
+    trainer = L.Trainer(**QUIET, max_epochs=20, precision=precision)
     trainer.fit(model, loader)
     weights = dict(model.net.module.named_parameters())
     for name, value in frozen.items():

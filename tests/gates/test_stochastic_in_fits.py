@@ -10,6 +10,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 import torch.nn.functional as F
+from _modules import QUIET
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -58,17 +59,6 @@ class LitGated(L.LightningModule):
     def train_dataloader(self) -> DataLoader[Any]:
         x = torch.randn(128, 4, generator=torch.Generator().manual_seed(0))
         return DataLoader(TensorDataset(x, (x[:, 2] > 0).long()), batch_size=32)
-
-
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "devices": 1,
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "log_every_n_steps": 1,
-}
 
 
 def fit(model: L.LightningModule, ckpt_path: Path | None = None, **kwargs: Any) -> L.Trainer:

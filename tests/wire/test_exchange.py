@@ -60,9 +60,9 @@ def test_a_whole_state_dict_goes_through_flower_records_to_the_bit():
     assert target.tied.weight is target.layer.weight
 
 
-def test_pack_names_every_entry_in_state_dict_order():
+def test_pack_names_every_entry_in_state_dict_order_and_tied_ones_once():
     state = Odd().state_dict()
-    assert list(WeightExchange().pack(state)) == list(state)
+    assert list(WeightExchange().pack(state)) == [name for name in state if name != "tied.weight"]
 
 
 def test_pack_copies_so_that_later_training_does_not_change_what_is_sent():
@@ -73,10 +73,37 @@ def test_pack_copies_so_that_later_training_does_not_change_what_is_sent():
     assert digest(arrays) == before
 
 
-def test_tied_tensors_are_copied_once():
-    arrays = WeightExchange().pack(Odd().state_dict())
-    assert arrays["tied.weight"] is arrays["layer.weight"]
-    assert arrays["tied.bias"] is not arrays["layer.bias"]
+def test_tied_tensors_travel_under_the_first_name_that_is_selected():
+    state = Odd().state_dict()
+    assert "layer.weight" not in WeightExchange(exclude="layer.weight").pack(state)
+    assert "tied.weight" in WeightExchange(exclude="layer.weight").pack(state)
+    assert list(WeightExchange(include="tied.*").pack(state)) == ["tied.weight", "tied.bias"]
+
+
+def test_tied_tensors_on_meta_are_told_from_others_of_their_shape():
+    with torch.device("meta"):
+        model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2), "c": nn.Linear(2, 2)})
+        model["c"].weight = model["a"].weight
+    names = ["a.weight", "a.bias", "b.weight", "b.bias", "c.bias"]
+    assert list(WeightExchange().select(model.state_dict())) == names
+
+
+def test_tied_tensors_may_come_under_every_name_as_a_plain_state_dict_has_them():
+    """And not with different values: one would get lost."""
+    source, target, exchange = Odd(fill=1), Odd(), WeightExchange()
+    arrays = exchange.pack(source.state_dict())
+    load(target, {**arrays, "tied.weight": arrays["layer.weight"]}, exchange)
+    assert target.tied.weight.tolist() == source.layer.weight.tolist()
+    with pytest.raises(
+        StateMismatchError, match=r"tied\.weight and layer\.weight are one tensor in this model"
+    ):
+        exchange.unpack({**arrays, "tied.weight": arrays["layer.weight"] + 1}, target.state_dict())
+
+
+def test_a_pattern_among_several_that_includes_nothing_is_refused():
+    state = {name: torch.ones(1) for name in NAMES}
+    with pytest.raises(LightningFLError, match=r"the pattern `hedd\.\*` includes nothing.*body\.weight"):
+        WeightExchange(include=("body.*", "hedd.*")).pack(state)
 
 
 def test_views_of_one_memory_that_differ_are_not_taken_for_tied():

@@ -216,7 +216,10 @@ def test_a_stratified_client_must_be_among_those_asked(state, sampled, message):
     ("build", "message"),
     [
         (lambda: MaskExchange("zip"), "`code` must be one of"),
-        (lambda: MaskExchange("random", stratified=True), "`stratified=True` needs"),
+        (
+            lambda: MaskExchange("random", stratified=True),
+            "cannot be stratified: take 'packed' or 'dithered'",
+        ),
         (lambda: MaskExchange(stratified="yes"), "`stratified` must be True or False"),
         (lambda: MaskExchange().pack(nn.Linear(2, 2).state_dict()), "holds a `MaskedModule`"),
         (lambda: MaskExchange().pack(Model(flat=True).state_dict()), "flat=False"),

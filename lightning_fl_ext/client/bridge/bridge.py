@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from lightning_fl_ext.client.bridge.counting import REMEDY
 from lightning_fl_ext.client.bridge.fit_hooks import FitHooks
+from lightning_fl_ext.client.bridge.reported_size import ReportedSize
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import outcome_kind, outcome_reply, read_instruction
 from lightning_fl_ext.client.metrics.collector import MetricCollector
@@ -42,8 +44,10 @@ class FlowerBridge(FitHooks):
         monitor: Logged metric that chooses the best epoch.
         mode: Whether a ``"min"`` or ``"max"`` of ``monitor`` is best.
         spool_dir: Folder to keep epochs in as safetensors files, instead of in memory.
-        batch_size: Gives the number of examples in a batch, where Lightning's own guess (the first dimension
-            of the first tensor) is wrong.
+        batch_size: Gives the number of examples in a batch. Default: the number that the module gives
+            Lightning, ``self.log(..., batch_size=)``; or else what is in the batch and what its loader drew
+            tell. Where they do not, a bridge that was made by :meth:`from_message` refuses the batch, and one
+            alone warns once and counts the first leaf.
         exchange: What of the model travels. Default: all of it.
         client_id: The client's name in results and replies.
         allow_example_states: If the server pools metrics: names of those (or of the collections that hold
@@ -54,7 +58,9 @@ class FlowerBridge(FitHooks):
             values of its metrics leave the client.
 
     Attributes:
-        at_home: Names of the module's state-dict entries that what was received left alone.
+        at_home: Names of the module's state-dict entries that what was received left alone. What belongs to
+            metrics is not among them, nor another name of a tensor that was received.
+        keeps_home: Whether another callback keeps them from round to round.
 
     Raises:
         TypeError: ``exchange`` is not an exchange, or a text is given where a tuple of names is meant.
@@ -97,6 +103,11 @@ class FlowerBridge(FitHooks):
         min_examples: int = 0,
     ) -> None:
         self.submit = submit
+        if batch_size is not None and not callable(batch_size):
+            raise TypeError(
+                "`batch_size` must be a function from a batch to its number of examples, such as"
+                f" `lambda batch: len(batch['y'])`. Got {batch_size!r}."
+            )
         self.batch_size = batch_size
         if exchange is not None and not isinstance(exchange, Exchange):
             raise TypeError(
@@ -110,8 +121,11 @@ class FlowerBridge(FitHooks):
         self._retention = Retention(keep, submit, monitor, mode)
         self._store = ResultStore(spool_dir, owner=f"client `{client_id}`" if client_id else "this client")
         self._global: Arrays | None = None
+        self._reported = ReportedSize()
+        self._remedy = REMEDY
         self._message: Message | None = None
         self.at_home: list[str] = []
+        self.keeps_home = False
 
     def __repr__(self) -> str:
         shown = f"client_id={self.client_id!r}, server_round={self.server_round}, submit={self.submit!r}"
@@ -140,6 +154,7 @@ class FlowerBridge(FitHooks):
         bridge.receive(arrays, bridge._info.server_round)
         bridge._metrics.active = asked
         bridge._message = message
+        bridge._remedy = "`FlowerBridge.from_message(..., batch_size=...)`"
         return bridge
 
     def receive(self, arrays: Arrays, server_round: int = 0) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 
-from lightning_fl_ext.client.bridge.counting import ExampleCounter
+from lightning_fl_ext.client.bridge.counting import ExampleCounter, loader_of
+from lightning_fl_ext.client.bridge.reported_size import ReportedSize
 from lightning_fl_ext.client.metrics.collector import MetricCollector
 from lightning_fl_ext.client.results.store import ResultStore
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
@@ -23,6 +24,7 @@ class EvaluationHooks(Callback):
 
     client_id: str
     _evaluated: ExampleCounter
+    _reported: ReportedSize
     _metrics: MetricCollector
     _store: ResultStore
 
@@ -30,6 +32,7 @@ class EvaluationHooks(Callback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Called before a validation batch: at the first, notes what its metrics have seen before."""
+        self._reported.listen(pl_module)
         if batch_idx == dataloader_idx == 0:
             self._metrics.evaluation_begins(pl_module)
 
@@ -37,8 +40,9 @@ class EvaluationHooks(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Called after a validation batch: counts its examples, if they are to be told."""
+        reported = self._reported.stop()
         if trainer.state.fn != "fit" or self._metrics.active:
-            self._evaluated.add(batch, dataloader_idx)
+            self._count("validate", trainer, batch, batch_idx, dataloader_idx, reported)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when a validation ends, before its metrics are reset: takes their states."""
@@ -54,6 +58,7 @@ class EvaluationHooks(Callback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Called before a test batch: at the first, notes what its metrics have seen before."""
+        self._reported.listen(pl_module)
         if batch_idx == dataloader_idx == 0:
             self._metrics.evaluation_begins(pl_module)
 
@@ -61,7 +66,7 @@ class EvaluationHooks(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Called after a test batch: counts its examples."""
-        self._evaluated.add(batch, dataloader_idx)
+        self._count("test", trainer, batch, batch_idx, dataloader_idx, self._reported.stop())
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when a test ends, before its metrics are reset: takes their states."""
@@ -71,6 +76,12 @@ class EvaluationHooks(Callback):
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when a test has ended: notes by which names its metrics were logged."""
         self._keep_stage("test", trainer, pl_module)
+
+    def _count(
+        self, stage: str, trainer: Any, batch: Any, batch_idx: int, dataloader_idx: int, reported: int | None
+    ) -> None:
+        loader = loader_of(trainer, stage, dataloader_idx)
+        self._evaluated.add(batch, dataloader_idx, loader=loader, batch_idx=batch_idx, reported=reported)
 
     def _keep_stage(self, stage: str, trainer: Any, module: Any) -> None:
         if self._metrics.active and (told := self._metrics.close(stage, trainer, module)) is not None:

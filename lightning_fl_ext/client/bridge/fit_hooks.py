@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lightning_fl_ext.client.bridge.counting import ExampleCounter
+from lightning_fl_ext.client.bridge.counting import ExampleCounter, loader_of
 from lightning_fl_ext.client.bridge.evaluation_hooks import EvaluationHooks
 from lightning_fl_ext.client.bridge.model_state import (
     is_built_later,
@@ -25,11 +25,15 @@ from lightning_fl_ext.client.bridge.refusals import (
     refuse_to_follow_averaging,
     refuse_zero3,
 )
+from lightning_fl_ext.client.notices import warn_once
 from lightning_fl_ext.client.results.retention import Retention
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult
 from lightning_fl_ext.wire import Exchange, RoundInfo
+
+if TYPE_CHECKING:
+    from flwr.app import Message
 
 log = logging.getLogger(__name__)
 
@@ -39,24 +43,30 @@ class FitHooks(EvaluationHooks):
 
     Attributes:
         exchange: What of the model travels.
-        batch_size: Gives the number of examples in a batch; None for Lightning's own guess.
-        at_home: Names of the module's state-dict entries that what was received left alone.
+        batch_size: Gives the number of examples in a batch; None for the rules of
+            :mod:`~lightning_fl_ext.client.bridge.batch_size`.
+        at_home: Names of the module's state-dict entries that what was received left alone. What belongs to
+            metrics is not among them, nor another name of a tensor that was received.
+        keeps_home: Whether another callback keeps them from round to round.
     """
 
     exchange: Exchange
     batch_size: Callable[[Any], int] | None
     at_home: list[str]
+    keeps_home: bool
     _info: RoundInfo
+    _message: Message | None
     _global: Arrays | None
     _retention: Retention
     _counter: ExampleCounter
     _first_step: int | None
     _idle: bool
+    _remedy: str
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation begins: checks its place and loads what was received."""
         refuse_zero3(trainer)
-        self._counter, self._evaluated = ExampleCounter(self.batch_size), ExampleCounter(self.batch_size)
+        self._counter, self._evaluated = self._new_counter(), self._new_counter()
         self._metrics.begin()
         if not is_built_later(pl_module):
             self._metrics.check(pl_module)
@@ -77,6 +87,7 @@ class FitHooks(EvaluationHooks):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when the module is built and placed: looks at its metrics, loads again what was received."""
         self._start(trainer, pl_module)
+        self._warn_of_untold(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when training begins: notes where the Trainer's count of steps stands."""
@@ -91,11 +102,16 @@ class FitHooks(EvaluationHooks):
         """Called when a test begins: as when a fit begins."""
         self._start(trainer, pl_module)
 
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Called before a training batch: listens to how many examples the module says it holds."""
+        self._reported.listen(pl_module)
+
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Called after a training batch: counts its examples."""
-        self._counter.add(batch)
+        loader = loader_of(trainer, "fit")
+        self._counter.add(batch, loader=loader, batch_idx=batch_idx, reported=self._reported.stop())
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when an epoch ends, before any weight averaging: snapshots the weights."""
@@ -123,6 +139,7 @@ class FitHooks(EvaluationHooks):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Called when the fit or evaluation raised: withholds its outcome and says what is left."""
+        self._reported.stop()
         fn = trainer.state.fn.value
         reason = f"`Trainer.{fn}` raised {type(exception).__name__}: {exception}".rstrip(".")
         log.warning("%s", self._store.fail(UPDATE if fn == "fit" else EVALUATION, reason))
@@ -133,6 +150,9 @@ class FitHooks(EvaluationHooks):
             num_examples = self._evaluated.largest_epoch
             self._hold(trainer, EVALUATION, {}, num_examples, {"examples_seen": num_examples})
 
+    def _new_counter(self) -> ExampleCounter:
+        return ExampleCounter(self.batch_size, strict=self._global is not None, remedy=self._remedy)
+
     def _start(self, trainer: Any, module: Any) -> None:
         self._metrics.check(module)
         self._load(load_state, trainer, module)
@@ -140,6 +160,21 @@ class FitHooks(EvaluationHooks):
     def _load(self, load: Callable[..., list[str]], trainer: Any, module: Any) -> None:
         if self._global is not None and not self._store.has(UPDATE):
             self.at_home = load(trainer, module, self.exchange, self._global)
+
+    def _warn_of_untold(self, module: Any) -> None:
+        """Name what is trained and then lost, if another message's fit begins without it."""
+        if self.keeps_home or self._message is None or not self.at_home:
+            return
+        trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        lost = [name for name in self.at_home if name in trained]
+        if lost:
+            text = (
+                f"{self!r}: {len(lost)} trainable parameter(s) neither travel nor are kept, so what a fit"
+                f" makes of them is lost: {', '.join(lost[:8])}{', …' if len(lost) > 8 else ''}. Have them"
+                " travel (`exchange`), use `client_app`, which keeps them, or keep the module's entries in"
+                " `bridge.at_home` yourself and set `bridge.keeps_home = True`."
+            )
+            warn_once(log, self._message.metadata.run_id, text, topic=f"lost: {lost}")
 
     def _finish(self, trainer: Any, module: Any) -> None:
         arrays: Arrays = pack_state(trainer, module, self.exchange, like=self._global)

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from lightning_fl_ext.metrics.discovery import weights_of
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.wire import Exchange, to_torch
+from lightning_fl_ext.wire.exchange import left_alone, place
 
 _TRUE_PRECISIONS = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
 
@@ -30,6 +32,15 @@ def is_built_later(module: Any) -> bool:
     """
     hooks = (getattr(type(module), name) for name in ("setup", "configure_model"))
     return any(not hook.__module__.startswith(("lightning.", "pytorch_lightning.")) for hook in hooks)
+
+
+def true_dtype(trainer: Any) -> torch.dtype | None:
+    """Give the dtype to which the Trainer's precision casts a module, if it casts it.
+
+    Args:
+        trainer: A Lightning Trainer.
+    """
+    return _TRUE_PRECISIONS.get(str(trainer.precision))
 
 
 def pack_state(
@@ -59,11 +70,12 @@ def load_early(trainer: Any, module: torch.nn.Module, exchange: Exchange, arrays
     Does nothing if the module's tensors are not there yet (``meta``) or are sharded by an earlier run.
     Otherwise the same as :func:`load_state`.
     """
-    state = dict(module.state_dict())
+    state = weights_of(module)
     tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
     if not any(tensor.is_meta or hasattr(tensor, "device_mesh") for tensor in tensors):
         travelled = exchange.unpack(arrays, _undo_precision(trainer, state, arrays))
-        return list(module.load_state_dict(travelled, strict=False).missing_keys)
+        module.load_state_dict(travelled, strict=False)
+        return left_alone(state, travelled)
     return list(state)
 
 
@@ -77,7 +89,8 @@ def load_state(trainer: Any, module: torch.nn.Module, exchange: Exchange, arrays
         arrays: As the other side packed them.
 
     Returns:
-        Names of the state-dict entries that did not travel.
+        Names of the state-dict entries that did not travel: not other names of tensors that did, nor what
+        belongs to metrics.
 
     Raises:
         StateMismatchError: They do not fit the module.
@@ -89,21 +102,31 @@ def load_state(trainer: Any, module: torch.nn.Module, exchange: Exchange, arrays
     state = _read(trainer, module)  # empty on the other ranks, which are sent their part
     full = exchange.unpack(arrays, _undo_precision(trainer, state, arrays)) if trainer.is_global_zero else {}
     options = StateDictOptions(full_state_dict=True, strict=False, broadcast_from_rank0=True)
-    return list(set_model_state_dict(trainer.strategy.model, dict(full), options=options).missing_keys)
+    set_model_state_dict(trainer.strategy.model, dict(full), options=options)
+    return left_alone(state, full)
 
 
 def _read(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
+    own = weights_of(module)
     if not is_sharded(trainer):
-        return dict(module.state_dict())
+        return own
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return dict(get_model_state_dict(trainer.strategy.model, options=options))
+    full = dict(get_model_state_dict(trainer.strategy.model, options=options))
+    first: dict[int, str] = {}  # what is tied in the module comes in copies
+    for name, tensor in (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ):
+        if name in full:
+            full[name] = full[first.setdefault(id(tensor), name)]
+    return {name: None if own.get(name, value) is None else value for name, value in full.items()}
 
 
 def _undo_precision(trainer: Any, state: dict[str, Any], like: Arrays | None) -> dict[str, Any]:
     """Give floats the dtypes they came in, where a true-half or true-double precision casts them."""
-    cast = _TRUE_PRECISIONS.get(str(trainer.precision))
+    cast = true_dtype(trainer)
     if like is None or cast is None:
         return state
     wanted = {name: _torch_dtype(array) for name, array in like.items()}
@@ -111,13 +134,14 @@ def _undo_precision(trainer: Any, state: dict[str, Any], like: Arrays | None) ->
         name: value
         for name, value in state.items()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
-        if name in wanted and wanted[name].is_floating_point
     }
-    return state | {
-        name: value.to(wanted[name])
+    undone = {
+        place(value): value.to(wanted[name])
         for name, value in floats.items()
+        if name in wanted and wanted[name].is_floating_point
         if cast in (value.dtype, wanted[name])  # cast already, or about to be
     }
+    return state | {n: undone[place(value)] for n, value in floats.items() if place(value) in undone}
 
 
 def _torch_dtype(array: NDArray[Any]) -> torch.dtype:

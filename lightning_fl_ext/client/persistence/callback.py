@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,12 +11,19 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ConfigRecord, Context, Message
 from lightning.pytorch.callbacks import Callback
 
+from lightning_fl_ext.client.bridge.model_state import is_built_later, is_sharded, true_dtype
 from lightning_fl_ext.client.bridge.refusals import refuse_to_keep_shards
 from lightning_fl_ext.client.messages import outcome_kind, read_run_id
+from lightning_fl_ext.client.notices import warn_once
+from lightning_fl_ext.client.persistence.home_entries import (
+    changed_entries,
+    describe_home,
+    fingerprints,
+    load_home,
+)
 from lightning_fl_ext.client.persistence.state_folder import SavedState, StateFolder, encode_state
 from lightning_fl_ext.client.persistence.training_state import (
     describe_training,
-    load_home,
     read_training,
     restore_training,
 )
@@ -24,32 +33,42 @@ from lightning_fl_ext.errors import LightningFLError
 if TYPE_CHECKING:
     from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 
+log = logging.getLogger(__name__)
+
 _NOTE = "kept-state"
 
 
 class StatePersistence(Callback):
-    """Keeps a client's optimizers, schedulers, scaler, counters and local weights between messages.
+    """Keeps what does not travel between messages: local weights, and the optimizers if it is to.
 
-    It reads them from a folder before the fit and writes them after a fit that succeeded. Place it after the
-    bridge, which loads the global weights.
+    It reads a state from a folder before the fit, and writes one after a fit that succeeded. Place it after
+    the bridge, which loads the global weights. Of the weights it writes those alone that differ from what the
+    module was built with; if there are none, and no optimizers are kept, it writes nothing.
 
     Args:
         bridge: Of the same fit or evaluation.
         folder: Where the states of this client and run lie.
         noted: A round after which the client is known to have kept its state; 0 if there is none.
+        training: Whether optimizers, schedulers, scaler, counters and the data module's state are kept too.
+            If so, a state that cannot be kept is an error; if not, a warning.
     """
 
-    def __init__(self, bridge: FlowerBridge, folder: StateFolder, noted: int = 0) -> None:
+    def __init__(
+        self, bridge: FlowerBridge, folder: StateFolder, noted: int = 0, training: bool = True
+    ) -> None:
         self._bridge = bridge
         self._folder = folder
         self._noted = noted
+        self._training = training
+        self._built: dict[str, str] = {}
         self._kept: SavedState | None = None
         self._previous = 0
         self._written = False
+        bridge.keeps_home = True
 
     @classmethod
     def from_message(
-        cls, bridge: FlowerBridge, message: Message, context: Context, root: Path
+        cls, bridge: FlowerBridge, message: Message, context: Context, root: Path, training: bool = True
     ) -> StatePersistence:
         """Make the callback for one message.
 
@@ -58,11 +77,12 @@ class StatePersistence(Callback):
             message: Tells the run.
             context: Its state remembers the round of the last state that was kept.
             root: Where states of all clients lie.
+            training: See the class.
 
         Raises:
-            LightningFLError: A train message does not tell its round.
+            LightningFLError: A train message does not tell its round, and ``training`` is to be kept.
         """
-        if outcome_kind(message) == UPDATE and bridge.server_round < 1:
+        if training and outcome_kind(message) == UPDATE and bridge.server_round < 1:
             raise LightningFLError(
                 "`keep_optimizer` needs to know the round: the server's config must hold `server-round`, as"
                 " that of `FederatedTrainer` and of Flower's strategies does."
@@ -73,15 +93,15 @@ class StatePersistence(Callback):
         noted = 0
         if isinstance(note, ConfigRecord) and note["run-id"] == run_id:
             noted = int(str(note["round"]))
-        return cls(bridge, StateFolder(root, owner, run_id), noted)
+        return cls(bridge, StateFolder(root, owner, run_id), noted, training)
 
     def alone(self) -> AbstractContextManager[None]:
         """Keep the client's folder for one fit, so that no other process goes on from the same state.
 
         Raises:
-            LightningFLError: Another one is at work with it, or it cannot be made.
+            LightningFLError: Another one is at work with it, or a fit that needs it cannot make it.
         """
-        return self._folder.alone()
+        return self._folder.alone(make=self._training)
 
     def remember_round(self, context: Context) -> None:
         """Remember in the context that there is a state of this round, if there is."""
@@ -92,22 +112,32 @@ class StatePersistence(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit begins: finds the state, and loads weights that do not travel."""
-        if stage == "fit":
+        if stage != "fit":
+            return
+        if self._training:
             refuse_to_keep_shards(trainer)
             self._folder.make()
+        if not is_sharded(trainer):
+            later = list(pl_module.state_dict()) if is_built_later(pl_module) else []
+            self._built = fingerprints(pl_module, self._bridge.at_home or later, true_dtype(trainer))
+        if self._training or self._bridge.at_home or is_built_later(pl_module):
             self._kept = self._folder.find(self._bridge.server_round, self._noted)
-            if self._kept is not None:
-                self._previous = self._kept.server_round
-                load_home(pl_module, self._kept.state["home"])  # averaging callbacks copy the module here
+        if self._kept is not None:
+            self._previous = self._kept.server_round
+            load_home(pl_module, self._kept.state["home"])  # averaging callbacks copy the module here
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when optimizers are made and the module is placed: has the fit go on from the state."""
+        at_home = self._bridge.at_home
         if self._kept is None:
-            encode_state(read_training(trainer, pl_module, self._bridge.at_home))  # complains now, if it does
+            if self._training:  # complains now, if it does
+                encode_state(self._state(trainer, pl_module))
             return
-        model = describe_training(trainer, pl_module, self._bridge.at_home)
-        self._folder.refuse_another_model(self._kept, model)
-        restore_training(trainer, pl_module, self._kept.state)
+        home = [name for name in self._kept.state["home"] if name in at_home]
+        self._folder.refuse_another_model(self._kept, self._model(trainer, pl_module, home))
+        if self._training:
+            restore_training(trainer, pl_module, self._kept.state)
+        load_home(pl_module, self._kept.state["home"])
         self._kept = None  # the optimizers have it now
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -119,14 +149,55 @@ class StatePersistence(Callback):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation ends well: after a fit, keeps the state."""
-        if stage == "fit":
-            model = describe_training(trainer, pl_module, self._bridge.at_home)
-            state = read_training(trainer, pl_module, self._bridge.at_home)
+        if stage != "fit":
+            return
+        if self._training:
             if trainer.is_global_zero:
-                self._folder.write(SavedState(self._bridge.server_round, self._previous, model, state))
-                self._written = True
+                self._write(trainer, pl_module, self._state(trainer, pl_module))
+            else:
+                self._state(trainer, pl_module)  # every rank has its part in it
+        elif self._bridge.at_home:
+            self._keep_home(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Called when the fit raised: takes back the state, if another callback raised after it was kept."""
         if self._written:
             self._folder.remove(self._bridge.server_round)
+
+    def _keep_home(self, trainer: Any, module: Any) -> None:
+        if is_sharded(trainer) or trainer.num_nodes > 1:
+            kind = type(trainer.strategy).__name__
+            self._warn_of(self._bridge.at_home, f"`{kind}` on {trainer.num_nodes} node(s) spreads them")
+        elif self._bridge.server_round < 1:
+            self._warn_of(self._bridge.at_home, "the server's config tells no `server-round`")
+        elif trainer.is_global_zero:
+            state = self._state(trainer, module)
+            if state["home"] or self._previous:
+                try:
+                    self._write(trainer, module, state)
+                except LightningFLError as error:
+                    self._warn_of(state["home"], str(error))
+
+    def _warn_of(self, names: Iterable[str], why: str) -> None:
+        listed = list(names)
+        shown = ", ".join(f"`{name}`" for name in listed[:8]) + (", …" if len(listed) > 8 else "")
+        text = (
+            f"client `{self._folder.client_id}`: {len(listed)} entries of the model do not travel and cannot"
+            f" be kept either, so that every round begins with them as they are built: {shown}. The reason:"
+            f" {why.rstrip('.')}. Give `client_app(keep_local=...)` a folder that the client may write to; or"
+            " False, if this is as it should be."
+        )
+        warn_once(log, self._folder.run_id, text, topic="not kept")
+
+    def _state(self, trainer: Any, module: Any) -> dict[str, Any]:
+        home = changed_entries(module, self._bridge.at_home, self._built)
+        return {"home": home, **(read_training(trainer, module) if self._training else {})}
+
+    def _model(self, trainer: Any, module: Any, home: Iterable[str]) -> dict[str, str]:
+        described = describe_training(trainer, module) if self._training else {}
+        return described | describe_home(module, list(home))
+
+    def _write(self, trainer: Any, module: Any, state: dict[str, Any]) -> None:
+        model = self._model(trainer, module, state["home"])
+        self._folder.write(SavedState(self._bridge.server_round, self._previous, model, state))
+        self._written = True

@@ -103,14 +103,24 @@ class StateFolder:
             raise LightningFLError(self._unwritable(error)) from error
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, make: bool = True) -> Iterator[None]:
         """Keep the folder for one fit.
 
+        Args:
+            make: Whether to make it; else one that is not there, or cannot be opened, is nobody's.
+
         Raises:
-            LightningFLError: Another process is at work with it, or it cannot be made.
+            LightningFLError: Another fit is at work with it, or it cannot be made.
         """
-        self.make()
-        descriptor = os.open(self.path, os.O_RDONLY)
+        if make:
+            self.make()
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            if make:
+                raise LightningFLError(self._unwritable(error)) from error
+            yield
+            return
         try:
             if not hold(descriptor, self.path):
                 raise LightningFLError(
@@ -160,7 +170,7 @@ class StateFolder:
             log.warning(
                 "client `%s`, round %s, state in `%s`: %s. It goes on %s.",
                 *(self.client_id, "-" if before is None else before, self.path, "; ".join(trouble)),
-                f"from its state after round {newest}" if found else "with a fresh optimizer",
+                f"from its state after round {newest}" if found else "afresh",
             )
         return found
 
@@ -184,7 +194,7 @@ class StateFolder:
             raise LightningFLError(
                 f"client `{self.client_id}`: its state after round {kept.server_round} is of another model or"
                 f" optimizer. {len(differences)} difference(s):\n" + "\n".join(differences) + "\nUse what the"
-                f" state was made with, or remove `{self.path}` to start with a fresh optimizer."
+                f" state was made with, or remove `{self.path}` to start afresh."
             )
 
     def write(self, kept: SavedState) -> None:
@@ -261,5 +271,5 @@ def _of_another(path: Path, found: tuple[Any, ...], expected: tuple[Any, ...]) -
     there, here = (", ".join(f"{w} {v!r}" for w, v in zip(words, s, strict=True)) for s in (found, expected))
     return (
         f"`{path}` holds a state that is not this client's:\n  expected {here}\n  got {there}\n"
-        "Put it back where it was made, or remove the folder to start with a fresh optimizer."
+        "Put it back where it was made, or remove the folder to start afresh."
     )

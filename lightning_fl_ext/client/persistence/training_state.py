@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from lightning_fl_ext.client.persistence.home_entries import describe
 
-def read_training(trainer: Any, module: torch.nn.Module, at_home: Collection[str]) -> dict[str, Any]:
-    """Read the state of optimizers, schedulers, scaler and data module, the counters, and local weights.
+
+def read_training(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
+    """Read the state of optimizers, schedulers, scaler and data module, and the counters.
 
     Args:
         trainer: A Lightning Trainer that has just fitted. In several processes every rank makes this call.
         module: Its LightningModule.
-        at_home: Names of state-dict entries that do not travel.
 
     Returns:
-        A tree that shares its tensors with the optimizers and the module.
+        A tree that shares its tensors with the optimizers.
     """
     strategy, inner = trainer.strategy, trainer.fit_loop.epoch_loop
-    state = module.state_dict()
     return {
         "optimizers": [strategy.optimizer_state(optimizer) for optimizer in strategy.optimizers],
         "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         "precision": trainer.precision_plugin.state_dict(),
         "data": trainer.datamodule.state_dict() if trainer.datamodule is not None else {},
-        "home": {name: state[name] for name in at_home if name in state},
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "batches": inner.batch_progress.total.ready,
@@ -51,24 +50,15 @@ def restore_training(trainer: Any, module: torch.nn.Module, state: Mapping[str, 
         trainer.precision_plugin.load_state_dict(state["precision"])
     if state["data"] and trainer.datamodule is not None:
         trainer.datamodule.load_state_dict(state["data"])
-    load_home(module, state["home"])
     _restore_counters(trainer, state)
 
 
-def load_home(module: torch.nn.Module, entries: Mapping[str, Any]) -> None:
-    """Load the entries of a state dict that the module has by now, in their shapes."""
-    state = module.state_dict()
-    fitting = {n: v for n, v in entries.items() if n in state and _describe(state[n]) == _describe(v)}
-    module.load_state_dict(fitting, strict=False)
-
-
-def describe_training(trainer: Any, module: torch.nn.Module, at_home: Collection[str]) -> dict[str, str]:
+def describe_training(trainer: Any, module: torch.nn.Module) -> dict[str, str]:
     """Describe what a state belongs to, part by part: two fits may share a state if they are described alike.
 
     Args:
         trainer: A Lightning Trainer whose fit is about to start.
         module: Its LightningModule.
-        at_home: Names of state-dict entries that do not travel.
     """
     names = {parameter: name for name, parameter in module.named_parameters(remove_duplicate=False)}
     described = {"precision": str(trainer.precision)}
@@ -77,18 +67,10 @@ def describe_training(trainer: Any, module: torch.nn.Module, at_home: Collection
         for g, group in enumerate(optimizer.param_groups):
             for p, parameter in enumerate(group["params"]):
                 name = names.get(parameter, "a parameter outside the module")
-                described[f"optimizer {i}, group {g}, parameter {p}"] = f"{name}: {_describe(parameter)}"
+                described[f"optimizer {i}, group {g}, parameter {p}"] = f"{name}: {describe(parameter)}"
     for i, config in enumerate(trainer.lr_scheduler_configs):
         described[f"scheduler {i}"] = type(config.scheduler).__qualname__
-    state = module.state_dict()
-    home = [name for name in at_home if name in state]
-    return described | {f"`{name}`, which does not travel": _describe(state[name]) for name in home}
-
-
-def _describe(value: Any) -> str:
-    if not isinstance(value, torch.Tensor):
-        return type(value).__qualname__
-    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return described
 
 
 def _undo_casts(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:

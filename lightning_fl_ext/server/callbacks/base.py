@@ -25,6 +25,9 @@ class RoundCallback:
         ...         print(f"round {trainer.current_round} done")
     """
 
+    metric_names: tuple[str, ...] = ()
+    """Names of metrics that it makes: none of them can come from a client."""
+
     def on_fit_start(self, trainer: FederatedFit) -> None:
         """Called before the first round; in a resumed run ``trainer.current_round`` rounds are done."""
 

@@ -71,6 +71,11 @@ class RoundLedger(RoundCallback):
             LightningFLError: The folder cannot be written to.
         """
         path = self._path(trainer)
+        if self.keep_updates and getattr(trainer.strategy, "secure", False):
+            raise LedgerError(
+                "`RoundLedger(keep_updates=True)` cannot keep what no one sees: under"
+                f" {type(trainer.strategy).__name__} there are no single updates. Leave `keep_updates` out."
+            )
         if trainer.current_round:
             self._resume(path)
             return
@@ -109,7 +114,8 @@ class RoundLedger(RoundCallback):
     def on_round_end(self, trainer: FederatedFit) -> None:
         """Called when a round is complete: writes its line."""
         record = trainer.rounds[-1]
-        accepted = [self._accepted[client] for client in record.accepted]
+        # Under secure aggregation nothing is known of one client's update but that it is in the sum.
+        accepted = [self._accepted[client] for client in record.accepted if client in self._accepted]
         if self.keep_updates:
             names = {entry["file"]: f"update-{i:05d}.safetensors" for i, entry in enumerate(accepted)}
             accepted = [{**entry, "file": names[entry["file"]]} for entry in accepted]

@@ -24,6 +24,7 @@ from lightning_fl_ext.files import (
 from lightning_fl_ext.results import digest
 from lightning_fl_ext.server.durability.strategy_state import encode_strategy, restore_strategy
 from lightning_fl_ext.server.record import RoundRecord
+from lightning_fl_ext.server.screening.limits import Limits
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.fit import FederatedFit
@@ -53,6 +54,8 @@ def fingerprint(trainer: FederatedFit) -> dict[str, Any]:
     for name in ("seed", "min_accepted", "on_bad_update", "max_update_norm"):
         described[name] = getattr(trainer, name)
     described["exchange"] = repr(trainer.exchange)
+    if trainer.limits != Limits():
+        described["limits"] = repr(trainer.limits)
     return described
 
 

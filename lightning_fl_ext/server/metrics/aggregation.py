@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,9 @@ from flwr.app import MetricRecord
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
+from lightning_fl_ext.metrics.discovery import named_metrics
 from lightning_fl_ext.results import ClientUpdate
+from lightning_fl_ext.server.metrics.names import keep_common
 from lightning_fl_ext.server.metrics.pooling import Stages, pool_metrics, reduce_scalars
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection
 
@@ -41,8 +44,11 @@ def aggregate_metrics(
     Returns:
         Metrics by name, and what was left out.
     """
+    named = named_metrics(module)
+    updates, stages, left_out = keep_common(updates, stages, named, server_round)
     reduced = reduce_scalars(updates, stages)
-    pooled, left_out = pool_metrics(module, stages, server_round)
+    pooled, refused = pool_metrics(module, stages, server_round)
+    left_out += refused
     _, odd = common_metrics({client: update.metrics for client, update in updates.items()}, server_round)
     left_out += [r for r in odd if r.key not in reduced and r.key not in pooled]
     left_out += [
@@ -74,11 +80,12 @@ def common_metrics(
         >>> common, str(odd[0])
         ({'loss'}, 'client `b`, round 3: odd-metric, `f1`: expected a metric of all 2 clients, got 1 of them')
     """
-    forms = [
+    forms: list[set[tuple[str, int]]] = [
         {(key, len(v) if isinstance(v, list) else -1) for key, v in of_client.items()}
         for of_client in metrics.values()
     ]
-    common = set.intersection(*forms) if forms else set()
+    votes = Counter(form for of_client in forms for form in of_client)
+    common = {form for form, count in votes.items() if count == len(forms)}
     odd = [
         Rejection(
             client,
@@ -86,7 +93,7 @@ def common_metrics(
             Reason.METRIC,
             key,
             f"a metric of all {len(forms)} clients",
-            f"{sum((key, length) in form for form in forms)} of them",
+            f"{votes[key, length]} of them",
         )
         for client, form in sorted(zip(metrics, forms, strict=True))
         for key, length in sorted(form - common)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 
 from lightning_fl_ext.arguments import got, kind_of
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.metrics.discovery import weights_of
+from lightning_fl_ext.wire.exchange import left_alone
+
+log = logging.getLogger(__name__)
 
 CentralEvaluation = Callable[[torch.nn.Module], Mapping[str, float]]
 """From the module, in eval mode and without gradients, to metrics."""
@@ -34,6 +38,25 @@ def check_evaluation(module: torch.nn.Module, evaluate: CentralEvaluation | Any)
         raise TypeError(
             "`evaluate` is data for `Trainer.validate`, which takes a LightningModule only; `model` is"
             f" {kind_of(module)}. Give a function of the module instead."
+        )
+
+
+def warn_of_unseen(module: torch.nn.Module, travelled: Collection[str]) -> None:
+    """Say which entries an evaluation on the server judges as they were built, though clients train theirs.
+
+    Args:
+        module: The global model.
+        travelled: Names of the state-dict entries that clients and server exchange.
+    """
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    trained |= {name for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    unseen = [name for name in left_alone(weights_of(module), travelled) if name in trained]
+    if unseen:
+        log.warning(
+            "`evaluate` judges %d entries that never reach the server, and that clients train on their own:"
+            " %s%s. The server has them as the model builds them. Metrics of the clients' own evaluations"
+            " (`fraction_evaluate`) are over what each of them has.",
+            *(len(unseen), ", ".join(unseen[:8]), ", …" if len(unseen) > 8 else ""),
         )
 
 

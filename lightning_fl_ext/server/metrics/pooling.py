@@ -11,13 +11,16 @@ from typing import Any
 
 from torch import nn
 
+from lightning_fl_ext.aggregation.structure import MAX_WEIGHT
 from lightning_fl_ext.metrics import DamagedMetricPack, MetricMismatch, MetricPack, missing_clients
+from lightning_fl_ext.metrics.bounded_json import JsonLimits
 from lightning_fl_ext.metrics.checks import check_declared, declared_metrics
 from lightning_fl_ext.metrics.computed_values import computed_values, copy_metrics
 from lightning_fl_ext.metrics.discovery import covered
 from lightning_fl_ext.metrics.merging import merge_checked
 from lightning_fl_ext.metrics.stage_metrics import STAGES, Scalar, StageMetrics
 from lightning_fl_ext.results import ClientUpdate
+from lightning_fl_ext.server.screening.limits import Limits, screen_count, screen_name
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected, Rejection
 
 log = logging.getLogger(__name__)
@@ -26,22 +29,60 @@ Stages = Mapping[str, StageMetrics]
 """One client's metrics by stage."""
 
 
-def read_stages(record: Mapping[str, Any], declared: str, client_id: str) -> dict[str, StageMetrics]:
+def read_stages(
+    record: Mapping[str, Any],
+    declared: str,
+    client_id: str,
+    limits: Limits | None = None,
+    most: Mapping[str, int] | None = None,
+) -> dict[str, StageMetrics]:
     """Read the metric states in a reply.
 
     Args:
         record: Bytes by stage.
         declared: The name that the reply declares.
         client_id: The name that the sender is known by, which is another one if its node is registered.
+        limits: For names and what describes the states.
+        most: Examples that a stage can have at most, by stage; 2^26 unless told.
 
     Raises:
-        Rejected: They are damaged.
+        Rejected: They are damaged, or go beyond a limit.
     """
+    limits = limits or Limits()
+    within = JsonLimits(limits.metric_header, limits.metric_entries, limits.depth)
     try:
-        told = {s: StageMetrics.from_bytes(record[s], client_id=declared) for s in STAGES if s in record}
+        told = {
+            s: StageMetrics.from_bytes(record[s], client_id=declared, limits=within)
+            for s in STAGES
+            if s in record
+        }
+        for name, stage in told.items():
+            _screen_stage(stage, limits, (most or {}).get(name, MAX_WEIGHT))
     except DamagedMetricPack as error:
         raise Rejected(Reason.METRIC, "metric-states", "whole metric states", str(error)) from None
+    except Rejected as why:
+        raise Rejected(Reason.METRIC, f"metric-states, {why.key}", why.expected, why.got) from None
     return {s: replace(stage, pack=replace(stage.pack, client_id=client_id)) for s, stage in told.items()}
+
+
+def _screen_stage(told: StageMetrics, limits: Limits, most: int) -> None:
+    """Check the names and counts of a stage: no number is over more examples than the stage has.
+
+    Raises:
+        Rejected: One goes beyond a limit.
+    """
+    pack = told.pack
+    for names in (told.names, told.scalars, pack.metrics, pack.excluded):
+        if len(names) > limits.metrics:
+            what = f"at most {limits.metrics} metrics (`Limits.metrics`)"
+            raise Rejected(Reason.OVER_LIMIT, "", what, f"{len(names)}")
+        for name in names:
+            screen_name(name, limits.name)
+    examples = screen_count("num_examples", most if pack.num_examples is None else pack.num_examples, most)
+    for name, scalar in told.scalars.items():
+        screen_count(name, scalar.num_examples, examples)
+    for name, metric in pack.metrics.items():
+        screen_count(f"updates of {name}", metric.updates)
 
 
 def pool_metrics(
@@ -181,15 +222,31 @@ def _merge(
             merge_checked(module, good.values())
             break
         except MetricMismatch as error:
-            client = str(error.client_id)
-            if client not in good:
+            named = str(error.client_id)
+            odd = named if named in good else _without_whom(module, good)
+            if odd is None:
                 log.warning("%s of round %d cannot be pooled: %s", stage, server_round, error)
                 return [], refused
-            refuse(good.pop(client), client, error)
+            refuse(good.pop(odd), odd, error)
         except Exception as error:  # a reduction of the user's own, say; the round's model is not at fault
-            log.warning("%s of round %d cannot be pooled: %r", stage, server_round, error)
-            return [], refused
+            odd = _without_whom(module, good)
+            if odd is None:
+                log.warning("%s of round %d cannot be pooled: %r", stage, server_round, error)
+                return [], refused
+            refuse(good.pop(odd), odd, MetricMismatch(f"{type(error).__name__}: {error}"))
     return list(good), refused
+
+
+def _without_whom(module: nn.Module, packs: Mapping[str, MetricPack]) -> str | None:
+    """Find the one client without whose pack the others merge; None if there is none, or not one alone."""
+    found = []
+    for client in packs if len(packs) > 2 else ():
+        try:
+            merge_checked(module, [pack for other, pack in packs.items() if other != client])
+        except Exception:
+            continue
+        found.append(client)
+    return found[0] if len(found) == 1 else None
 
 
 def _compute(module: nn.Module, server_round: int) -> dict[str, float]:

@@ -11,6 +11,8 @@ from flwr.serverapp import Grid
 
 from lightning_fl_ext.engines import stream_replies
 from lightning_fl_ext.engines.private import NOT_REACHED
+from lightning_fl_ext.server.screening.limits import screen_name
+from lightning_fl_ext.server.screening.rejection import Rejected
 from lightning_fl_ext.wire.client_record import declared_id
 
 log = logging.getLogger(__name__)
@@ -26,11 +28,13 @@ class Clients:
     Args:
         grid: Any Flower ``Grid``.
         timeout: Seconds to wait for the answers to a query.
+        longest_id: Characters that an id may have.
     """
 
-    def __init__(self, grid: Grid, timeout: float | None) -> None:
+    def __init__(self, grid: Grid, timeout: float | None, longest_id: int = 256) -> None:
         self._grid = grid
         self._timeout = timeout
+        self._longest_id = longest_id
         self._ids: dict[int, str] = {}
         self._registered: set[int] = set()
         self._asked: set[int] = set()
@@ -79,7 +83,7 @@ class Clients:
         self._registered.update(registered)
         self._ids.update(registered)
         for node, reply in self._ask([node for node in nodes if node not in self._ids]):
-            if reply.has_content() and (declared := declared_id(reply.content)):
+            if declared := self._told_by(node, reply):
                 self._ids[node] = declared
         anonymous = sum(node not in self._ids for node in nodes)
         if anonymous:
@@ -89,6 +93,17 @@ class Clients:
                 " queries by hand.",
                 anonymous,
             )
+
+    def _told_by(self, node: int, reply: Message) -> str:
+        """Read the id in the answer to a query; ``""`` if there is none, or none that can stand as one."""
+        try:
+            declared = declared_id(reply.content) if reply.has_content() else ""
+            screen_name(declared, self._longest_id)
+        except Exception as error:
+            why = error if isinstance(error, Rejected) else repr(error)
+            log.warning("node %d answers the query for its client's id with none: %s", node, why)
+            return ""
+        return declared
 
     def _ask(self, nodes: list[int]) -> Iterator[tuple[int, Message]]:
         """Send nodes a query, and give each one's answer."""

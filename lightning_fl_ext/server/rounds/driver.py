@@ -16,14 +16,17 @@ from lightning_fl_ext.metrics.computed_values import copy_metrics
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics, common_metrics
+from lightning_fl_ext.server.metrics.names import owned_by_server
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.rounds.clients import Clients
 from lightning_fl_ext.server.rounds.flower_dtypes import align_replies, to_flower_dtypes
 from lightning_fl_ext.server.rounds.messages import RoundMessages
 from lightning_fl_ext.server.rounds.payload import PayloadCodec
 from lightning_fl_ext.server.rounds.quorum import wait_for_clients
-from lightning_fl_ext.server.rounds.strategy_calls import StrategyCalls
-from lightning_fl_ext.server.screening.checks import Limits, screen_evaluate_reply, screen_train_reply
+from lightning_fl_ext.server.rounds.strategy_calls import StrategyCalls, read_from
+from lightning_fl_ext.server.screening.announcements import screen_announcement
+from lightning_fl_ext.server.screening.checks import ValueLimits, screen_evaluate_reply, screen_train_reply
+from lightning_fl_ext.server.screening.limits import Warrant
 from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection
 from lightning_fl_ext.wire import RoundInfo, from_record, to_record
@@ -49,13 +52,15 @@ class StrategyDriver:
         self.trainer = trainer
         self._call_hook = call_hook
         self.calls = StrategyCalls(trainer.strategy, trainer.seed)
-        self.clients = Clients(grid, trainer.round_timeout)
+        self.clients = Clients(grid, trainer.round_timeout, trainer.limits.name)
         self.grid = OrderedGrid(grid, self.clients.ordered)
         if trainer.exchange.coded and not self.calls.reads_coded:
             raise LightningFLError(
                 f"{self.calls.name} cannot aggregate what {trainer.exchange!r} sends: use `FedPM`."
             )
         self._metrics = copy_metrics(trainer.model)
+        names = {name for callback in trainer.callbacks for name in callback.metric_names}
+        self._owned = owned_by_server(names, but=(self.calls.count_key,))
         self._earlier: set[str] = set()
 
     def train(self, server_round: int, arrays: Arrays) -> tuple[Arrays, RoundRecord]:
@@ -74,11 +79,15 @@ class StrategyDriver:
         """
         least = self.trainer.min_accepted
         wait_for_clients(self.grid, self.trainer.strategy, self.trainer.round_timeout, least)
-        messages = self._send("train", server_round, arrays, screen_train_reply)
+        screen = screen_announcement if self.calls.secure else screen_train_reply
+        messages = self._send("train", server_round, arrays, screen)
         self._refuse_if_too_few_are_asked(messages)
-        if self.calls.order_free and not messages.anonymous:
+        sum_digest = ""
+        if self.calls.secure or (self.calls.order_free and not messages.anonymous):
             heads: dict[str, ClientUpdate] = {}
-            new, metrics = self._aggregate(server_round, _without_arrays(messages.accepted(), heads))
+            new, metrics = self._aggregate(server_round, _without_arrays(messages.accepted(), heads), heads)
+            if self.calls.secure:
+                heads, sum_digest = self._take_outcome(messages, heads)
         else:
             replies = messages.collect()
             heads = {client: replace(update, arrays={}) for client, _, update in replies}
@@ -88,7 +97,7 @@ class StrategyDriver:
                 like = self.trainer.exchange.like(arrays)
                 widen = not self.calls.reads_every_dtype
                 align_replies(accepted, self._shared_metrics(heads), like, widen)
-                new, metrics = self._aggregate(server_round, accepted)
+                new, metrics = self._aggregate(server_round, accepted, heads)
             elif self.calls.reserves:
                 self._aggregate(server_round, [])  # releases nothing, so what it has reserved is free again
         self._refuse_if_all_failed(messages, heads)
@@ -109,6 +118,7 @@ class StrategyDriver:
             rejected=tuple(messages.rejected + left_out),
             metrics=measured | {name: float(count) for name, count in counts.items()},
             void=void,
+            sum_digest="" if void else sum_digest,
         )
 
     def evaluate(self, server_round: int, arrays: Arrays) -> tuple[dict[str, float], list[Rejection]]:
@@ -135,7 +145,7 @@ class StrategyDriver:
             self._refuse_if_all_failed(messages, heads)
         accepted = [reply for _, reply, _ in replies]
         align_replies(accepted, self._shared_metrics(heads))
-        metrics = self.calls.call("aggregate_evaluate", server_round, accepted)
+        metrics = self.calls.call("aggregate_evaluate", server_round, accepted, clients=heads)
         measured, left_out = self._measure(messages, heads, metrics)
         return measured, messages.rejected + left_out
 
@@ -144,7 +154,7 @@ class StrategyDriver:
         phase: str,
         server_round: int,
         arrays: Arrays,
-        screen: Callable[[Message, str, int, Limits, Arrays], ClientUpdate],
+        screen: Callable[[Message, str, int, ValueLimits, Arrays], ClientUpdate],
     ) -> RoundMessages:
         record = to_record(arrays)
         given = record if self.calls.reads_every_dtype else to_flower_dtypes(record)
@@ -157,6 +167,8 @@ class StrategyDriver:
                 METRIC_STATES: True,
             }
         )
+        if self.calls.secure and self.trainer.max_update_norm is not None:
+            config["max-update-norm"] = self.trainer.max_update_norm
         outgoing = self.calls.call(f"configure_{phase}", server_round, given, config, self.grid)
         sampled = tuple(sorted(self.clients[m.metadata.dst_node_id] for m in outgoing))
         codec = PayloadCodec(self.trainer.exchange, arrays, RoundInfo(seed, server_round, "", sampled))
@@ -168,21 +180,40 @@ class StrategyDriver:
                 codec.decode(reply, declared_id(reply.content) or client)
             return screen(reply, client, server_round, limits, codec.like)
 
+        def tell(reply: ClientUpdate | Rejection) -> None:
+            update = phase == "train" and not (self.calls.secure and isinstance(reply, ClientUpdate))
+            self._call_hook("on_reply", reply if update else None)
+
         messages = RoundMessages(
             self.grid,
             self.clients,
             outgoing,
             server_round,
             read,
+            self.trainer.limits,
+            Warrant.of(codec.like if phase == "train" else {}, self._metrics, arrays),
+            self._owned,
             self.trainer.round_timeout,
             self.trainer.on_bad_update == "raise",
-            lambda reply: self._call_hook("on_reply", reply if phase == "train" else None),
+            tell,
             self._earlier,
             phase,
+            counts_examples=self.calls.count_key == "num-examples",
         )
         if outgoing:
             self._call_hook("on_messages", messages.sampled)
         return messages
+
+    def _take_outcome(
+        self, messages: RoundMessages, heads: dict[str, ClientUpdate]
+    ) -> tuple[dict[str, ClientUpdate], str]:
+        """Learn whose updates are in the sum that a secure strategy made, and name the others."""
+        outcome = self.trainer.strategy.take_outcome()  # type: ignore[attr-defined]
+        for node, why in sorted(outcome.left_out.items(), key=lambda left: self.clients[left[0]]):
+            messages.leave_out(self.clients[node], why)
+        messages.bytes_up += outcome.bytes_up
+        survivors = {self.clients[node] for node in outcome.survivors}
+        return {client: head for client, head in heads.items() if client in survivors}, outcome.digest
 
     @property
     def _has_worked(self) -> bool:
@@ -219,12 +250,19 @@ class StrategyDriver:
     ) -> tuple[dict[str, float], list[Rejection]]:
         function = self.calls.metrics_function(messages.phase)
         stages = {client: messages.stages.get(client, {}) for client in heads}
-        return aggregate_metrics(heads, stages, self._metrics, aggregated, function, messages.server_round)
+        number = messages.server_round
+        try:
+            return aggregate_metrics(heads, stages, self._metrics, aggregated, function, number)
+        except Exception as error:
+            raise LightningFLError(
+                f"the metrics of round {number} cannot be made: {type(error).__name__}: {error}."
+                f"{read_from(heads)}"
+            ) from error
 
     def _aggregate(
-        self, server_round: int, replies: Iterable[Message]
+        self, server_round: int, replies: Iterable[Message], clients: Collection[str] = ()
     ) -> tuple[Arrays | None, MetricRecord | None]:
-        record, metrics = self.calls.call("aggregate_train", server_round, replies)
+        record, metrics = self.calls.call("aggregate_train", server_round, replies, clients=clients)
         return (None if record is None else from_record(record)), metrics
 
     def _checked(self, server_round: int, new: Arrays, old: Arrays) -> Arrays:

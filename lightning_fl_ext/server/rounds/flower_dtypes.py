@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,8 @@ def align_replies(
 ) -> None:
     """Give replies the one form that strategies expect of all of them.
 
-    Arrays stand in the model's order, for strategies that pair them by position; records have the first
-    reply's names; only the metrics that all clients share are left.
+    Arrays stand in the model's order, for strategies that pair them by position; records have the
+    names that most replies give them; only the metrics that all clients share are left.
 
     Args:
         replies: Screened replies.
@@ -48,22 +49,32 @@ def align_replies(
         like: The global weights, if the replies hold weights; otherwise arrays are left as they are.
         widen: Whether to make the arrays of a dtype that they compute in (:func:`to_flower_dtypes`).
     """
-    for reply in replies:
-        content = reply.content
-        if like is not None:
-            (name,) = records_of(replies[0].content, ArrayRecord)
+    contents = [reply.content for reply in replies]
+    if like is not None:
+        name = _usual_name([records_of(content, ArrayRecord) for content in contents])
+        for content in contents:
             ((old, record),) = records_of(content, ArrayRecord).items()
             ordered = ArrayRecord({key: record[key] for key in like})
             _replace(content, old, name, to_flower_dtypes(ordered) if widen else ordered)
-        (name,) = records_of(replies[0].content, MetricRecord)
+    name = _usual_name([records_of(content, MetricRecord) for content in contents])
+    for content in contents:
         ((old, measured),) = records_of(content, MetricRecord).items()
         shared = MetricRecord({key: value for key, value in measured.items() if key in metrics})
         _replace(content, old, name, shared)
 
 
+def _usual_name(records: Sequence[Iterable[str]]) -> str:
+    """Give the name that most replies have for their record of a kind."""
+    names = Counter(name for of_reply in records for name in of_reply)
+    return min(names, key=lambda name: (-names[name], name), default="")
+
+
 def _replace(content: RecordDict, old: str, name: str, record: ArrayRecord | MetricRecord) -> None:
     del content[old]
+    other = content.pop(name, None)  # names may be exchanged
     content[name] = record
+    if other is not None:
+        content[old] = other
 
 
 def _target(array: Array) -> str | None:

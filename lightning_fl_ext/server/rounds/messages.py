@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -14,15 +14,27 @@ from flwr.serverapp import Grid
 
 from lightning_fl_ext.engines import NotEnoughClientsError, stream_replies
 from lightning_fl_ext.engines.private import NOT_REACHED
-from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, StageMetrics
+from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES, StageMetrics
 from lightning_fl_ext.results import ClientUpdate
+from lightning_fl_ext.server.metrics.names import Owned, drop_owned, without_owned
 from lightning_fl_ext.server.metrics.pooling import read_stages
 from lightning_fl_ext.server.rounds.clients import Clients
+from lightning_fl_ext.server.screening.announcements import REMEDY
+from lightning_fl_ext.server.screening.limits import (
+    Limits,
+    Warrant,
+    screen_metric_states,
+    screen_name,
+    screen_size,
+)
 from lightning_fl_ext.server.screening.rejection import BadUpdateError, Reason, Rejected, Rejection
 from lightning_fl_ext.wire.client_record import declared_id
 from lightning_fl_ext.wire.contents import records_of
+from lightning_fl_ext.wire.secure_record import ACTION
 
 log = logging.getLogger(__name__)
+
+_TRACEBACK = 2**16  # characters of a client's exception that are looked at, from its end
 
 Screen = Callable[[Message, str], ClientUpdate]
 """Checks a client's reply and reads it, or raises `Rejected`."""
@@ -41,11 +53,15 @@ class RoundMessages:
         outgoing: What the strategy wants sent.
         server_round: The current round.
         screen: The check.
+        limits: What a reply may hold at most.
+        warrant: What the model and the module's metrics warrant.
+        owned: Tells which names of metrics are the server's.
         timeout: Seconds to wait for the last reply.
         raise_on_bad: Whether to raise instead of leaving a bad reply out.
         on_reply: Told of every reply that counts, and of every rejection.
         earlier: Message ids of earlier rounds.
         phase: ``"train"`` or ``"evaluate"``.
+        counts_examples: Whether clients are weighed by their examples.
 
     Attributes:
         rejected: What was left out so far.
@@ -59,11 +75,15 @@ class RoundMessages:
     outgoing: Sequence[Message]
     server_round: int
     screen: Screen
+    limits: Limits
+    warrant: Warrant
+    owned: Owned
     timeout: float | None
     raise_on_bad: bool
     on_reply: Callable[[ClientUpdate | Rejection], None]
     earlier: set[str]
     phase: str
+    counts_examples: bool = True
     rejected: list[Rejection] = field(default_factory=list)
     bytes_down: int = 0
     bytes_up: int = 0
@@ -93,19 +113,14 @@ class RoundMessages:
                 if node is None:
                     raise self._unasked(to, answered)
                 answered[to] = node
-                if reply.has_error():
-                    raise _failed(reply)
-                if not self.clients.agrees(node, declared := declared_id(reply.content)):
-                    raise Rejected(Reason.NOT_SAMPLED, "client-id", self.clients[node], declared)
-                if self.clients[node] in shared:
-                    raise Rejected(Reason.DUPLICATE, "client-id", "one node of this name", "several")
-                size = _array_bytes(reply)
-                self._take_metrics(self.clients[node], reply)
-                read = _screened(self.screen, reply, self.clients[node])
-            except Rejected as why:
+                size, read, odd = self._read(reply, node, shared)
+            except Exception as why:
                 known = answered.get(to)
-                self._reject(str(reply.metadata.src_node_id) if known is None else self.clients[known], why)
+                sender = str(reply.metadata.src_node_id) if known is None else self.clients[known]
+                self._reject(sender, self._reason(sender, why))
             else:
+                for metric in odd:
+                    self._reject(self.clients[node], metric)
                 self.bytes_up += size
                 self.on_reply(read)
                 yield self.clients[node], reply, read
@@ -155,14 +170,65 @@ class RoundMessages:
             )
         return Rejected(Reason.NOT_SAMPLED, "", f"one of {len(self.outgoing)} sampled clients", "another")
 
-    def _take_metrics(self, client: str, reply: Message) -> None:
-        """Take metric states out of a reply, and read them."""
-        record = reply.content.pop(METRIC_STATES, None)
-        told = record if isinstance(record, ConfigRecord) else ConfigRecord()
+    def _read(
+        self, reply: Message, node: int, shared: Collection[str]
+    ) -> tuple[int, ClientUpdate, list[Rejected]]:
+        """Bound a reply, check it and read it.
+
+        Returns:
+            Bytes of its arrays, what was read, and which of its metrics are left out.
+
+        Raises:
+            Exception: Whatever goes wrong; the reply does not count.
+        """
+        if reply.has_error():
+            raise _failed(reply)
+        content = reply.content
+        states = content.pop(METRIC_STATES, None)
+        screen_size(content, self.limits, self.warrant)
+        declared = declared_id(content)
+        screen_name(declared, self.limits.name)
+        if not self.clients.agrees(node, declared):
+            raise Rejected(Reason.NOT_SAMPLED, "client-id", self.clients[node], declared)
+        client = self.clients[node]
+        if client in shared:
+            raise Rejected(Reason.DUPLICATE, "client-id", "one node of this name", "several")
+        size = _array_bytes(reply)
+        odd = drop_owned(content, self.owned)
+        read = self.screen(reply, client)
+        self.stages[client] = {}
         try:
-            self.stages[client] = read_stages(told, declared_id(reply.content), client)
+            record = states if isinstance(states, ConfigRecord) else ConfigRecord()
+            screen_metric_states(record, self.limits, self.warrant)
+            stages = read_stages(record, declared, client, self.limits, self._most_examples(read))
+            self.stages[client], more = without_owned(stages, self.owned)
+            odd += more
         except Rejected as why:
-            self._reject(client, why)
+            odd.append(why)
+        except Exception as error:
+            log.warning("metric states of client `%s`: %r", client, error, exc_info=True)
+            what = f"{type(error).__name__}: {error}"
+            odd.append(Rejected(Reason.METRIC, METRIC_STATES, "whole metric states", what))
+        return size, read, odd
+
+    def _most_examples(self, read: ClientUpdate) -> dict[str, int]:
+        """Say how many examples a stage can have by what the reply itself says.
+
+        The validation inside a fit is over data of its own, of which the reply does not tell.
+        """
+        stages = ("train",) if self.phase == "train" else STAGES
+        return dict.fromkeys(stages, read.num_examples) if self.counts_examples else {}
+
+    def _reason(self, client: str, error: Exception) -> Rejected:
+        """Give the reason for which a reply is left out; log what no check raised, with its traceback."""
+        if isinstance(error, Rejected):
+            return error
+        log.warning(
+            "the %s reply of client `%s` in round %d is left out: reading it raised",
+            *(self.phase, client, self.server_round),
+            exc_info=error,
+        )
+        return Rejected(Reason.UNDECODABLE, got=f"{type(error).__name__}: {error}")
 
     def _reject(self, client: str, why: Rejected) -> None:
         phase = "train" if why.reason is Reason.METRIC else self.phase  # a metric is named once
@@ -173,14 +239,9 @@ class RoundMessages:
         log.info("%s", rejection)
         self.on_reply(rejection)
 
-
-def _screened(screen: Screen, reply: Message, client: str) -> ClientUpdate:
-    try:
-        return screen(reply, client)
-    except Rejected:
-        raise
-    except Exception as error:  # whatever a check stumbles over, the reply is not what was asked for
-        raise Rejected(Reason.UNDECODABLE, got=f"{type(error).__name__}: {error}") from error
+    def leave_out(self, client: str, why: Rejected) -> None:
+        """Name a client that is left out after its reply had passed."""
+        self._reject(client, why)
 
 
 def _by_client(reply: Reply) -> str:
@@ -195,7 +256,10 @@ def _by_content(reply: Reply) -> tuple[bool, float, str, int, str]:
 
 
 def _failed(reply: Message) -> Rejected:
-    reason = str(reply.error.reason or f"code {reply.error.code}").strip()
+    told = str(reply.error.reason or f"code {reply.error.code}")
+    reason = told[-_TRACEBACK:].strip()
+    if f"registered with name '{ACTION}'" in reason:
+        return Rejected(Reason.SECURE, "", "keys for a secure round", REMEDY)
     code = Reason.NO_REPLY if reply.error.code in NOT_REACHED else Reason.CLIENT_ERROR
     return Rejected(code, got=_last_exception(reason))
 

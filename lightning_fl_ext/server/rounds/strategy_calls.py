@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,21 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server.rounds.quorum import innermost
-from lightning_fl_ext.server.screening.checks import Limits
+from lightning_fl_ext.server.screening.checks import ValueLimits
+
+
+def read_from(clients: Collection[str]) -> str:
+    """Say whose replies were read when something raised over all of them.
+
+    Example:
+        >>> read_from(["b", "a"])
+        ' It had read the replies of client(s) `a`, `b`.'
+    """
+    if not clients:
+        return ""
+    ids = sorted(clients)
+    more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
+    return f" It had read the replies of client(s) {', '.join(f'`{c}`' for c in ids[:10])}{more}."
 
 
 class StrategyCalls:
@@ -30,6 +44,7 @@ class StrategyCalls:
         reads_coded: Whether it aggregates what an exchange wrote in a code.
         reads_every_dtype: Whether it needs no translation of dtypes.
         order_free: Whether it takes replies one by one in any order.
+        secure: Whether it sees no update, but sums them under masks.
         count_key: The metric by which it weighs the clients.
     """
 
@@ -40,6 +55,12 @@ class StrategyCalls:
         self.reads_coded = bool(getattr(strategy, "reads_coded", False))
         self.reads_every_dtype = bool(getattr(strategy, "reads_every_dtype", False))
         self.order_free = bool(getattr(strategy, "order_free", False))
+        self.secure = bool(getattr(innermost(strategy), "secure", False))
+        if self.secure and innermost(strategy) is not strategy:
+            raise LightningFLError(
+                f"{self.name} needs each client's update, and {type(innermost(strategy)).__name__} sees none:"
+                " use it without a wrapper."
+            )
         self.count_key: str = getattr(innermost(strategy), "weighted_by_key", "num-examples")
         self._blas = ThreadpoolController()
 
@@ -61,7 +82,7 @@ class StrategyCalls:
         """
         return getattr(innermost(self.strategy), f"{phase}_metrics_aggr_fn", None)
 
-    def limits(self, num_clients: int, max_update_norm: float | None) -> Limits:
+    def limits(self, num_clients: int, max_update_norm: float | None) -> ValueLimits:
         """Say what it can compute with.
 
         Args:
@@ -71,15 +92,21 @@ class StrategyCalls:
         max_term = getattr(innermost(self.strategy), "max_term", None)
         # Flower's wrappers that clip on the server divide by the norm.
         clips = hasattr(self.strategy, "clipping_norm") and hasattr(self.strategy, "current_arrays")
-        return Limits(
+        return ValueLimits(
             count_key=self.count_key,
             min_update_norm=1e-18 if clips else 0.0,
             max_update_norm=max_update_norm,
             max_term=None if max_term is None else max_term(num_clients),
         )
 
-    def call(self, method: str, server_round: int, *args: Any) -> Any:
+    def call(self, method: str, server_round: int, *args: Any, clients: Collection[str] = ()) -> Any:
         """Call a method; of one that configures, give the messages as a list.
+
+        Args:
+            method: Its name.
+            server_round: The current round.
+            *args: For the method.
+            clients: Whose replies it reads, or has read by the time it raises.
 
         Raises:
             LightningFLError: The method raised.
@@ -93,8 +120,8 @@ class StrategyCalls:
             except Exception as error:
                 said = f"{type(error).__name__}: {error}".rstrip(".: ")
                 raise LightningFLError(
-                    f"{self.name}.{method} failed in round {server_round}: {said}. The model of the round"
-                    " before is the last good one."
+                    f"{self.name}.{method} failed in round {server_round}: {said}.{read_from(clients)} The"
+                    " model of the round before is the last good one."
                 ) from error
 
     @contextmanager

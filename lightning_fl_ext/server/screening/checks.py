@@ -7,27 +7,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from numpy.typing import NDArray
 
-from lightning_fl_ext.aggregation.structure import MAX_WEIGHT
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, ClientUpdate
+from lightning_fl_ext.server.screening.limits import ARRAY_HEADER, screen_count, shown_number
 from lightning_fl_ext.server.screening.norms import first_not_finite, magnitude_bound, update_norm
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
 from lightning_fl_ext.wire import from_record
 from lightning_fl_ext.wire.client_record import client_record
 from lightning_fl_ext.wire.contents import records_of
 
-MAX_EXAMPLES = MAX_WEIGHT
-"""The largest count of examples, 2^26; one beyond it is taken for an error."""
-
-_HEADER = 4096  # bytes an array may take on the wire beyond its elements
 _WRAPPERS = ("model.", "module.", "_orig_mod.", "_forward_module.")
 
 
 @dataclass(frozen=True)
-class Limits:
+class ValueLimits:
     """What the values of a reply may be.
 
     Attributes:
@@ -47,7 +43,7 @@ def screen_train_reply(
     reply: Message,
     client_id: str,
     server_round: int,
-    limits: Limits,
+    limits: ValueLimits,
     like: Arrays,
 ) -> ClientUpdate:
     """Check a train reply, and read it.
@@ -92,7 +88,7 @@ def screen_evaluate_reply(
     reply: Message,
     client_id: str,
     server_round: int,
-    limits: Limits,
+    limits: ValueLimits,
     like: Arrays,
 ) -> ClientUpdate:
     """Check an evaluate reply, and read it.
@@ -106,22 +102,25 @@ def screen_evaluate_reply(
 
 
 def _screen_head(
-    reply: Message, client_id: str, server_round: int, limits: Limits, purpose: str
+    reply: Message, client_id: str, server_round: int, limits: ValueLimits, purpose: str
 ) -> ClientUpdate:
     """Check what evaluate and train replies have in common: round, count and metrics."""
     client = client_record(reply.content)
+    for name in ("arrays", "metrics"):
+        if name in records_of(reply.content, ConfigRecord):
+            raise Rejected(Reason.UNDECODABLE, name, "no ConfigRecord of this name", "one")
     if (answered := client.get("server-round", server_round)) != server_round:
         raise Rejected(Reason.STALE, "server-round", str(server_round), str(answered))
     records = records_of(reply.content, MetricRecord)
     if len(records) != 1:
         raise Rejected(Reason.UNDECODABLE, "metrics", "one MetricRecord", f"{len(records)}")
     metrics: dict[str, Any] = dict(next(iter(records.values())))
-    num_examples = _screen_count(limits.count_key, metrics.pop(limits.count_key, None))
+    num_examples = screen_count(limits.count_key, metrics.pop(limits.count_key, None))
     if not num_examples:
         raise Rejected(Reason.IDLE, got=f"no {purpose} examples")
     for key, value in metrics.items():
         if not all(map(_is_finite_number, value if isinstance(value, list) else [value])):
-            raise Rejected(Reason.NOT_FINITE, key, "a finite metric", str(value))
+            raise Rejected(Reason.NOT_FINITE, key, "a finite metric", shown_number(value))
     return ClientUpdate(
         {},
         num_examples,
@@ -134,22 +133,14 @@ def _screen_head(
     )
 
 
-def _screen_count(key: str, count: Any) -> int:
-    number = isinstance(count, int | float) and not isinstance(count, bool)
-    if number and 0 <= count <= MAX_EXAMPLES and count == int(count):
-        return int(count)
-    expected = f"a whole number up to {MAX_EXAMPLES}"
-    raise Rejected(Reason.COUNT, key, expected, "nothing" if count is None else repr(count))
-
-
 def _screen_announced(name: str, packed: Array, like: NDArray[Any]) -> None:
     """Compare what a packed array says about itself; that it is true is checked when it is decoded."""
     if tuple(packed.shape) != like.shape:
         raise Rejected(Reason.SHAPE, name, str(list(like.shape)), str(list(packed.shape)))
     if packed.dtype not in (like.dtype.name, str(like.dtype)):
         raise Rejected(Reason.DTYPE, name, like.dtype.name, packed.dtype)
-    if len(packed.data) > like.nbytes + _HEADER:
-        limit = f"at most {like.nbytes + _HEADER} bytes"
+    if len(packed.data) > like.nbytes + ARRAY_HEADER:
+        limit = f"at most {like.nbytes + ARRAY_HEADER} bytes"
         raise Rejected(Reason.TOO_LARGE, name, limit, f"{len(packed.data)}")
 
 
@@ -166,7 +157,7 @@ def _screen_values(name: str, array: NDArray[Any], count: int, max_term: float |
             raise Rejected(Reason.MAGNITUDE, name, limit, f"{largest:g}")
 
 
-def _screen_norm(arrays: Arrays, like: Arrays, limits: Limits) -> None:
+def _screen_norm(arrays: Arrays, like: Arrays, limits: ValueLimits) -> None:
     least, most = limits.min_update_norm, limits.max_update_norm
     if not least and most is None:
         return
@@ -178,15 +169,16 @@ def _screen_norm(arrays: Arrays, like: Arrays, limits: Limits) -> None:
 
 
 def _screen_keys(expected: list[str], got: list[str]) -> None:
-    missing = [key for key in expected if key not in set(got)]
-    extra = [key for key in got if key not in set(expected)]
+    own, sent = set(expected), set(got)
+    missing = [key for key in expected if key not in sent]
+    extra = [key for key in got if key not in own]
     if not missing and not extra:
         return
-    for prefix in _WRAPPERS:
+    for prefix in _WRAPPERS if len(missing) == len(extra) else ():
         if {key.removeprefix(prefix) for key in extra} == set(missing) or {
             key.removeprefix(prefix) for key in missing
         } == set(extra):
-            raise Rejected(Reason.PREFIX, extra[0] if extra else "", missing[0], f"{extra[0]} (`{prefix}`)")
+            raise Rejected(Reason.PREFIX, extra[0], missing[0], f"{extra[0]} (`{prefix}`)")
     shown = [f"missing {missing[:3]}"] * bool(missing) + [f"unexpected {extra[:3]}"] * bool(extra)
     raise Rejected(Reason.KEYS, (missing + extra)[0], f"the model's {len(expected)} keys", ", ".join(shown))
 

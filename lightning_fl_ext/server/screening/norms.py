@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_fl_ext.results import Arrays
+from lightning_fl_ext.results.norm import update_norm as update_norm
 
 
 def is_finite(array: NDArray[Any]) -> bool:
@@ -45,25 +45,3 @@ def magnitude_bound(array: NDArray[Any]) -> float:
         flat = flat.view(flat.real.dtype) if flat.dtype.kind == "c" else flat.astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         return 1.01 * math.sqrt(float(np.dot(flat, flat))) + 1e-18 if flat.size else 0.0
-
-
-def update_norm(arrays: Arrays, like: Arrays, block: int = 1 << 13) -> float:
-    """Compute the L2 norm of the difference of the floating arrays, in float64, block by block.
-
-    Example:
-        >>> update_norm({"w": np.array([3.0, 4.0])}, {"w": np.zeros(2)})
-        5.0
-    """
-    total = 0.0
-    for name, array in arrays.items():
-        if array.dtype.kind in "biu":
-            continue
-        new, old = array.reshape(-1), like[name].reshape(-1)
-        difference = np.empty(min(block, new.size), np.complex128 if array.dtype.kind == "c" else np.float64)
-        for start in range(0, new.size, block):
-            part = slice(start, start + block)
-            here = difference[: new[part].size]
-            np.copyto(here, new[part])
-            here -= old[part]
-            total += float(np.vdot(here, here).real)
-    return math.sqrt(total)

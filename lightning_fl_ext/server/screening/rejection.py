@@ -21,6 +21,8 @@ class Reason(StrEnum):
     STALE = "stale-round"
     UNDECODABLE = "undecodable"
     TOO_LARGE = "too-large"
+    OVER_LIMIT = "over-limit"
+    NAME = "odd-name"
     KEYS = "keys"
     PREFIX = "prefixed-keys"
     SHAPE = "shape"
@@ -31,6 +33,7 @@ class Reason(StrEnum):
     COUNT = "example-count"
     IDLE = "idle"
     METRIC = "odd-metric"
+    SECURE = "secure-aggregation"
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,8 @@ class Rejection:
     @property
     def sentence(self) -> str:
         """When, why and where, without whose."""
-        where = f", `{self.key}`" if self.key else ""
-        what = f": expected {self.expected}, got {self.got}" if self.expected else f": {self.got}"
         when = f"round {self.server_round}{', evaluation' if self.phase == 'evaluate' else ''}"
-        return f"{when}: {self.reason}{where}{what}"
+        return f"{when}: {Rejected(self.reason, self.key, self.expected, self.got)}"
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rejection:
@@ -76,10 +77,49 @@ class Rejection:
 def sort_rejections(rejections: Iterable[Rejection]) -> tuple[Rejection, ...]:
     """Sort by client and phase, each once, so that the order of arrival does not show.
 
-    That a client is idle is told once in a round, not for its fit and its evaluation.
+    That a client is idle is told once in a round, not for its fit and its evaluation. What is to be said of
+    several keys of a client is said once, with the first few of them; and of one reason there are never more
+    than `MOST` entries of a client, so that what is kept of a round is bounded by its clients.
+
+    Example:
+        >>> odd = [Rejection("a", 3, Reason.METRIC, f"m{i}", "one of all", "its own") for i in range(9)]
+        >>> for rejection in sort_rejections(odd):
+        ...     print(rejection)
+        client `a`, round 3: odd-metric, `m0, m1, m2 and 6 more`: expected one of all, got its own
     """
     once = {replace(r, phase="") if r.reason is Reason.IDLE else r: r for r in rejections}
-    return tuple(sorted(once.values(), key=lambda r: (r.client_id, r.phase, r.reason, r.key)))
+    alike: dict[Rejection, list[Rejection]] = {}
+    for rejection in sorted(once.values(), key=_order):
+        alike.setdefault(replace(rejection, key=""), []).append(rejection)
+    told: dict[tuple[str, str, Reason], list[Rejection]] = {}
+    for several in alike.values():
+        keys = several[0].key if len(several) == 1 else _first_few([r.key for r in several])
+        one = replace(several[0], key=keys)
+        told.setdefault((one.client_id, one.phase, one.reason), []).append(one)
+    kept = [rejection for of_client in told.values() for rejection in _at_most(of_client)]
+    return tuple(sorted(kept, key=_order))
+
+
+MOST = 4
+"""Entries of one client, phase and reason in a round."""
+
+
+def _order(rejection: Rejection) -> tuple[str, str, Reason, str]:
+    return rejection.client_id, rejection.phase, rejection.reason, rejection.key
+
+
+def _at_most(rejections: list[Rejection]) -> list[Rejection]:
+    if len(rejections) <= MOST:
+        return rejections
+    *first, last = rejections[:MOST]
+    got = f"{last.got} (and {len(rejections) - MOST} more of this kind)"
+    return [*first, replace(last, got=got)]
+
+
+def _first_few(names: list[str], named: int = 3) -> str:
+    """Name the first few, and say how many more there are."""
+    more = f" and {len(names) - named} more" if len(names) > named else ""
+    return ", ".join(names[:named]) + more
 
 
 def summary_lines(rejections: Iterable[Rejection], named: int = 5) -> list[str]:
@@ -116,3 +156,8 @@ class Rejected(Exception):
         super().__init__(reason, key, expected, got)
         self.reason = reason
         self.key, self.expected, self.got = (shown(text, 400) for text in (key, expected, got))
+
+    def __str__(self) -> str:
+        where = f", `{self.key}`" if self.key else ""
+        what = f": expected {self.expected}, got {self.got}" if self.expected else f": {self.got}"
+        return f"{self.reason}{where}{what}"

@@ -2,5 +2,6 @@
 
 from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg
 from lightning_fl_ext.server.strategies.fedpm import FedPM
+from lightning_fl_ext.server.strategies.secure_fedavg import SecureFedAvg
 
-__all__ = ["ExactFedAvg", "FedPM"]
+__all__ = ["ExactFedAvg", "FedPM", "SecureFedAvg"]

@@ -84,7 +84,7 @@ class ExactFedAvg(FedAvg):
             if reply.has_error():
                 continue
             metrics = next(iter(records_of(reply.content, MetricRecord).values()))
-            heads.append(RecordDict({"metrics": metrics, **records_of(reply.content, ConfigRecord)}))
+            heads.append(RecordDict({**records_of(reply.content, ConfigRecord), "metrics": metrics}))
             weight = metrics[self.weighted_by_key]
             whole = int(weight) if isinstance(weight, float) and weight.is_integer() else weight
             yield from_record(next(iter(records_of(reply.content, ArrayRecord).values()))), whole  # type: ignore[misc]

@@ -110,7 +110,7 @@ class FedPM(FedAvg):
         for reply in replies:
             arrays = from_record(next(iter(records_of(reply.content, ArrayRecord).values())))
             metrics = next(iter(records_of(reply.content, MetricRecord).values()))
-            heads.append(RecordDict({"metrics": metrics, **records_of(reply.content, ConfigRecord)}))
+            heads.append(RecordDict({**records_of(reply.content, ConfigRecord), "metrics": metrics}))
             mask = arrays.pop(MASKS)
             if arrays:
                 if not rest:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from lightning_fl_ext.wire.codes.fixed_point import sample_mask, to_fixed_point
 from lightning_fl_ext.wire.codes.frame import MaskCodeError, MaskKey
-from lightning_fl_ext.wire.codes.masks import MaskCode, decode_mask, encode_mask
+from lightning_fl_ext.wire.codes.masks import MASK_CODES, MaskCode, check_code, decode_mask, encode_mask
 from lightning_fl_ext.wire.codes.theta import decode_theta, encode_theta
 
 __all__ = [
+    "MASK_CODES",
     "MaskCode",
     "MaskCodeError",
     "MaskKey",
+    "check_code",
     "decode_mask",
     "decode_theta",
     "encode_mask",

@@ -1,25 +1,54 @@
-"""A client's mask as bytes, and back: one function each way, three codes."""
+"""A client's mask as bytes, and back: one function each way, and the list of codes."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_fl_ext.wire.codes import dithered, minimal_random
-from lightning_fl_ext.wire.codes.fixed_point import sample_mask
-from lightning_fl_ext.wire.codes.frame import MaskCodeError, MaskKey, altered, seal, unseal, verify
+from lightning_fl_ext.wire.codes import dithered, minimal_random, packed
+from lightning_fl_ext.wire.codes.frame import MaskCodeError, MaskKey, seal, unseal, verify
 
-__all__ = ["MaskCode", "decode_mask", "encode_mask"]
+__all__ = ["MASK_CODES", "MaskCode", "decode_mask", "encode_mask"]
 
-MaskCode = Literal["packed", "dithered", "random"]
+Theta = NDArray[np.uint16]
+Mask = NDArray[np.bool_]
 
-_KINDS: dict[str, int] = {code: kind for kind, code in enumerate(get_args(MaskCode), start=1)}
+
+@dataclass(frozen=True)
+class MaskCode:
+    """How a mask is written down.
+
+    Attributes:
+        kind: The number by which payloads name the code. It never changes, and is never used again.
+        encode: From the client's θ, the public θ and the key to the body and the mask that it stands for;
+            None where the code would be a bad choice.
+        decode: From the body, the public θ and the key to the mask.
+        otherwise: The code to take where `encode` gives None.
+        stratifies: Whether it can send the mask of a stratum.
+    """
+
+    kind: int
+    encode: Callable[[Theta, Theta, MaskKey], tuple[bytes, Mask] | None]
+    decode: Callable[[bytes, Theta, MaskKey], Mask]
+    otherwise: str = ""
+    stratifies: bool = True
+
+
+MASK_CODES = {
+    "packed": MaskCode(1, packed.encode, packed.decode),
+    "dithered": MaskCode(2, dithered.encode, dithered.decode),
+    "random": MaskCode(
+        3, minimal_random.encode, minimal_random.decode, otherwise="dithered", stratifies=False
+    ),
+}
+"""Every code, by the name that `MaskExchange(code=...)` takes. A new code is one entry more."""
 
 
 def encode_mask(
-    theta: NDArray[np.uint16], public: NDArray[np.uint16], key: MaskKey, code: MaskCode = "dithered"
+    theta: NDArray[np.uint16], public: NDArray[np.uint16], key: MaskKey, code: str = "dithered"
 ) -> bytes:
     """Draw a client's mask from its θ and write it down.
 
@@ -40,12 +69,12 @@ def encode_mask(
 
     Raises:
         TypeError: `theta` or `public` is not uint16.
-        ValueError: Their shapes differ, they are not one-dimensional, hold a 0, or `code` is unknown; or a
-            stratum is combined with ``"random"``, whose candidates have no order to stratify.
+        ValueError: Their shapes differ, they are not one-dimensional, hold a 0, or `code` is unknown; or the
+            code cannot send the mask of a stratum: the candidates of ``"random"`` have no order to stratify.
 
     Example:
         >>> from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
-        >>> from lightning_fl_ext.wire.codes import to_fixed_point
+        >>> from lightning_fl_ext.wire.codes import sample_mask, to_fixed_point
         >>> public = ThetaCounts(np.full(10_000, 4, dtype=np.uint16), trials=10).fixed_point()
         >>> theta = to_fixed_point(np.full(10_000, 0.42))  # the client moved by 0.02
         >>> key = MaskKey(run=7, round=1, model="3fa9", client="site-a")
@@ -59,24 +88,30 @@ def encode_mask(
     _check(theta, "theta")
     if theta.shape != public.shape:
         raise ValueError(f"`theta` and `public` must have one shape. Got {theta.shape} and {public.shape}.")
-    if code == "random":
-        if key.stratum is not None:
-            raise ValueError('the code "random" cannot be stratified: choose another code or no `stratum`.')
-        if coded := minimal_random.encode(theta, public, key):
-            return _sealed("random", key, *coded)
-        return encode_mask(theta, public, key, "dithered")
-    if code == "dithered":
-        body, mask = dithered.encode(theta, public, key)
-    elif code == "packed":
-        mask = sample_mask(theta, key)
-        body = np.packbits(mask).tobytes()
-    else:
-        raise ValueError(f"`code` must be one of {', '.join(_KINDS)}. Got {code!r}.")
-    return _sealed(code, key, body, mask)
+    written = MASK_CODES[check_code(code, stratified=key.stratum is not None)]
+    coded = written.encode(theta, public, key)
+    if coded is None:
+        return encode_mask(theta, public, key, written.otherwise)
+    body, mask = coded
+    return seal(written.kind, key, body, np.packbits(mask).tobytes())
 
 
-def _sealed(code: MaskCode, key: MaskKey, body: bytes, mask: NDArray[np.bool_]) -> bytes:
-    return seal(_KINDS[code], key, body, np.packbits(mask).tobytes())
+def check_code(code: str, *, stratified: bool) -> str:
+    """Refuse a code that there is not, or that cannot do what is asked of it.
+
+    Raises:
+        ValueError: It is none of `MASK_CODES`, or cannot send the mask of a stratum.
+
+    Example:
+        >>> check_code("packed", stratified=True)
+        'packed'
+    """
+    if code not in MASK_CODES:
+        raise ValueError(f"`code` must be one of {', '.join(MASK_CODES)}. Got {code!r}.")
+    if stratified and not MASK_CODES[code].stratifies:
+        others = [repr(name) for name, other in MASK_CODES.items() if other.stratifies]
+        raise ValueError(f"code={code!r} cannot be stratified: take {' or '.join(others)}, or no strata.")
+    return code
 
 
 def decode_mask(payload: bytes, public: NDArray[np.uint16], key: MaskKey) -> NDArray[np.bool_]:
@@ -98,22 +133,15 @@ def decode_mask(payload: bytes, public: NDArray[np.uint16], key: MaskKey) -> NDA
     """
     _check(public, "public")
     kind, body = unseal(payload, key)
-    if kind == _KINDS["packed"]:
-        mask = _unpack(body, public.size)
-    elif kind == _KINDS["dithered"]:
-        mask = dithered.decode(body, public, key)
-    elif kind == _KINDS["random"]:
-        mask = minimal_random.decode(body, public, key)
+    for written in MASK_CODES.values():
+        if written.kind == kind:
+            mask = written.decode(body, public, key)
+            break
     else:
-        raise MaskCodeError("kind", f"expected a mask (kinds {sorted(_KINDS.values())}), got kind {kind}")
+        kinds = sorted(written.kind for written in MASK_CODES.values())
+        raise MaskCodeError("kind", f"expected a mask (kinds {kinds}), got kind {kind}")
     verify(payload, key, np.packbits(mask).tobytes())
     return mask
-
-
-def _unpack(body: bytes, size: int) -> NDArray[np.bool_]:
-    if len(body) != -(-size // 8):
-        raise altered(f"expected {size} packed bits, got {len(body)} bytes")
-    return np.unpackbits(np.frombuffer(body, dtype=np.uint8), count=size).astype(np.bool_)
 
 
 def _check(theta: NDArray[np.uint16], name: str) -> None:

@@ -137,17 +137,19 @@ def test_a_function_may_say_how_many_examples_a_batch_holds(kit):
     assert bridge.update.num_examples == 20
 
 
-def test_a_batch_without_a_tensor_names_the_remedy(kit):
+def test_a_batch_without_a_size_names_the_remedy(kit):
     class Words(kit.Lit):
         def training_step(self, batch, batch_idx):
             return self.layer.weight.sum()
 
-    data = DataLoader([{"n": None}] * 4, batch_size=2, collate_fn=lambda rows: rows)
-    with pytest.raises(LightningFLError, match=r"type list holds .*Pass `batch_size=`"):
-        kit.fit(FlowerBridge(), module=Words(), data=data)
-    bridge = FlowerBridge(batch_size=len)
-    kit.fit(bridge, module=Words(), data=data)
-    assert bridge.update.num_examples == 4
+    def data():
+        return DataLoader(Stream(), batch_size=2, collate_fn=lambda rows: {"n": None, "rows": str(len(rows))})
+
+    with pytest.raises(LightningFLError, match=r"type dict holds: .*`FlowerBridge\(batch_size=\.\.\.\)`"):
+        kit.fit(FlowerBridge(), module=Words(), data=data())
+    bridge = FlowerBridge(batch_size=lambda batch: int(batch["rows"]))
+    kit.fit(bridge, module=Words(), data=data())
+    assert bridge.update.num_examples == 11
 
 
 def test_a_validation_in_a_fit_need_not_tell_how_many_examples_it_has(kit):

@@ -50,32 +50,9 @@ def test_the_sanity_check_sees_them(kit, source):
     np.testing.assert_array_equal(module.validated[0].numpy(), source["layer.weight"])
 
 
-def test_layers_that_configure_model_builds_get_them(kit, source):
-    class Late(kit.Lit):
-        def __init__(self):
-            super().__init__()
-            self.layer = None
-
-        def configure_model(self):
-            if self.layer is None:
-                self.layer = nn.Linear(3, 1)
-
-        def on_train_start(self):
-            self.seen = kit.arrays_of(self)
-
-    module = kit.fit(bridge_with(source), module=kit.fresh_module(2, Late))
-    kit.assert_same(module.seen, source)
-
-
-def test_layers_that_the_modules_setup_builds_get_them(kit, source):
-    class Late(kit.Lit):
-        def __init__(self):
-            super().__init__()
-            self.layer = None
-
-        def setup(self, stage):
-            self.layer = nn.Linear(3, 1)
-
+@pytest.mark.parametrize("hook", ["configure_model", "setup"])
+def test_layers_that_the_module_builds_late_get_them(kit, source, hook):
+    class Late(kit.built_late(kit.Lit, hook)):
         def on_train_start(self):
             self.seen = kit.arrays_of(self)
 
@@ -84,16 +61,7 @@ def test_layers_that_the_modules_setup_builds_get_them(kit, source):
 
 
 def test_an_evaluation_loads_them_into_layers_that_configure_model_builds(kit, source):
-    class Late(kit.Validated):
-        def __init__(self):
-            super().__init__()
-            self.layer = None
-
-        def configure_model(self):
-            if self.layer is None:
-                self.layer = nn.Linear(3, 1)
-
-    module = kit.fresh_module(2, Late)
+    module = kit.fresh_module(2, kit.built_late(kit.Validated))
     kit.trainer(bridge_with(source)).validate(module, kit.loader(), verbose=False)
     np.testing.assert_array_equal(module.validated[0].numpy(), source["layer.weight"])
 

@@ -1,13 +1,10 @@
 """Metric states in real fits: whose they are, under which names, and when there are none."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from _scripts import run_script
 from _sums import TRAIN, VALIDATION, Sums, loader
 from torchmetrics import MaxMetric, SumMetric
 
@@ -207,26 +204,9 @@ def test_scalars_tell_their_reduction_and_the_examples_of_their_dataloader(fit):
 # Several processes
 
 
-SCRIPT = Path(__file__).with_name("_collector_processes.py")
-
-
-def run(*strategies):
-    root = str(SCRIPT.parents[3])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([root, *sys.path])}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(SCRIPT), *strategies],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, done.stderr[-4000:]
-    return json.loads(lines[-1].removeprefix("RESULT "))
-
-
 def test_two_processes_pool_to_what_one_does():
-    one, two = run("auto", "ddp_fork").values()
+    script = Path(__file__).with_name("_collector_processes.py")
+    one, two = run_script(script, "auto", "ddp_fork").values()
     names = {"val_acc", "val_f1", "val_r", "val_loss", "other_loss"}
     for kind in ("train", "evaluate"):
         assert set(one[kind]) == {"examples", *names, *(f"examples of {name}" for name in names)}

@@ -65,8 +65,8 @@ def lived_on():
     @app.train()
     def train(message, context):
         config = message.content["config"]
+        new = Net()
         with seeded(derive_seed(config["run-seed"], config["server-round"], name(context), "train")):
-            new = Net()  # draws as the module of a new client does
             module, optimizer, scheduler = living.setdefault(name(context), (new, *made(new)))
             arrays = from_record(message.content["arrays"])
             module.load_state_dict({key: torch.from_numpy(array.copy()) for key, array in arrays.items()})
@@ -169,4 +169,4 @@ if __name__ == "__main__":
     memory = federate(lived_on())
     sampled = [record.sampled for record in memory.rounds]
     digests = {"fresh": fresh.result.digest, "memory": memory.result.digest}
-    print(json.dumps({**digests, "sampled": sampled, "left_behind": left_behind}))
+    print("RESULT", json.dumps({**digests, "sampled": sampled, "left_behind": left_behind}))

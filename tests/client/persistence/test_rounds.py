@@ -1,14 +1,12 @@
 """`client_app(keep_optimizer=...)`: a client that is made anew for every message, and one that lived on."""
 
 import importlib.util
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from _scripts import run_script
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import optim
@@ -244,13 +242,7 @@ def in_memory(living):
 
 def test_a_process_for_every_message_gives_the_digest_of_clients_that_lived_on(tmp_path):
     """One of the processes is killed as it keeps its state, and asked again."""
-    script = Path(__file__).with_name("_living.py")
-    root = str(script.parents[3])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([root, *sys.path])}
-    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = run_script(Path(__file__).with_name("_living.py"), tmp_path)
     assert "3" in found["sampled"][2]
     assert found["fresh"] == found["memory"]
     assert found["left_behind"] == []

@@ -63,15 +63,7 @@ def test_weights_that_do_not_travel_stay_with_the_client(kit, ask, globals_):
 def test_a_head_that_configure_model_builds_stays_with_the_client_too(kit, ask, globals_):
     heads = []
 
-    class Late(kit.Lit):
-        def __init__(self):
-            super().__init__()
-            self.layer = None
-
-        def configure_model(self):
-            if self.layer is None:
-                self.layer = torch.nn.Linear(3, 1)
-
+    class Late(kit.built_late(kit.Lit)):
         def on_train_start(self):
             heads.append(self.layer.weight.detach().clone())
 

@@ -10,10 +10,10 @@ from _altering import BAD, altering
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 
 from lightning_fl_ext import LocalGrid, RoundCheckpoint, RoundLedger, digest, verify_ledger
+from lightning_fl_ext.aggregation.structure import MAX_WEIGHT
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.server import BadUpdateError, Reason
 from lightning_fl_ext.server.metrics.aggregation import common_metrics
-from lightning_fl_ext.server.screening.checks import MAX_EXAMPLES
 
 STREAMED_AND_COLLECTED = ("ExactFedAvg", "FedAvg", "FedMedian")
 
@@ -113,14 +113,14 @@ ROWS = {
     "inf in an array": (put("bias", 0, -np.inf), Reason.NOT_FINITE, "bias"),
     "NaN in a metric": (metric("train_loss", math.nan), Reason.NOT_FINITE, "train_loss"),
     "inf in a list of metrics": (metric("train_loss", [1.0, math.inf]), Reason.NOT_FINITE, "train_loss"),
-    "a metric that no float can hold": (metric("train_loss", 10**400), Reason.NOT_FINITE, "train_loss"),
+    "a metric that no float can hold": (metric("train_loss", 10**400), Reason.MAGNITUDE, "train_loss"),
     "norm over the limit": (put("weight", (0, 0), 60.0), Reason.NORM, ""),
     "no examples": (metric("num-examples", 0), Reason.IDLE, ""),
     "count negative": (metric("num-examples", -3), Reason.COUNT, "num-examples"),
     "count fractional": (metric("num-examples", 2.5), Reason.COUNT, "num-examples"),
     "count NaN": (metric("num-examples", math.nan), Reason.COUNT, "num-examples"),
     "count inf": (metric("num-examples", math.inf), Reason.COUNT, "num-examples"),
-    "count huge": (metric("num-examples", MAX_EXAMPLES + 1), Reason.COUNT, "num-examples"),
+    "count huge": (metric("num-examples", MAX_WEIGHT + 1), Reason.COUNT, "num-examples"),
     "count missing": (metric("num-examples", None), Reason.COUNT, "num-examples"),
     "count a list": (metric("num-examples", [3]), Reason.COUNT, "num-examples"),
     "no metrics": (content("metrics", ConfigRecord()), Reason.UNDECODABLE, "metrics"),
@@ -186,7 +186,8 @@ def test_a_bad_update_is_named_and_changes_no_bit_of_the_others_mean(toy, make_s
 
 
 def test_every_reason_is_tried_in_a_real_round():
-    elsewhere = {Reason.CLIENT_ERROR, Reason.DUPLICATE, Reason.METRIC, Reason.MAGNITUDE}
+    elsewhere = {Reason.CLIENT_ERROR, Reason.DUPLICATE, Reason.METRIC, Reason.OVER_LIMIT, Reason.NAME}
+    elsewhere |= {Reason.MAGNITUDE, Reason.SECURE}
     assert {reason for _, reason, _ in ROWS.values()} | elsewhere == set(Reason)
 
 
@@ -395,7 +396,7 @@ def test_what_is_left_out_of_an_evaluation_is_not_taken_for_an_update(toy):
 
 
 def test_what_a_client_writes_neither_fills_the_log_nor_controls_the_terminal(toy):
-    escape = config("server-round", "\x1b[2J" + "x" * 10_000)
+    escape = config("server-round", "\x1b[2J" + "x" * 4000)
     (rejection,) = fit(toy, None, altering(toy, escape), max_rounds=1).rejected
     assert rejection.got.startswith("\\x1b[2J")
     assert len(rejection.got) == 400

@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.wire.codes import (
+    MASK_CODES,
     MaskCodeError,
     MaskKey,
     decode_mask,
@@ -18,7 +19,7 @@ from lightning_fl_ext.wire.codes import (
     to_fixed_point,
 )
 
-CODES = ["packed", "dithered", "random"]
+CODES = list(MASK_CODES)
 HEADER = 28
 
 

@@ -1,0 +1,116 @@
+"""The sums of an exact mean as words: vectors of uint64 that add up modulo 2^64, and can be masked.
+
+Sums of integers modulo 2^64 form a group. The words of several means, added, are the words of the merged
+mean, whatever was added to them on the way and taken off again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_fl_ext.aggregation.arithmetic import LIMIT
+from lightning_fl_ext.aggregation.exact import ExactMean
+from lightning_fl_ext.aggregation.float_sums import ONE_WORD
+from lightning_fl_ext.aggregation.integer_sum import IntegerSum
+from lightning_fl_ext.aggregation.structure import Arrays
+
+Words = NDArray[np.uint64]
+
+
+def number_of_words(like: Arrays, wide: bool) -> int:
+    """Give the length of what `to_words` gives.
+
+    Example:
+        >>> number_of_words({"w": np.zeros(5), "z": np.zeros(1, np.complex64)}, wide=False)
+        7
+    """
+    numbers = sum(array.size * (2 if array.dtype.kind == "c" else 1) for array in like.values())
+    return (2 if wide else 1) * numbers
+
+
+def fits_one_word(mean: ExactMean, times: int) -> bool:
+    """Tell whether the sums of this many means, each as large as this one, need one word a number.
+
+    Args:
+        mean: Of one client.
+        times: How many such clients.
+    """
+    floats = all(bound * times < ONE_WORD for bound in mean._floats.bounds.values())
+    return floats and all(total.bound * times < 2**63 for total in mean._integers.values())
+
+
+def too_large(mean: ExactMean, times: int) -> str | None:
+    """Name an array whose sum over this many means could leave the range of two words, if there is one."""
+    for name, bound in mean._floats.bounds.items():
+        if bound * times >= LIMIT:
+            return name
+    for name, total in mean._integers.items():
+        if (total.bound >> 36) + 1 >= 2**62 // times:
+            return name
+    return None
+
+
+def to_words(mean: ExactMean, wide: bool) -> Words:
+    """Give the sums of a mean.
+
+    Args:
+        mean: Of one client.
+        wide: Whether each number has a second word. One does where `fits_one_word`.
+
+    Returns:
+        Floating arrays by name, then the others by name; the second words after all first ones.
+
+    Example:
+        >>> mean = ExactMean({"w": np.zeros(1)})
+        >>> mean.add({"w": np.array([2.0**-44])}, weight=3)
+        >>> to_words(mean, wide=False)
+        array([3], dtype=uint64)
+    """
+    total, high = mean._floats.words()
+    integers = [mean._integers[name].words() for name in sorted(mean._integers)]
+    first = [total.view(np.uint64), *(low for low, _ in integers)]
+    second = [high.view(np.uint64), *(above for _, above in integers)] if wide else []
+    return np.concatenate([*first, *second])
+
+
+def from_words(like: Arrays, words: Words, wide: bool, total_weight: int, num_updates: int) -> ExactMean:
+    """Make the mean that sums of words are of.
+
+    Args:
+        like: The global model's arrays.
+        words: The sum, modulo 2^64, of what `to_words` gave.
+        wide: As it was there.
+        total_weight: Of all updates in it.
+        num_updates: How many there are.
+
+    Raises:
+        AggregationOverflow: No such updates could have this sum.
+
+    Example:
+        >>> like = {"w": np.zeros(2, np.float32), "steps": np.array(0)}
+        >>> total = np.zeros(3, np.uint64)
+        >>> for value in (1.0, 2.0):
+        ...     mean = ExactMean(like)
+        ...     mean.add({"w": np.full(2, value, np.float32), "steps": np.array(7)}, weight=1)
+        ...     total += to_words(mean, wide=False)
+        >>> from_words(like, total, wide=False, total_weight=2, num_updates=2).result()
+        {'w': array([1.5, 1.5], dtype=float32), 'steps': array(7)}
+    """
+    mean = ExactMean(like)
+    numbers = number_of_words(like, wide=False)
+    if words.shape != (number_of_words(like, wide),):
+        raise ValueError(f"`words`: expected {number_of_words(like, wide)}, got shape {words.shape}")
+    first, second = words[:numbers], words[numbers:] if wide else None
+    floats = mean._floats.words()[0].size
+    mean._floats.set_words(
+        first[:floats].view(np.int64), None if second is None else second[:floats].view(np.int64)
+    )
+    place = floats
+    for name in sorted(mean._integers):
+        entry = mean._integers[name].entry
+        part = slice(place, place := place + like[name].size)
+        above = None if second is None else second[part]
+        mean._integers[name] = IntegerSum.from_words(entry, first[part], above)
+    mean._total_weight, mean._num_updates = total_weight, num_updates
+    return mean

@@ -1,0 +1,124 @@
+"""A client under secure aggregation with real fits: the same digest and metrics, and no plain update."""
+
+import lightning.pytorch as L
+import pytest
+from torchmetrics import MeanSquaredError
+
+from lightning_fl_ext import (
+    ExactFedAvg,
+    FederatedTrainer,
+    LightningFLError,
+    SecureFedAvg,
+    client_app,
+    run_local,
+    server_app,
+    write_site_keys,
+)
+
+DEVICE = {"accelerator": "cpu", "devices": 1}
+
+
+@pytest.fixture
+def lit(kit):
+    class Lit(kit.Lit):
+        def __init__(self):
+            super().__init__()
+            self.error = MeanSquaredError()
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.log("batches", 1.0, on_step=False, on_epoch=True, reduce_fx="sum", batch_size=1)
+            return loss
+
+        def validation_step(self, batch, batch_idx):
+            x, y = batch
+            self.error(self.layer(self.norm(x)), y)
+            self.log("val_error", self.error)
+            self.log("val_loss", self.loss(batch), batch_size=len(x))
+
+    return Lit
+
+
+@pytest.fixture
+def federate(kit, lit):
+    def run(strategy, faults=None, rounds=2, **options):
+        class Data(L.LightningDataModule):
+            def __init__(self, partition):
+                super().__init__()
+                self.partition = partition
+
+            def train_dataloader(self):
+                return kit.loader(n=8 + 4 * self.partition)
+
+            def val_dataloader(self):
+                return kit.loader(n=20 - 2 * self.partition)
+
+        client = client_app(lit, lambda context: Data(context.node_config["partition-id"]), DEVICE, **options)
+        trainer = FederatedTrainer(rounds, strategy, seed=3, enable_progress_bar=False)
+        run_local(server_app(lit, trainer), client, 5, faults=faults)
+        return trainer.result
+
+    return run
+
+
+def gone(client, step=None):
+    """Client `client` vanishes while training, or at a step of secure rounds."""
+
+    def faults(instruction, reply):
+        if not reply.has_content() or "client" not in reply.content:
+            return reply
+        told = instruction.content.get("secure", {}).get("step")
+        kind = instruction.metadata.message_type.startswith("train")
+        is_it = reply.content["client"]["client-id"] == client
+        return None if is_it and kind and told == step else reply
+
+    return faults
+
+
+def test_real_fits_give_the_digest_and_the_means_of_exact_fedavg(federate, caplog):
+    secure = federate(SecureFedAvg(), secure="required")
+    plain = federate(ExactFedAvg(fraction_evaluate=0.0))
+    assert secure.digest == plain.digest
+    for ours, theirs in zip(secure.rounds, plain.rounds, strict=True):
+        for name in ("loss", "val_loss"):  # weighted by the examples of their own stage
+            assert ours.metrics[name] == pytest.approx(theirs.metrics[name], rel=1e-6)
+        assert not {"batches", "val_error"} & set(ours.metrics)
+    said = [record.message for record in caplog.records if "do not leave this client" in record.message]
+    assert len(said) <= 1
+
+
+def test_one_that_drops_out_while_masking_leaves_the_digest_of_the_plain_run_of_the_others(federate):
+    secure = federate(SecureFedAvg(), gone("2", "mask"))
+    assert secure.digest == federate(ExactFedAvg(fraction_evaluate=0.0), gone("2")).digest
+    assert secure.rounds[-1].accepted == ("0", "1", "3", "4")
+
+
+def test_a_client_that_insists_gives_no_plain_update(federate):
+    with pytest.raises(LightningFLError, match="Use `SecureFedAvg` on the server"):
+        federate(ExactFedAvg(), secure="required", rounds=1)
+
+
+def test_a_site_without_a_signature_is_refused_by_those_that_trust_keys(federate, tmp_path):
+    for i in range(5):
+        write_site_keys(tmp_path, str(i))
+    with pytest.raises(LightningFLError, match="are not signed by its trusted key"):
+        federate(SecureFedAvg(), trusted_keys=tmp_path, rounds=1)
+
+
+def test_arguments_are_checked(lit, tmp_path):
+    with pytest.raises(ValueError, match="`secure`"):
+        client_app(lit, lambda _: None, secure="always")
+    with pytest.raises(LightningFLError, match="`trusted_keys`: expected a folder"):
+        client_app(lit, lambda _: None, trusted_keys=tmp_path)
+    (tmp_path / "a.pub").write_text("no key")
+    with pytest.raises(LightningFLError, match=r"a\.pub` is no public Ed25519 key"):
+        client_app(lit, lambda _: None, trusted_keys=tmp_path)
+    with pytest.raises(LightningFLError, match="`signing_key`"):
+        client_app(lit, lambda _: None, signing_key=tmp_path / "a.pub")
+    private, public = write_site_keys(tmp_path, "b")
+    assert private.stat().st_mode & 0o077 == 0
+    with pytest.raises(LightningFLError, match="cannot be written"):
+        write_site_keys(tmp_path, "b")
+    with pytest.raises(LightningFLError, match="cannot be the name of a file"):
+        write_site_keys(tmp_path, "../b")
+    assert public.exists()

@@ -1,0 +1,429 @@
+"""SecureFedAvg: the same bits as ExactFedAvg over the survivors, and a server that sees none of them."""
+
+import json
+
+import _toy as toy
+import numpy as np
+import pytest
+import torch
+from _secure import STEPS, Recording, lose, make_app, step_of
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping
+
+from lightning_fl_ext import (
+    ExactFedAvg,
+    FedPM,
+    LightningFLError,
+    LocalGrid,
+    RoundCheckpoint,
+    RoundLedger,
+    SecureAggregation,
+    SecureFedAvg,
+    verify_ledger,
+    write_site_keys,
+)
+from lightning_fl_ext.server import BadUpdateError, Reason
+from lightning_fl_ext.wire import from_record, to_record
+
+
+def fit(strategy=None, number=5, app=None, faults=None, model=None, ckpt_path=None, **options):
+    grid = LocalGrid(app or make_app(), number, faults=faults)
+    trainer = toy.make_trainer(strategy or SecureFedAvg(), **options)
+    return trainer.fit(model or toy.Net(buffers=True), grid, ckpt_path=ckpt_path)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    def run(number=5, without=(), **options):
+        def faults(instruction, reply):
+            return None if toy.is_train(instruction) and toy.client_of(reply) in without else reply
+
+        return fit(ExactFedAvg(fraction_evaluate=0.0), number, toy.make_app(), faults, **options)
+
+    return run
+
+
+def why(result):
+    return [(r.client_id, r.reason) for r in result.rejected]
+
+
+# The same bits
+
+
+@pytest.mark.parametrize("number", [3, 5, 10])
+def test_the_digest_is_that_of_exact_fedavg(plain, number):
+    secure = fit(number=number)
+    assert secure.digest == plain(number).digest
+    assert [record.void for record in secure.rounds] == [False, False]
+
+
+def test_forty_clients_and_a_neighbourhood_give_the_digest_of_exact_fedavg(plain):
+    assert fit(number=40, max_rounds=1).digest == plain(40, max_rounds=1).digest
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_one_that_drops_out_leaves_the_digest_of_the_others(plain, step):
+    secure = fit(faults=lose("02", step))
+    assert secure.digest == plain(without=() if step == "unmask" else ["02"]).digest
+    assert why(secure) == ([] if step == "unmask" else [("02", Reason.NO_REPLY)] * 2)
+    inside = secure.rounds[-1].accepted
+    assert inside == tuple(f"{i:02d}" for i in range(5) if step == "unmask" or i != 2)
+
+
+def test_two_that_drop_out_at_different_steps_leave_the_digest_of_the_others(plain):
+    def faults(instruction, reply):
+        gone = {"01": "share", "06": "mask"}.get(toy.client_of(reply))
+        return None if gone and gone == step_of(instruction) else reply
+
+    secure = fit(number=10, faults=faults)
+    assert secure.digest == plain(10, without=["01", "06"]).digest
+
+
+def test_a_round_under_the_threshold_is_void_and_reveals_nothing():
+    def faults(instruction, reply):
+        gone = step_of(instruction) == "mask" and toy.client_of(reply) in ("00", "01")
+        return None if gone and reply.content["client"]["server-round"] == 2 else reply
+
+    recording = Recording(faults)
+    result = fit(faults=recording, min_accepted=1)
+    assert [record.void for record in result.rounds] == [False, True]
+    assert result.rounds[1].digest == result.rounds[0].digest
+    assert result.rounds[1].accepted == ()
+    assert {r.client_id for r in result.rejected if r.server_round == 2} == {f"{i:02d}" for i in range(5)}
+    assert "3 masked updates, and the threshold is 4 of 5" in str(result.rejected[-1])
+    assert len(recording.of("unmask")) == 5  # of the first round alone
+
+
+def test_values_that_need_two_words_have_the_digest_of_exact_fedavg(plain):
+    def large():
+        model = toy.Net(buffers=True)
+        with torch.no_grad():
+            model.weight.mul_(1e6)
+        return model
+
+    secure = fit(model=large)
+    assert secure.digest == plain(model=large).digest
+    numbers = sum(v.numel() for v in large().state_dict().values())
+    assert secure.rounds[0].metrics["bytes_up"] > 5 * 16 * numbers
+
+
+def test_each_number_takes_eight_bytes_up():
+    model = toy.Net(size=20_000)
+    result = fit(model=model, max_rounds=1)
+    per_client = result.rounds[0].metrics["bytes_up"] / 5
+    assert 8 * 20_002 <= per_client < 8 * 20_002 + 100
+
+
+def test_metrics_are_weighted_means_as_in_the_plain(plain):
+    secure, exact = fit(max_rounds=1).rounds[0].metrics, plain(max_rounds=1).rounds[0].metrics
+    assert secure["train_loss"] == pytest.approx(exact["train_loss"], rel=1e-12)
+
+
+# What the server sees
+
+
+def test_no_message_to_the_server_holds_an_update_or_anything_computed_from_one_alone():
+    recording, updates = Recording(), []
+
+    def remember(arrays, partition, server_round):
+        updates.append(toy.local_fit(arrays, partition, server_round))
+        return updates[-1]
+
+    result = fit(app=make_app(fit=remember), faults=recording, max_rounds=1)
+    assert len(updates) == 5
+    seen = b"".join(_bytes_of(reply.content) for _, reply in recording.passed)
+    for update in updates:
+        assert not any(a.tobytes() in seen for a in update.values() if a.nbytes >= 8)
+    for reply in recording.of("announce"):
+        assert set(reply.content) == {"secure", "client"}
+        assert set(reply.content["client"]) == {"client-id", "server-round"}
+        told = set(reply.content["secure"])
+        assert told == {"client-id", "mask-key", "share-key", "signature", "wide", "metrics"}
+    for reply in recording.of("mask"):
+        assert set(reply.content) == {"secure", "client", "masked"}
+    for reply in recording.of("unmask"):
+        told = reply.content["secure"]
+        assert set(told) == {"survivors", "self-shares", "dropped", "key-shares", "tag"}
+        assert not set(told["survivors"]) & set(told["dropped"])
+    assert result.rounds[0].metrics["train_loss"] > 0
+
+
+def test_masked_vectors_of_the_same_update_are_new_in_every_round():
+    recording = Recording()
+    fit(app=make_app(fit=lambda arrays, *_: dict(arrays)), faults=recording)
+    first, second = recording.of("mask")[:5], recording.of("mask")[5:]
+    for a, b in zip(first, second, strict=True):
+        x, y = (from_record(reply.content["masked"])["masked"] for reply in (a, b))
+        assert not (x == y).any()
+
+
+def _bytes_of(content):
+    parts = []
+    for record in content.values():
+        for value in record.values():
+            for item in value if isinstance(value, list) else [value]:
+                data = getattr(item, "data", item)
+                parts.append(data if isinstance(data, bytes) else repr(data).encode())
+    return b"|".join(parts)
+
+
+def test_secrets_are_in_the_clients_context_between_messages_and_nowhere_after(tmp_path, caplog):
+    secrets_seen = set()
+
+    class Grid(LocalGrid):
+        def _execute(self, instruction):
+            reply = super()._execute(instruction)
+            state = self._contexts[instruction.metadata.dst_node_id].state
+            if "secure-round" in state:
+                kept = state["secure-round"]
+                secrets_seen.update(kept[name] for name in ("mask-seed", "share-seed", "self-seed"))
+            return reply
+
+    caplog.set_level("DEBUG")
+    grid = Grid(make_app(), 5, faults=lose("03", "mask"))
+    callbacks = [RoundLedger(), RoundCheckpoint()]
+    trainer = toy.make_trainer(SecureFedAvg(), callbacks=callbacks, default_root_dir=tmp_path)
+    trainer.fit(toy.Net(), grid)
+    left = {n: [k for k in c.state if k.startswith("secure")] for n, c in grid._contexts.items()}
+    assert sum(bool(names) for names in left.values()) == 1  # of the one that dropped out, until it is asked
+    secrets_seen.discard(b"")
+    assert len(secrets_seen) == 2 * 5 * 3
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    written += caplog.text.encode() + repr(trainer.rounds).encode() + repr(vars(trainer.strategy)).encode()
+    for secret in secrets_seen:
+        assert secret not in written
+        assert secret.hex().encode() not in written
+        assert repr(secret)[2:-1].encode() not in written
+
+
+# Refusals
+
+
+def test_a_client_without_its_half_is_left_out_by_name_and_sends_no_weights():
+    whole, bare = make_app(), toy.make_app()
+    recording = Recording()
+
+    def app(message, context):
+        return (bare if context.node_config["partition-id"] == 1 else whole)(message, context)
+
+    result = fit(app=app, faults=recording, max_rounds=1)
+    assert why(result) == [("01", Reason.SECURE)]
+    assert "use `client_app` of this package, or" in str(result.rejected[0])
+    assert not any("arrays" in reply.content for _, reply in recording.passed if reply.has_content())
+
+
+def test_a_client_that_answers_with_weights_all_the_same_is_left_out():
+    def faults(instruction, reply):
+        if step_of(instruction) == "announce" and toy.client_of(reply) == "01":
+            reply.content["arrays"] = to_record({"weight": np.zeros(2)})
+        return reply
+
+    result = fit(faults=faults, max_rounds=1)
+    assert why(result) == [("01", Reason.SECURE)]
+
+
+def test_a_client_that_insists_answers_a_plain_request_with_an_error_and_no_weights():
+    recording = Recording()
+    with pytest.raises(
+        LightningFLError, match="only under secure aggregation, and was asked for it in the plain"
+    ):
+        fit(ExactFedAvg(), app=make_app(required=True), faults=recording)
+    assert all(reply.has_error() for i, reply in recording.passed if toy.is_train(i))
+    assert fit(app=make_app(required=True), max_rounds=1).rounds[0].accepted
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "key"),
+    [
+        (lambda a: {**a, "bias": a["bias"] * np.float32(np.nan)}, Reason.NOT_FINITE, "bias"),
+        (lambda a: {**a, "bias": a["bias"] + np.float32(1e12)}, Reason.MAGNITUDE, "bias"),
+        (lambda a: {**a, "bias": a["bias"] + np.float32(100)}, Reason.NORM, ""),
+        (lambda a: {**a, "bias": a["bias"].astype(np.float64)}, Reason.DTYPE, "bias"),
+        (lambda a: {**a, "bias": a["bias"][:1]}, Reason.SHAPE, "bias"),
+        (lambda a: {"weight": a["weight"]}, Reason.KEYS, "bias"),
+    ],
+)
+def test_an_update_that_the_server_would_refuse_is_refused_by_its_client(plain, change, reason, key):
+    def local_fit(arrays, partition, server_round):
+        fitted = toy.local_fit(arrays, partition, server_round)
+        return change(fitted) if partition == 3 else fitted
+
+    norm = 50.0 if reason is Reason.NORM else None
+    result = fit(app=make_app(fit=local_fit), model=toy.Net(), max_update_norm=norm)
+    assert [(r.client_id, r.reason, r.key) for r in result.rejected] == [("03", reason, key)] * 2
+    assert result.digest == plain(without=["03"], model=toy.Net()).digest
+
+
+def test_a_bad_update_stops_the_run_if_it_is_told_to():
+    def local_fit(arrays, partition, server_round):
+        return {k: a * np.float32("nan") for k, a in arrays.items()} if partition == 3 else dict(arrays)
+
+    with pytest.raises(BadUpdateError, match=r"client `03`, round 1: not-finite, `weight`"):
+        fit(app=make_app(fit=local_fit), model=toy.Net(), on_bad_update="raise")
+
+
+def test_metrics_that_not_all_have_or_that_are_not_finite_are_not_in_the_sum():
+    def metrics(partition, _):
+        odd = {"only_one": 1.0} if partition == 0 else {}
+        return {"loss": 0.5, "nan": np.nan if partition == 2 else 1.0, "many": [1.0, 2.0], **odd}
+
+    measured = fit(app=make_app(metrics=metrics), max_rounds=1).rounds[0].metrics
+    assert measured["loss"] == 0.5
+    assert not {"only_one", "nan", "many"} & set(measured)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_two_clients_are_too_few(number):
+    with pytest.raises(LightningFLError, match="needs at least 3 clients"):
+        fit(SecureFedAvg(min_available_nodes=1, min_train_nodes=1), number)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0, 1.1, True, "most"])
+def test_a_threshold_that_is_no_majority_is_refused(threshold):
+    with pytest.raises(ValueError, match="`threshold` must be a fraction above one half"):
+        SecureFedAvg(threshold=threshold)
+
+
+def test_what_needs_single_updates_is_refused():
+    with pytest.raises(ValueError, match="train_metrics_aggr_fn"):
+        SecureFedAvg(train_metrics_aggr_fn=lambda *_: MetricRecord())
+    with pytest.raises(LightningFLError, match="use it without a wrapper"):
+        fit(DifferentialPrivacyClientSideFixedClipping(SecureFedAvg(), 0.1, 0.5, 5))
+    with pytest.raises(LightningFLError, match="cannot keep what no one sees"):
+        fit(callbacks=[RoundLedger(keep_updates=True)])
+    assert not getattr(FedPM, "secure", False)
+
+
+@pytest.mark.parametrize("step", STEPS[:3])
+@pytest.mark.parametrize("what", ["altered", "replayed", "swapped"])
+def test_what_is_altered_replayed_or_swapped_on_its_way_is_named(step, what):
+    kept, order = {}, []
+
+    def faults(instruction, reply):
+        if step_of(instruction) != step or "client" not in reply.content:
+            return reply
+        client, server_round = toy.client_of(reply), reply.content["client"]["server-round"]
+        kept[client, server_round] = RecordDict(reply.content)
+        if server_round == 2:
+            order.append(client)
+        if len(order) != 2:
+            return reply  # the second that answers in the second round is the victim
+        source = {"replayed": (client, 1), "swapped": (order[0], 2), "altered": (client, 2)}[what]
+        names = ("secure", "masked") if step == "mask" else ("secure",)
+        for name in names:
+            reply.content[name] = kept[source][name]
+        if what == "altered":
+            _alter(reply.content, step)
+        return reply
+
+    result = fit(faults=faults, min_accepted=1)
+    assert {r.server_round for r in result.rejected} == {2}
+    assert {r.client_id for r in result.rejected} == {order[1]}
+    assert result.rounds[1].accepted == tuple(sorted(set(order) - {order[1]}))
+
+
+def _alter(content, step):
+    if step == "mask":
+        words = from_record(content["masked"])["masked"].copy()
+        words[3] ^= np.uint64(1)
+        content["masked"] = to_record({"masked": words}, bare=["masked"])
+    else:
+        record = dict(content["secure"])
+        name = "mask-key" if step == "announce" else "sealed"
+        value = record[name]
+        record[name] = bytes(32) if step == "announce" else [value[0][:-1] + b"\0", *value[1:]]
+        if step == "announce":
+            record[name] = b"\x07" + bytes(30) + b"\x01"
+        content["secure"] = ConfigRecord(record)
+
+
+# Durability
+
+
+def test_a_run_that_goes_on_after_a_stop_has_the_same_bytes(tmp_path):
+    whole = fit(max_rounds=3)
+    options = {"callbacks": [RoundLedger(), RoundCheckpoint()], "default_root_dir": tmp_path}
+    fit(max_rounds=1, **options)
+    again = {"callbacks": [RoundLedger(), RoundCheckpoint()], "default_root_dir": tmp_path}
+    (tmp_path / "ledger.jsonl").write_bytes(
+        b"".join((tmp_path / "ledger.jsonl").read_bytes().splitlines(keepends=True)[:2])
+    )
+    went_on = fit(max_rounds=3, ckpt_path="last", **again)
+    assert went_on.digest == whole.digest
+    assert [r.sum_digest for r in went_on.rounds] == [r.sum_digest for r in whole.rounds]
+
+
+def test_the_ledger_tells_the_sums_digest_who_was_in_it_and_who_was_not(tmp_path):
+    result = fit(
+        faults=lose("02", "mask"), callbacks=[RoundLedger()], default_root_dir=tmp_path, max_rounds=1
+    )
+    line = json.loads((tmp_path / "ledger.jsonl").read_text().splitlines()[1])
+    assert line["round"]["accepted"] == ["00", "01", "03", "04"]
+    assert [r["client_id"] for r in line["round"]["rejected"]] == ["02"]
+    assert line["round"]["sum_digest"] == result.rounds[0].sum_digest != ""
+    assert line["accepted"] == []
+    assert verify_ledger(tmp_path).ok
+
+
+def test_it_works_under_flowers_own_loop():
+    model = toy.Net()
+    grid = LocalGrid(make_app(), 5)
+    arrays = to_record({k: v.detach().numpy() for k, v in model.state_dict().items()})
+    run = {}
+    for strategy in (SecureFedAvg(), ExactFedAvg(fraction_evaluate=0.0)):
+        result = strategy.start(grid, arrays, num_rounds=2)
+        run[type(strategy)] = {k: v.tobytes() for k, v in from_record(result.arrays).items()}
+    assert run[SecureFedAvg] == run[ExactFedAvg]
+
+
+# Trusted keys
+
+
+@pytest.fixture(scope="module")
+def site_keys(tmp_path_factory):
+    public, private = tmp_path_factory.mktemp("public"), tmp_path_factory.mktemp("private")
+    for i in range(5):
+        _, path = write_site_keys(private, f"{i:02d}")
+        path.rename(public / path.name)
+    return public, private
+
+
+def test_sites_that_exchanged_keys_beforehand_believe_no_others(site_keys, tmp_path):
+    public, private = site_keys
+    write_site_keys(tmp_path, "02")
+
+    def half(stranger):
+        def of(context):
+            name = f"{context.node_config['partition-id']:02d}.key"
+            folder = tmp_path if stranger and name == "02.key" else private
+            return SecureAggregation(trusted_keys=public, signing_key=folder / name)
+
+        return of
+
+    assert fit(app=make_app(half=half(False)), max_rounds=1).rounds[0].accepted
+    with pytest.raises(LightningFLError):
+        fit(app=make_app(half=half(True)), max_rounds=1)
+
+
+def test_a_server_that_gives_keys_of_its_own_is_found_out_and_the_client_is_named(site_keys):
+    public, private = site_keys
+
+    def half(context):
+        name = f"{context.node_config['partition-id']:02d}.key"
+        return SecureAggregation(trusted_keys=public, signing_key=private / name)
+
+    def faults(instruction, reply):  # a server that announces keys of its own in the name of client 02
+        if step_of(instruction) == "announce" and toy.client_of(reply) == "02":
+            reply.content["secure"] = ConfigRecord(
+                {**reply.content["secure"], "mask-key": bytes(31) + b"\x42"}
+            )
+        return reply
+
+    with pytest.raises(LightningFLError):
+        fit(app=make_app(half=half), faults=faults, max_rounds=1)
+    recording = Recording(faults)
+    with pytest.raises(LightningFLError):
+        fit(app=make_app(half=half), faults=recording, max_rounds=1)
+    refusals = [str(reply.content["secure"]["got"]) for reply in recording.of("share")]
+    assert sum("keys of client `02` are not signed by its trusted key" in r for r in refusals) == 4
+    assert recording.of("mask") == []
