@@ -114,11 +114,13 @@ class StateFolder:
         """
         if make:
             self.make()
+        descriptor = None
         try:
             descriptor = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             if make:
                 raise LightningFLError(self._unwritable(error)) from error
+        if descriptor is None:  # not within `except`: what the fit raises would get another context
             yield
             return
         try:

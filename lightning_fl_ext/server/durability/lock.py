@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lightning_fl_ext.errors import LightningFLError
@@ -35,10 +35,11 @@ def folder_lock(folder: Path) -> Iterator[None]:
     Example:
         ``with folder_lock(trainer.default_root_dir): ...``
     """
-    try:
+    descriptor = None
+    with suppress(OSError):  # who writes there says what is wrong
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # who writes there says what is wrong
+    if descriptor is None:
         yield
         return
     try:
