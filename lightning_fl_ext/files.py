@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
+from lightning_fl_ext.text import shown
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,10 @@ _ROUND = re.compile(r"round-(\d{5,})$")
 
 class TornFilesError(LightningFLError):
     """A set of files is incomplete or altered."""
+
+
+class ForbiddenFilesError(LightningFLError):
+    """A set of files may be whole, but this user may not read it."""
 
 
 def tensors_to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -93,15 +98,14 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         OSError: The disk is full, say; nothing is left behind, and a folder in its place is as it was.
     """
     part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    remove_folder(part)
     part.mkdir(parents=True)
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     try:
         for name, data in {**files, MANIFEST: json.dumps(sums).encode()}.items():
             write_through(part / name, data)
         sync_folder(part)
-        if folder.exists():
-            shutil.rmtree(folder)
+        remove_folder(folder)
         os.rename(part, folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -109,16 +113,32 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     sync_folder(folder.parent)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there; of a link to one, the link alone."""
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
 def read_folder(folder: Path) -> dict[str, bytes]:
     """Read what :func:`write_folder` wrote, and check every byte.
 
     Raises:
-        TornFilesError: A file is missing, cut or altered.
+        TornFilesError: A file is missing, cut or altered, or its name leads elsewhere.
+        ForbiddenFilesError: A file is another user's.
     """
     try:
         sums = read_manifest((folder / MANIFEST).read_bytes())
+        for name in sums:
+            if not (folder / name).is_file():
+                raise ValueError(f"there is no file `{shown(name)}` in it")
         files = {name: (folder / name).read_bytes() for name in sums}
-    except (OSError, ValueError) as error:
+    except PermissionError as error:
+        raise ForbiddenFilesError(
+            f"`{folder}` cannot be read: {error}. Run as the user who wrote it, or have its owner changed."
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
         raise TornFilesError(f"`{folder}` is incomplete: {error}") from None
     for name, data in files.items():
         if hashlib.sha256(data).hexdigest() != sums[name]:
@@ -154,6 +174,7 @@ def list_checkpoints(root: Path) -> list[tuple[int, Path]]:
 def write_file(path: Path, data: bytes) -> None:
     """Write a file, or replace it, in one step."""
     part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)  # it may be a link to elsewhere
     try:
         write_through(part, data)
         os.replace(part, path)

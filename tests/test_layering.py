@@ -13,7 +13,7 @@ import lightning_fl_ext
 ROOT = Path(lightning_fl_ext.__file__).parent
 PACKAGE = ROOT.name
 
-FREE = {"arguments", "errors", "lazy", "lightnings", "seeds", "text"}
+FREE = {"arguments", "errors", "lazy", "lightnings", "locks", "seeds", "text"}
 """Parts that every part may import."""
 
 MAY_IMPORT = {
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "lightnings": set(),
     "seeds": set(),
     "text": set(),
+    "locks": set(),
     "partition": set(),
     "results": set(),
     "gates": {"results"},
@@ -91,6 +92,7 @@ MAY_USE = {
     "lightnings": set(),
     "seeds": {"torch"},
     "text": set(),
+    "locks": set(),
     "partition": set(),
     "results": set(),
     "gates": {"torch"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,9 @@ def client_app(
     app = ClientApp()
 
     @contextmanager
-    def run(message: Message, context: Context) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge]]:
+    def run(
+        message: Message, context: Context, fits: bool = False
+    ) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge]]:
         bridge = FlowerBridge.from_message(message, context, **options)
         bridge._remedy = _REMEDY
         persistence = (
@@ -146,7 +148,8 @@ def client_app(
         kind = message.metadata.message_type.split(".")[0]
         seed = derive_seed(read_seed(message), bridge.server_round, bridge.client_id, kind)
         build_seed = derive_seed(read_seed(message), 0, bridge.client_id, "model")
-        with bridge.seeded(), _threads(num_threads), quiet(), _collected():
+        alone = persistence[0].alone() if persistence and fits else nullcontext()
+        with alone, bridge.seeded(), _threads(num_threads), quiet(), _collected():
             check_trainer(given := make_trainer(bridge.round))
             own = trainer_arguments(given)
             owner = bridge.client_id or f"node-{context.node_id}"
@@ -169,7 +172,7 @@ def client_app(
     @app.train(ACTION, mods=[half])
     @app.train(mods=plain)
     def train(message: Message, context: Context) -> Message:
-        with run(message, context) as (local, module, source, bridge):
+        with run(message, context, fits=True) as (local, module, source, bridge):
             local.fit(module, source)
             return bridge.reply()
 

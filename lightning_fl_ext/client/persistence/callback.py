@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,14 @@ class StatePersistence(Callback):
         if isinstance(note, ConfigRecord) and note["run-id"] == run_id:
             noted = int(str(note["round"]))
         return cls(bridge, StateFolder(root, owner, run_id), noted, training)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep the client's folder for one fit, so that no other process goes on from the same state.
+
+        Raises:
+            LightningFLError: Another one is at work with it, or a fit that needs it cannot make it.
+        """
+        return self._folder.alone(make=self._training)
 
     def remember_round(self, context: Context) -> None:
         """Remember in the context that there is a state of this round, if there is."""

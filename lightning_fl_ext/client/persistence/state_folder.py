@@ -7,9 +7,8 @@ import json
 import logging
 import os
 import re
-import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,12 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.files import (
     TornFilesError,
     read_folder,
+    remove_folder,
     tensors_from_bytes,
     tensors_to_bytes,
     write_folder,
 )
+from lightning_fl_ext.locks import hold
 from lightning_fl_ext.trees import flatten, unflatten
 
 log = logging.getLogger(__name__)
@@ -101,13 +102,44 @@ class StateFolder:
         except OSError as error:
             raise LightningFLError(self._unwritable(error)) from error
 
+    @contextmanager
+    def alone(self, make: bool = True) -> Iterator[None]:
+        """Keep the folder for one fit.
+
+        Args:
+            make: Whether to make it; else one that is not there, or cannot be opened, is nobody's.
+
+        Raises:
+            LightningFLError: Another fit is at work with it, or it cannot be made.
+        """
+        if make:
+            self.make()
+        descriptor = None
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            if make:
+                raise LightningFLError(self._unwritable(error)) from error
+        if descriptor is None:  # not within `except`: what the fit raises would get another context
+            yield
+            return
+        try:
+            if not hold(descriptor, self.path):
+                raise LightningFLError(
+                    f"client `{self.client_id}`: another fit is at work with its state in `{self.path}`. Give"
+                    " every client an id of its own, or end the other process."
+                )
+            yield
+        finally:
+            os.close(descriptor)
+
     def has(self, server_round: int) -> bool:
         """Tell whether there is a state after a round."""
         return (self.path / _name(server_round)).is_dir()
 
     def remove(self, server_round: int) -> None:
         """Let go of the state after a round."""
-        shutil.rmtree(self.path / _name(server_round))
+        remove_folder(self.path / _name(server_round))
 
     def find(self, before: int | None = None, noted: int = 0) -> SavedState | None:
         """Read the newest state of an earlier round. If one is lost or damaged, a warning says so.
@@ -193,7 +225,7 @@ class StateFolder:
         keep = {_name(n) for n in [n for n in self._rounds() if n <= kept.server_round][-2:]}
         for path in self.path.iterdir():
             if path.name not in keep and (_ROUND.match(path.name) or _LEFT_BEHIND.match(path.name)):
-                shutil.rmtree(path)
+                remove_folder(path)
 
     def _unwritable(self, error: OSError) -> str:
         return (

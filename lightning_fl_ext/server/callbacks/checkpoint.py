@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_fl_ext.arguments import choice, metric_name, whole_number
-from lightning_fl_ext.files import CHECKPOINTS, list_checkpoints, make_folder
+from lightning_fl_ext.files import CHECKPOINTS, list_checkpoints, make_folder, remove_folder
 from lightning_fl_ext.server.callbacks.base import RoundCallback, monitored
 from lightning_fl_ext.server.durability.checkpoint import CheckpointError, save_checkpoint
 from lightning_fl_ext.server.durability.strategy_state import encode_strategy
@@ -70,7 +69,7 @@ class RoundCheckpoint(RoundCallback):
             )
         for _, path in later:
             log.warning("going on after round %d: removing the later `%s`", trainer.current_round, path.name)
-            shutil.rmtree(path)
+            remove_folder(path)
         make_folder(root)
         self.best_path = self._find_best(trainer)
 
@@ -88,7 +87,7 @@ class RoundCheckpoint(RoundCallback):
         if self.keep_last is not None:
             for _, path in list_checkpoints(trainer.default_root_dir / CHECKPOINTS)[: -self.keep_last]:
                 if path != self.best_path:
-                    shutil.rmtree(path)
+                    remove_folder(path)
 
     def _find_best(self, trainer: FederatedFit) -> Path | None:
         monitor, mode = monitored(trainer, self.monitor, self.mode)

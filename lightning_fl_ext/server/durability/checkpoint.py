@@ -169,6 +169,9 @@ def decode_checkpoint(files: Mapping[str, bytes]) -> Decoded:
             raise TypeError("an entry of another kind")
         if type(kept.server_round) is not int or not 0 <= kept.server_round < 2**53:
             raise ValueError("a round that is none")
+        done = [record.server_round for record in kept.rounds if record.server_round][-1:]
+        if kept.server_round < 1 or done != [kept.server_round]:
+            raise ValueError(f"it says round {kept.server_round}, and its records end elsewhere")
         if digest(kept.arrays) != data["digest"]:
             raise TornFilesError("the checkpoint's weights do not have the digest written beside them")
     return kept

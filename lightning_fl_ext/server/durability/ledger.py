@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.files import (
     CHECKPOINTS,
+    ForbiddenFilesError,
     TornFilesError,
     arrays_from_bytes,
     list_checkpoints,
@@ -143,7 +144,11 @@ def verify_ledger(
     path = Path(path) / "ledger.jsonl" if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise LedgerError(f"there is no ledger at `{path}`")
-    lines, problems = check_lines(path.read_bytes())
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise LedgerError(f"cannot read the ledger: {error}") from None
+    lines, problems = check_lines(data)
     noted = _newest_head(path.parent) if checkpoint is None else _head_in(Path(checkpoint))
     if noted is None and checkpoint is not None:
         raise LedgerError(f"the checkpoint `{checkpoint}` was written without a ledger")
@@ -160,8 +165,8 @@ def verify_ledger(
     if key is not None:
         from lightning_fl_ext.server.durability.signing import check_signature, public_key
 
-        data = signature.read_bytes() if signature.is_file() else None
-        problems += check_signature(data, public_key(key), [line["hash"] for line in lines])
+        signed = signature.read_bytes() if signature.is_file() else None
+        problems += check_signature(signed, public_key(key), [line["hash"] for line in lines])
     rounds = sum(line["event"] == "round" for line in lines)
     finished, last = (lines[-1]["event"] == "end", lines[-1]["hash"]) if lines else (False, GENESIS)
     return LedgerReport(rounds, finished, last, tuple(problems), signature.is_file())
@@ -235,7 +240,7 @@ def _newest_head(folder: Path) -> str | None:
     for _, checkpoint in reversed(list_checkpoints(folder / CHECKPOINTS)):
         try:
             head = _head_in(checkpoint)
-        except TornFilesError:
+        except (TornFilesError, ForbiddenFilesError):
             continue
         if head is not None:
             return head
@@ -244,8 +249,11 @@ def _newest_head(folder: Path) -> str | None:
 
 def _head_in(checkpoint: Path) -> str | None:
     """Give the ledger's head that a checkpoint notes; None if it was written without a ledger."""
-    callbacks = json.loads(read_folder(checkpoint)["state.json"])["callbacks"]
-    head = callbacks.get("RoundLedger", {}).get("head")
+    try:
+        callbacks = json.loads(read_folder(checkpoint)["state.json"])["callbacks"]
+        head = callbacks.get("RoundLedger", {}).get("head")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        raise TornFilesError(f"`{checkpoint}` is not a checkpoint of this package") from None
     return None if head in (None, GENESIS) else str(head)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.locks import hold
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +35,16 @@ def folder_lock(folder: Path) -> Iterator[None]:
     Example:
         ``with folder_lock(trainer.default_root_dir): ...``
     """
-    try:
+    descriptor = None
+    with suppress(OSError):  # who writes there says what is wrong
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # who writes there says what is wrong
+    if descriptor is None:
         yield
         return
     try:
         start, warned = time.monotonic(), False
-        while not _hold(descriptor, folder):
+        while not hold(descriptor, folder):
             if time.monotonic() - start > _WAIT_SECONDS:
                 raise LightningFLError(
                     f"another run is at work in `{folder}`, and has not ended within {_WAIT_SECONDS:g} s."
@@ -56,18 +57,3 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _hold(descriptor: int, folder: Path) -> bool:
-    """Lock a folder, and tell whether it is nobody else's."""
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:  # a network file system without locks
-        log.info("cannot keep other runs out of `%s`: %s", folder, error)
-    return True
