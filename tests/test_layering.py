@@ -73,7 +73,8 @@ ROOMS = {
         "metrics": set(),
         "instruction_limits": set(),
         "messages": {"instruction_limits", "results"},
-        "bridge": {"identity", "messages", "metrics", "notices", "results", "round"},
+        "algorithms": {"instruction_limits", "messages"},
+        "bridge": {"algorithms", "identity", "messages", "metrics", "notices", "results", "round"},
         "persistence": {"bridge", "messages", "notices", "results"},
         "secure": {"identity", "messages"},
         "app": {

@@ -6,6 +6,7 @@ and memory in proportion to the message.
 
 from __future__ import annotations
 
+import math
 import reprlib
 from typing import Any
 
@@ -50,6 +51,13 @@ def whole_number(key: str, value: Any, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
         raise _refused(f"config `{key}`", f"a whole number from 0 to {most}", value)
     return value
+
+
+def number(key: str, value: Any) -> float:
+    """Take a finite number of at least 0."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise _refused(f"config `{key}`", "a finite number of at least 0", value)
+    return float(value)
 
 
 def flag(key: str, value: Any) -> bool:

@@ -15,6 +15,7 @@ from lightning_fl_ext.client.instruction_limits import (
     flag,
     name,
     names,
+    number,
     whole_number,
 )
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
@@ -111,6 +112,26 @@ def read_run_id(message: Message, context: Context) -> str:
         InstructionError: It is no name.
     """
     return name("run-id", _config(message, "run-id", context.run_id))
+
+
+def read_algorithm(message: Message) -> str | None:
+    """Read the name of the algorithm that a client must know its half of; None if the server names none.
+
+    Raises:
+        InstructionError: It is no name.
+    """
+    value = _config(message, "algorithm", None)
+    return None if value is None else name("algorithm", value)
+
+
+def read_proximal_mu(message: Message) -> float | None:
+    """Read how strongly FedProx pulls towards the global weights; None if the server does not say.
+
+    Raises:
+        InstructionError: It is no finite number of at least 0.
+    """
+    value = _config(message, "proximal-mu", None)
+    return None if value is None else number("proximal-mu", value)
 
 
 def _config(message: Message, key: str, default: Any) -> Any:

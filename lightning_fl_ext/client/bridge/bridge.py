@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from lightning_fl_ext.client.algorithms.choice import algorithm_of
 from lightning_fl_ext.client.bridge.counting import REMEDY
 from lightning_fl_ext.client.bridge.fit_hooks import FitHooks
 from lightning_fl_ext.client.bridge.reported_size import ReportedSize
@@ -148,6 +149,9 @@ class FlowerBridge(FitHooks):
     def from_message(cls, message: Message, context: Context, **options: Any) -> FlowerBridge:
         """Make the bridge for one message to a ``ClientApp``.
 
+        Does in the fit what the server's configuration asks for besides: FedProx, if it holds a
+        ``proximal-mu`` above 0.
+
         Args:
             message: A train or evaluate message; its array record holds the global weights.
             context: Gives the client's id.
@@ -156,13 +160,14 @@ class FlowerBridge(FitHooks):
 
         Raises:
             LightningFLError: The message does not hold exactly one array record, or what no server of this
-                package sends; what and which bound is told.
+                package sends (what and which bound is told), or names an algorithm that clients do not know.
         """
         options.setdefault("keep", "all" if options.get("submit") == "mean" else "last")
         options.setdefault("client_id", client_id(context))
         bridge = cls(**options)
         arrays, bridge._info, asked = read_instruction(message, bridge.client_id, bridge.exchange)
         bridge.receive(arrays, bridge._info.server_round)
+        bridge._algorithm = algorithm_of(message)
         bridge._metrics.active = asked
         bridge._message = message
         bridge._remedy = "`FlowerBridge.from_message(..., batch_size=...)`"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lightning_fl_ext.client.algorithms.proximal import ProximalTerm
 from lightning_fl_ext.client.bridge.counting import ExampleCounter, loader_of
 from lightning_fl_ext.client.bridge.evaluation_hooks import EvaluationHooks
 from lightning_fl_ext.client.bridge.model_state import (
@@ -70,6 +71,7 @@ class FitHooks(EvaluationHooks):
     _idle: bool
     _remedy: str
     _counted: dict[str, torch.Tensor]
+    _algorithm: ProximalTerm | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation begins: checks its place and loads what was received."""
@@ -97,6 +99,9 @@ class FitHooks(EvaluationHooks):
         self._start(trainer, pl_module)
         self._warn_of_lost(pl_module)
         self._warn_of_schedules(trainer)
+        if self._algorithm:
+            self._algorithm.anchor(pl_module, self.at_home)  # those that were received
+            self._algorithm.on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when training begins: notes where the Trainer's count of steps stands."""
@@ -114,6 +119,11 @@ class FitHooks(EvaluationHooks):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Called before a training batch: listens to how many examples the module says it holds."""
         self._reported.listen(pl_module)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Called before each step of an optimizer: the algorithm's part in it."""
+        if self._algorithm:
+            self._algorithm.on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -137,6 +147,8 @@ class FitHooks(EvaluationHooks):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when training ends: under a sharded strategy the last moment to collect the weights."""
+        if self._algorithm:
+            self._algorithm.on_train_end(trainer, pl_module)
         self._keep_stage("train", trainer, pl_module)
         if any(averages_counters(callback) for callback in trainer.callbacks) and not is_sharded(trainer):
             self._counted = read_counters(pl_module)  # comes before any averaging
