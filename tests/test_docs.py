@@ -125,3 +125,18 @@ def test_the_version_is_the_same_everywhere():
     assert project["version"] == lightning_fl_ext.__version__
     assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_reason_for_leaving_a_reply_out_has_a_row():
+    from lightning_fl_ext.server import Reason
+
+    page = (ROOT / "docs" / "screening.md").read_text()
+    assert [reason for reason in Reason if f"\n| `{reason}` | " not in page] == []
+
+
+def test_every_command_is_in_the_readme():
+    from lightning_fl_ext.cli.app import app
+
+    names = {str(command.callback.__name__) for command in app.registered_commands}
+    row = next(line for line in (ROOT / "README.md").read_text().splitlines() if "[command line]" in line)
+    assert {name for name in names if name not in row} == set()

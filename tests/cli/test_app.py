@@ -13,7 +13,7 @@ import lightning_fl_ext
 from lightning_fl_ext.server.durability.ledger import GENESIS, make_line
 
 ROOT = Path(lightning_fl_ext.__file__).parents[1]
-COMMANDS = ("run", "show", "verify", "compare", "new")
+COMMANDS = ("run", "show", "verify", "key", "compare", "new")
 
 
 def test_the_entry_point_is_declared_and_resolves():
