@@ -234,7 +234,7 @@ def test_a_list_of_those_asked_is_bounded_where_it_is_read(kit, sampled, says):
 
 
 def test_what_a_client_does_not_read_may_be_anything(ask):
-    assert ask(sampled=0.5, proximal_mu=[1.0], other=b"x" * 1000).has_content()
+    assert ask(sampled=0.5, odd_thing=[1.0], other=b"x" * 1000).has_content()
 
 
 def test_thousands_of_other_records_and_keys_are_passed_over(kit, source):

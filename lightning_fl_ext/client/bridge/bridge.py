@@ -185,7 +185,9 @@ class FlowerBridge(FitHooks):
         """Seed all global random state for a fit or evaluation written by hand, as ``client_app`` does.
 
         The seed follows from the server's run seed, the round, the client's id and the kind of message; at
-        the end, the random state is put back as it was. Make the module and the data inside.
+        the end, the random state is put back as it was. Make the data inside. A module that is made inside
+        draws from the same numbers: the run reproduces, to other bytes than those of ``client_app``, which
+        makes modules under a seed of their own.
 
         Example:
             >>> import torch

@@ -254,7 +254,7 @@ def test_two_numbers_of_a_module_decide_nothing(kit, whatever):
 
 def test_a_batch_size_that_is_no_function_is_refused():
     with pytest.raises(TypeError, match=r"`batch_size` must be a function.*Got 32"):
-        client_app(torch.nn.Linear, print, batch_size=32)
+        client_app(lambda: None, lambda context: None, batch_size=32)
 
 
 @pytest.mark.parametrize("as_list", [False, True])

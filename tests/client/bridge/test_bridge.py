@@ -502,10 +502,11 @@ def test_seeded_gives_a_hand_written_client_the_bytes_of_client_app(kit):
     replies = []
     for _ in range(2):
         torch.rand(3)  # wherever the process's own random state stands
-        before = torch.get_rng_state()
         bridge = FlowerBridge.from_message(sent, kit.context())
+        module = Noisy()  # `client_app` builds it under a seed of its own
+        before = torch.get_rng_state()
         with bridge.seeded():
-            kit.fit(bridge, module=Noisy(), data=kit.loader(shuffle=True))
+            kit.fit(bridge, module=module, data=kit.loader(shuffle=True))
         assert torch.equal(torch.get_rng_state(), before)
         replies.append(kit.weights(bridge.reply()))
     app = client_app(Noisy, lambda _: kit.loader(shuffle=True), {"accelerator": "cpu"})

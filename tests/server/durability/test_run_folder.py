@@ -139,7 +139,7 @@ def test_a_checkpoint_that_was_altered_with_its_checksums_is_one_clear_error(toy
     altered = ALTERED[case](state(path))
     data = b"[" * 100_000 if altered is None else json.dumps(altered).encode()
     sealed(path, **{"state.json": data})
-    with pytest.raises(TornFilesError, match=r"not one of this package, or was altered"):
+    with pytest.raises(TornFilesError, match="is not as it was written"):
         fit(toy, begun)
     assert isinstance(verify_ledger(begun).ok, bool)
 
@@ -164,7 +164,7 @@ def test_a_manifest_leads_nowhere_else(begun, name):
     os.mkfifo(path / "pipe")  # reading it would never end
     sums = json.loads((path / "manifest.json").read_bytes())
     (path / "manifest.json").write_text(json.dumps({**sums, name: hashlib.sha256(b"").hexdigest()}))
-    with pytest.raises(TornFilesError, match="there is no file") as refused:
+    with pytest.raises(TornFilesError, match="there is no file|is not a list of its files") as refused:
         read_folder(path)
     assert "\x1b" not in str(refused.value)
 
