@@ -17,7 +17,7 @@ from lightning_fl_ext.errors import LightningFLError
 MAX_UPDATES = 2**17
 """Updates up to which the low sums stay within float64: each adds at most 2^35 quanta, float64 twice."""
 
-_NOTHING = "nothing to average: expected at least one update. Add one first"
+_NO_UPDATES = "nothing to average: expected at least one update. Add one first"
 
 
 class ExactMean:
@@ -135,7 +135,7 @@ class ExactMean:
             ValueError: If ``out`` is not as said.
         """
         if not self._num_updates:
-            raise LightningFLError(_NOTHING)
+            raise LightningFLError(_NO_UPDATES)
         means = self._to_write(out)
         self._floats.mean(self._total_weight, means)
         return self._with_integers(means, self._integers, self._total_weight)
@@ -205,7 +205,7 @@ def exact_mean(
     mean = ExactMean(like, threads=threads)
     updates = mean._checked(updates)
     if not updates:
-        raise LightningFLError(_NOTHING)
+        raise LightningFLError(_NO_UPDATES)
     total_weight = sum(weight for _, weight in updates)
     integers, means = mean._integers_with(updates), mean._to_write(out)
     mean._floats.mean_of(updates, total_weight, means)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.aggregation.arithmetic import LIMIT, QUANTUM_HIGH, SHIFT, Int64
 from lightning_fl_ext.aggregation.errors import AggregationOverflow, InvalidUpdate
-from lightning_fl_ext.aggregation.kernels import AT_ONCE, Terms, Weights, kernels_for
+from lightning_fl_ext.aggregation.kernels import UPDATES_PER_PASS, Terms, Weights, kernels_for
 from lightning_fl_ext.aggregation.structure import PARTS, Arrays, Entry
 
 Array = NDArray[Any]
@@ -42,7 +42,7 @@ class _Block(NamedTuple):
     """Of the sums, in which the arrays follow each other."""
 
 
-_Flats = Sequence[tuple[Arrays, int]]
+_FlatUpdates = Sequence[tuple[Arrays, int]]
 _Journal = list[tuple[_Block, list[float]]]
 
 
@@ -79,11 +79,11 @@ class FloatSums:
             self._add(flats, journal)
             bounds = self._grown(journal, [weight for _, weight in flats])
             if self._high is None and max(bounds.values(), default=0) >= ONE_WORD:
-                self._take_out(flats, journal)
+                self._undo(flats, journal)
                 self._widen()
                 self._add(flats, journal)
         except BaseException:
-            self._take_out(flats, journal)
+            self._undo(flats, journal)
             raise
         self._bounds = bounds
 
@@ -128,7 +128,7 @@ class FloatSums:
             for name, part, place in blocks:
                 self._kernels.mean(*self._sums(place), float(count), means[name][part])
 
-        self._share_out(divide, self._total.size)
+        self._run_blocks(divide, self._total.size)
 
     def mean_of(self, updates: Sequence[tuple[Arrays, int]], count: int, out: Arrays) -> None:
         """Divide the sums of these updates alone by ``count``, with the bits and errors of `fold` and `mean`.
@@ -157,10 +157,10 @@ class FloatSums:
                 if bound < LIMIT:  # otherwise the sums mean nothing, and `_grown` says why
                     self._kernels.mean(total, high, float(count), means[name][part])
 
-        self._share_out(average, self._total.size * len(flats))
+        self._run_blocks(average, self._total.size * len(flats))
         self._grown(journal, weights)
 
-    def _flattened(self, updates: Iterable[tuple[Arrays, int]]) -> _Flats:
+    def _flattened(self, updates: Iterable[tuple[Arrays, int]]) -> _FlatUpdates:
         return [
             ({name: _flat(arrays[name], entry.dtype) for name, entry in self._entries.items()}, weight)
             for arrays, weight in updates
@@ -169,7 +169,7 @@ class FloatSums:
     def _flat_views(self, out: Arrays) -> dict[str, Array]:
         return {name: out[name].reshape(-1).view(_part(entry.dtype)) for name, entry in self._entries.items()}
 
-    def _add(self, flats: _Flats, journal: _Journal) -> None:
+    def _add(self, flats: _FlatUpdates, journal: _Journal) -> None:
         """Add updates, writing down for every block the magnitudes seen so far."""
 
         def add(blocks: Sequence[_Block]) -> None:
@@ -179,9 +179,9 @@ class FloatSums:
                 for values, weights in _groups(flats, block):
                     peaks.extend(self._kernels.fold(*self._sums(block.place), values, weights))
 
-        self._share_out(add, self._total.size * len(flats))
+        self._run_blocks(add, self._total.size * len(flats))
 
-    def _take_out(self, flats: _Flats, journal: _Journal) -> None:
+    def _undo(self, flats: _FlatUpdates, journal: _Journal) -> None:
         """Take out what the journal says was added, and empty it."""
         while journal:
             block, peaks = journal.pop()
@@ -212,7 +212,7 @@ class FloatSums:
                     raise _overflow(where, bounds[name])
         return bounds
 
-    def _share_out(self, work: Callable[[Sequence[_Block]], None], numbers: int) -> None:
+    def _run_blocks(self, work: Callable[[Sequence[_Block]], None], numbers: int) -> None:
         """Run ``work`` over all blocks, on several threads if there are numbers enough."""
         threads = min(self._threads, len(self._blocks)) if numbers >= THREADED_FROM else 1
         if threads <= 1:
@@ -260,7 +260,7 @@ def _flat(array: Array, dtype: np.dtype[Any]) -> Array:
     return flat
 
 
-def _groups(flats: _Flats, block: _Block, done: int | None = None) -> Iterator[tuple[Terms, Weights]]:
+def _groups(flats: _FlatUpdates, block: _Block, done: int | None = None) -> Iterator[tuple[Terms, Weights]]:
     """Gather the terms of a block, or as many as were done: four at a time, what remains one by one.
 
     Only fours and ones, because numba compiles anew for every number of terms.
@@ -270,8 +270,8 @@ def _groups(flats: _Flats, block: _Block, done: int | None = None) -> Iterator[t
         for arrays, weight in flats
         for values in _exact_factors(arrays[block.name][block.part])
     ][:done]
-    fours = len(terms) - len(terms) % AT_ONCE
-    for start, stop in pairwise([*range(0, fours, AT_ONCE), *range(fours, len(terms) + 1)]):
+    fours = len(terms) - len(terms) % UPDATES_PER_PASS
+    for start, stop in pairwise([*range(0, fours, UPDATES_PER_PASS), *range(fours, len(terms) + 1)]):
         values, weights = zip(*terms[start:stop], strict=True)
         yield values, weights
 

@@ -39,11 +39,11 @@ class IntegerSum(NamedTuple):
             (True, True)
         """
         largest = max(int(array.max()), -int(array.min())) if array.size else 0
-        return self._plus(array.reshape(-1), weight, weight * largest)
+        return self._accumulate(array.reshape(-1), weight, weight * largest)
 
     def merge(self, other: IntegerSum) -> IntegerSum:
         """Return the sum of both."""
-        return self._plus(other.values, 1, other.bound)
+        return self._accumulate(other.values, 1, other.bound)
 
     def mean(self, count: int) -> Array:
         """Divide by ``count``: integers rounded half to even, bools by majority, ties False."""
@@ -75,7 +75,7 @@ class IntegerSum(NamedTuple):
         largest = max(int(values.max()), -int(values.min())) if values.size else 0
         return cls(entry, values, largest)
 
-    def _plus(self, values: Array, weight: int, bound: int) -> IntegerSum:
+    def _accumulate(self, values: Array, weight: int, bound: int) -> IntegerSum:
         bound += self.bound
         dtype = np.dtype(np.int64 if bound < 2**63 else object)
         terms = values.astype(dtype) * weight

@@ -32,7 +32,7 @@ Array = NDArray[Any]
 Terms = tuple[Array, ...]
 Weights = tuple[float, ...]
 
-AT_ONCE = 4
+UPDATES_PER_PASS = 4
 """Blocks that a call of `Kernels.fold` takes, if not one: the sums are read and written once for all."""
 
 FUSED_FROM = 2**17
@@ -44,8 +44,8 @@ class Kernels(NamedTuple):
 
     block: int
     fold: Callable[[Int64, Int64 | None, Terms, Weights], Float64]
-    """Add a block of float32 or float64, or `AT_ONCE` of them, each times its weight, to a block of sums, in
-    place, without looking; return each block's largest magnitude, which is not finite if a value is not.
+    """Add a block of float32 or float64, or `UPDATES_PER_PASS` of them, each times its weight, to a block of
+    sums, in place, without looking; return each block's largest magnitude, not finite if a value is not.
 
     The first word of a sum is the number of low quanta modulo 2^64; the second, where there is one, is the
     sum of the high multiples, from which the multiple of 2^64 follows."""
@@ -181,7 +181,7 @@ def _fused() -> Kernels | None:
         def fold(total: Int64, high: Int64 | None, values: Terms, weights: Weights) -> Float64:
             peaks = np.empty(len(values))
             four, one = single if values[0].itemsize == 4 else double
-            (four if len(values) == AT_ONCE else one)(total, high, values, weights, peaks)
+            (four if len(values) == UPDATES_PER_PASS else one)(total, high, values, weights, peaks)
             return peaks
 
         return fold

@@ -48,11 +48,11 @@ def compare(
 
 def _lines(found: Comparison, runs: tuple[History, History], names: tuple[str, str]) -> Iterator[str]:
     for key, pair in list(found.settings.items())[:_LISTED]:
-        yield f"setting {key}: {_versus(pair)}"
+        yield f"setting {key}: {_both(pair)}"
     if (more := len(found.settings) - _LISTED) > 0:
         yield f"and {more} more settings"
     for key, pair in found.told.items():
-        yield f"run.toml {key}: {_versus(pair)}"
+        yield f"run.toml {key}: {_both(pair)}"
     if found.metrics_round is not None and found.metrics_round != found.server_round:
         yield f"the first round in which metrics differ: {found.metrics_round}"
         yield from _metrics(found)
@@ -62,12 +62,12 @@ def _lines(found: Comparison, runs: tuple[History, History], names: tuple[str, s
     yield f"the first round that differs: {found.server_round}"
     clients = list(dict.fromkeys(difference.client_id for difference in found.clients))
     for client in clients[:_LISTED]:
-        parts = [f"{d.what} {_versus(d.values)}" for d in found.clients if d.client_id == client]
+        parts = [f"{d.what} {_both(d.values)}" for d in found.clients if d.client_id == client]
         yield f"  client {client}: {'; '.join(parts)}"
     if len(clients) > _LISTED:
         yield f"  and {len(clients) - _LISTED} more clients"
     for what, pair in found.outcome.items():
-        yield f"  {what}: {_versus(pair)}"
+        yield f"  {what}: {_both(pair)}"
     if found.metrics_round == found.server_round:
         yield from _metrics(found)
     if found.tensor is not None:
@@ -90,7 +90,7 @@ def _same_weights(found: Comparison, runs: tuple[History, History], names: tuple
 
 def _metrics(found: Comparison) -> Iterator[str]:
     for name, pair in list(found.metrics.items())[:_LISTED]:
-        yield f"  metric {name}: {_versus(pair)}"
+        yield f"  metric {name}: {_both(pair)}"
     if (more := len(found.metrics) - _LISTED) > 0:
         yield f"  and {more} more metrics"
 
@@ -101,16 +101,16 @@ def _tensor(tensor: TensorDifference, of: str) -> Iterator[str]:
     if tensor.differing:
         largest = "" if tensor.largest is None else f", by at most {tensor.largest:.3g}"
         yield f"    {tensor.differing} of {tensor.elements} elements{largest}"
-        yield f"    the first at {list(tensor.index)}: {_versus(tensor.values)}"
+        yield f"    the first at {list(tensor.index)}: {_both(tensor.values)}"
     else:
-        yield f"    {_versus(tensor.shapes)}"
+        yield f"    {_both(tensor.shapes)}"
     if tensor.others:
         rest = len(tensor.others) - _LISTED
         more = f" and {rest} more" if rest > 0 else ""
         yield f"    others that differ: {', '.join(tensor.others[:_LISTED])}{more}"
 
 
-def _versus(pair: Any) -> str:
+def _both(pair: Any) -> str:
     def text(value: Any) -> str:
         if isinstance(value, str) and len(value) == 64:
             return f"{value[:12]}…"

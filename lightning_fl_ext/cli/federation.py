@@ -32,7 +32,7 @@ from lightning_fl_ext.server import (
 )
 from lightning_fl_ext.wire import Exchange, MaskExchange, WeightExchange
 
-_OWN: dict[str, type[Strategy]] = {s.__name__: s for s in (ExactFedAvg, FedPM, SecureFedAvg)}
+_STRATEGIES: dict[str, type[Strategy]] = {s.__name__: s for s in (ExactFedAvg, FedPM, SecureFedAvg)}
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,9 @@ def make_strategy(settings: RunSettings, *, has_validation: bool) -> Strategy:
         if name not in ("ExactFedAvg", "SecureFedAvg"):
             raise WrongInput(f"`--secure` is for ExactFedAvg's mean; `--strategy {name}` sees each update.")
         name = "SecureFedAvg"
-    found = load_object(name, "`--strategy`") if ":" in name else _OWN.get(name) or _flower_strategy(name)
+    found = (
+        load_object(name, "`--strategy`") if ":" in name else _STRATEGIES.get(name) or _flower_strategy(name)
+    )
     options = {"fraction_train": settings.fraction, "fraction_evaluate": settings.fraction_evaluate}
     options = {key: value for key, value in options.items() if value is not None} | settings.strategy_option
     if isinstance(found, Strategy) and not options:
@@ -133,7 +135,7 @@ def make_strategy(settings: RunSettings, *, has_validation: bool) -> Strategy:
 def _flower_strategy(name: str) -> type[Strategy]:
     names = {n for n in flwr.serverapp.strategy.__all__ if _can_be_named(getattr(flwr.serverapp.strategy, n))}
     if name not in names:
-        known = ", ".join([*_OWN, *sorted(names)])
+        known = ", ".join([*_STRATEGIES, *sorted(names)])
         raise WrongInput(f"`--strategy`: there is no `{name}`. There are {known}; or MODULE:NAME.")
     found: type[Strategy] = getattr(flwr.serverapp.strategy, name)
     return found

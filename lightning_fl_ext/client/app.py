@@ -144,7 +144,7 @@ def client_app(
         persistence = (
             [StatePersistence.from_message(bridge, message, context, root, training)] if root else []
         )
-        bridge.keeps_home = True  # or is not to
+        bridge.keeps_local = True  # or is not to
         kind = message.metadata.message_type.split(".")[0]
         seed = derive_seed(read_seed(message), bridge.server_round, bridge.client_id, kind)
         build_seed = derive_seed(read_seed(message), 0, bridge.client_id, "model")

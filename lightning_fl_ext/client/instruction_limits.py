@@ -38,11 +38,11 @@ class InstructionError(LightningFLError):
     """A message of the server holds what no server of this package sends; nothing was done with it."""
 
 
-def whole_number(key: str, value: Any, most: int) -> int:
+def bounded_integer(key: str, value: Any, most: int) -> int:
     """Take a whole number from 0 to ``most``.
 
     Example:
-        >>> whole_number("server-round", -1, 10)
+        >>> bounded_integer("server-round", -1, 10)
         Traceback (most recent call last):
         ...
         lightning_fl_ext.client.instruction_limits.InstructionError: the server's config `server-round`:

@@ -11,12 +11,12 @@ from lightning_fl_ext.client.instruction_limits import (
     MOST_ROUND,
     MOST_SEED,
     InstructionError,
+    bounded_integer,
     check_arrays,
     flag,
     name,
     names,
     number,
-    whole_number,
 )
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
@@ -25,7 +25,7 @@ from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire import Exchange, RoundInfo, from_record, to_record
 from lightning_fl_ext.wire.client_record import CLIENT
-from lightning_fl_ext.wire.contents import records_of
+from lightning_fl_ext.wire.typed_records import records_of
 
 
 def read_instruction(message: Message, client_id: str, exchange: Exchange) -> tuple[Arrays, RoundInfo, bool]:
@@ -77,7 +77,7 @@ def read_seed(message: Message) -> int:
     Raises:
         InstructionError: It is no such number.
     """
-    return whole_number("run-seed", _config(message, "run-seed", 0), MOST_SEED)
+    return bounded_integer("run-seed", _config(message, "run-seed", 0), MOST_SEED)
 
 
 def read_round(message: Message) -> int:
@@ -86,7 +86,7 @@ def read_round(message: Message) -> int:
     Raises:
         InstructionError: It is no such number.
     """
-    return whole_number("server-round", _config(message, "server-round", 0), MOST_ROUND)
+    return bounded_integer("server-round", _config(message, "server-round", 0), MOST_ROUND)
 
 
 def read_max_rounds(message: Message) -> int:
@@ -95,7 +95,7 @@ def read_max_rounds(message: Message) -> int:
     Raises:
         InstructionError: It is no such number.
     """
-    return whole_number("max-rounds", _config(message, "max-rounds", 0), MOST_ROUND)
+    return bounded_integer("max-rounds", _config(message, "max-rounds", 0), MOST_ROUND)
 
 
 def read_settings(message: Message) -> dict[str, object]:

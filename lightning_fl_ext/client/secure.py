@@ -22,7 +22,6 @@ from lightning_fl_ext.secure.signatures import SiteKeys
 from lightning_fl_ext.secure.vector import Metric, can_be_summed, encode
 from lightning_fl_ext.wire import from_record, to_record
 from lightning_fl_ext.wire.client_record import CLIENT, declared_id
-from lightning_fl_ext.wire.contents import records_of
 from lightning_fl_ext.wire.secure_record import (
     ANNOUNCE,
     MASK,
@@ -33,6 +32,7 @@ from lightning_fl_ext.wire.secure_record import (
     STEP,
     UNMASK,
 )
+from lightning_fl_ext.wire.typed_records import records_of
 
 log = logging.getLogger(__name__)
 warn_once = functools.cache(log.warning)  # not in every round

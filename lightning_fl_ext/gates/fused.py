@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 SMALLEST = 2**12
 """Gates in a call from which fetching and returning the generator's state (5 kB) pays."""
 
-PAYS_AFTER = 2**27
+COMPILE_AFTER = 2**27
 """Gates sampled in a process after which compiling pays: about a second of the loop in torch."""
 
 Loop = Callable[[NDArray[np.uint32], int, NDArray[Any], NDArray[Any]], tuple[int, bool]]
@@ -54,7 +54,7 @@ def fused_sample(probs: Tensor) -> Tensor | None:
     if size < SMALLEST or probs.dtype not in (torch.float32, torch.float64) or not _is_plain(probs):
         return None
     _sampled += size
-    if _sampled < PAYS_AFTER or (loop := compiled_loop()) is None:
+    if _sampled < COMPILE_AFTER or (loop := compiled_loop()) is None:
         return None
     return draw(loop, probs, torch.default_generator)
 

@@ -85,7 +85,7 @@ def check_metrics(
     metrics = named_metrics(module)
     sent = named_metrics(module, names, exclude_metrics)
     require_known("allow_example_states", allow_example_states, metrics)
-    _refuse_halves(metrics, exclude_metrics)
+    _refuse_partial_exclusion(metrics, exclude_metrics)
     refuse_unsupported(module, sent)
     for name, metric in sent.items():
         rows = example_states(metric)
@@ -136,7 +136,7 @@ def refuse_unsupported(module: nn.Module, names: Collection[str]) -> None:
             )
 
 
-def _refuse_halves(metrics: dict[str, Metric], exclude_metrics: Collection[str]) -> None:
+def _refuse_partial_exclusion(metrics: dict[str, Metric], exclude_metrics: Collection[str]) -> None:
     """Refuse to leave out a metric without all that is computed from it, and all that it is computed from."""
     names = {id(metric): name for name, metric in metrics.items()}
     for whole, metric in metrics.items():

@@ -32,7 +32,7 @@ def copy_metrics(module: nn.Module) -> nn.Module:
         >>> [name for name, _ in copy_metrics(module).named_modules()]
         ['', 'val', 'val.loss']
     """
-    alone = _alone(module, {})
+    alone = _metrics_only(module, {})
     for metric in named_metrics(alone).values():
         metric.sync_on_compute = metric._to_sync = False
     return alone
@@ -78,13 +78,13 @@ def computed_values(
     return values, problems
 
 
-def _alone(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _metrics_only(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     if isinstance(module, Metric | MetricCollection):
         return copy.deepcopy(module, memo)  # one memo: a metric with two names stays one
     shell = nn.Module()
     for name, child in module.named_children():
         if any(isinstance(part, Metric) for part in child.modules()):
-            shell.add_module(name, _alone(child, memo))
+            shell.add_module(name, _metrics_only(child, memo))
     return shell
 
 

@@ -74,12 +74,12 @@ def merge_metrics(module: nn.Module, packs: Iterable[MetricPack]) -> nn.Module:
 def merge_checked(module: nn.Module, packs: Iterable[MetricPack]) -> nn.Module:
     """`merge_metrics` of packs that have passed `checks.check_declared` one by one."""
     ordered = sorted(packs, key=_order)
-    _refuse_twins(ordered)
+    _refuse_duplicates(ordered)
     present = [pack for pack in ordered if not pack.withheld]
     metrics = named_metrics(module)
     sent = sorted({name for pack in present for name in pack.metrics})
     refuse_unsupported(module, sent)
-    _refuse_gaps(sent, present)
+    _refuse_missing_metrics(sent, present)
     written = {name: metric for name, metric in metrics.items() if not present or _is_told(name, present)}
     merged = {name: _merge(name, metric, present) for name, metric in written.items()}
     _ungroup(module, set(map(id, written.values())))
@@ -112,7 +112,7 @@ def _order(pack: MetricPack) -> tuple[bool, str]:
     return (True, pack.digest) if pack.client_id is None else (False, pack.client_id)
 
 
-def _refuse_twins(ordered: Sequence[MetricPack]) -> None:
+def _refuse_duplicates(ordered: Sequence[MetricPack]) -> None:
     for before, pack in pairwise(ordered):
         if pack.client_id is not None and pack.client_id == before.client_id:
             raise MetricMismatch(
@@ -126,7 +126,7 @@ def _is_told(name: str, packs: Sequence[MetricPack]) -> bool:
     return any(name in pack.metrics or covered(name, pack.excluded) for pack in packs)
 
 
-def _refuse_gaps(names: Sequence[str], packs: Sequence[MetricPack]) -> None:
+def _refuse_missing_metrics(names: Sequence[str], packs: Sequence[MetricPack]) -> None:
     """Refuse the first client that lacks a metric which most others have, or the other way round."""
     for name in names:
         having = [pack for pack in packs if name in pack.metrics]

@@ -42,7 +42,7 @@ class Mark:
 
     x: float
     y: float
-    says: str
+    tooltip: str
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Bar:
     y: float
     width: float
     height: float
-    says: str
+    tooltip: str
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Event:
     """A round in which something was left out, or that is void."""
 
     x: float
-    says: str
+    tooltip: str
     void: bool
 
 
@@ -200,7 +200,7 @@ def _bars(marks: Sequence[Sequence[Mark | None]], slot: float) -> list[Bar]:
             mark.y,
             round(width - gap, 2),
             round(HEIGHT - BOTTOM - mark.y, 2),
-            mark.says,
+            mark.tooltip,
         )
         for series, own in enumerate(marks)
         for mark in own

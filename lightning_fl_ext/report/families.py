@@ -13,12 +13,12 @@ _STAGES = {"train", "training", "fit", "val", "valid", "validation", "test", "ev
 _DIRECTIONS = {"up", "down", "accepted", "rejected"}
 _DATALOADER = re.compile(r"/dataloader_idx_(\d+)$")
 _WORD = re.compile(r"[^\W_]+")
-_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 _RISING = {"accuracy", "f1", "auroc", "auc", "precision", "recall", "specificity", "iou", "dice", "r2", "mcc"}
 _FALLING = {"loss", "nll", "error", "mae", "mse", "rmse", "perplexity", "wer"}
 _GATES = {"gate", "gates", "open"}
-_FOREMOST = ("server", "val", "test")
+_FIRST_PREFIXES = ("server", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def group_metrics(rounds: Sequence[RoundRecord]) -> list[Family]:
             title = family_of(name)
             members.setdefault(title, []).append(Series(name, _label(name, title), values))
     families = [
-        Family(title, tuple(sorted(series, key=_standing)), _better(title), title == "bytes")
+        Family(title, tuple(sorted(series, key=_sort_key)), _better(title), title == "bytes")
         for title, series in members.items()
         if title != "clients"
     ]
@@ -114,7 +114,7 @@ def _label(name: str, title: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    words = (word.lower() for word in _WORD.findall(_HUMP.sub(" ", text)))
+    words = (word.lower() for word in _WORD.findall(_CAMEL_CASE.sub(" ", text)))
     return ["accuracy" if word == "acc" else word for word in words]
 
 
@@ -122,10 +122,10 @@ def _better(title: str) -> int:
     return -1 if title in _FALLING else 1 if title in _RISING else 0
 
 
-def _standing(series: Series) -> tuple[int, str]:
+def _sort_key(series: Series) -> tuple[int, str]:
     """Order metrics by how much they say about the global model."""
-    ranks = (rank for rank, start in enumerate(_FOREMOST) if series.name.startswith(start))
-    return next(ranks, len(_FOREMOST)), series.name
+    ranks = (rank for rank, start in enumerate(_FIRST_PREFIXES) if series.name.startswith(start))
+    return next(ranks, len(_FIRST_PREFIXES)), series.name
 
 
 def _rank(family: Family) -> int:

@@ -29,14 +29,14 @@ class Tile:
     Attributes:
         name: What it is.
         value: The number, written out.
-        more: What belongs to it.
-        mood: ``"better"``, ``"worse"``, ``"warns"`` or nothing.
+        detail: What belongs to it.
+        trend: ``"better"``, ``"worse"``, ``"warns"`` or nothing.
     """
 
     name: str
     value: str
-    more: str
-    mood: str = ""
+    detail: str
+    trend: str = ""
 
 
 def render_report(history: History) -> str:
@@ -178,12 +178,12 @@ def _progress(family: Family) -> Tile:
     known = [(i, v) for i, v in enumerate(series.values) if math.isfinite(v)]
     (_, first), (_, last) = known[0], known[-1]
     change = (last - first) * family.better
-    mood = "better" if change > 0 else "worse" if change < 0 else ""
+    trend = "better" if change > 0 else "worse" if change < 0 else ""
     name = series.label if len(family.series) > 1 else ""
     title = family.title[:1].upper() + family.title[1:]
     return Tile(
         f"{title} ({name})" if name else title,
         show_number(last),
         f"from {show_number(first)} at first" if len(known) > 1 else "after the first round",
-        mood,
+        trend,
     )

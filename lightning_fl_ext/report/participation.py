@@ -19,7 +19,7 @@ class Cell:
     """A client in a round: how it went, and that in words."""
 
     status: str
-    says: str
+    tooltip: str
 
 
 @dataclass(frozen=True)

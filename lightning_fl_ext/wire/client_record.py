@@ -7,7 +7,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 
-from lightning_fl_ext.wire.contents import records_of
+from lightning_fl_ext.wire.typed_records import records_of
 
 CLIENT = "client"
 """The record's name."""

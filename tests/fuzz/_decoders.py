@@ -39,7 +39,7 @@ from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics
 from lightning_fl_ext.server.metrics.pooling import read_stages
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.screening.checks import ValueLimits, screen_train_reply
-from lightning_fl_ext.server.screening.limits import Warrant, screen_name, screen_size
+from lightning_fl_ext.server.screening.limits import ExpectedContent, screen_name, screen_size
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected, Rejection
 from lightning_fl_ext.wire import from_record, to_record
 from lightning_fl_ext.wire.client_record import declared_id
@@ -115,7 +115,7 @@ MODULE = torch.nn.ModuleDict(
         "rows": CatMetric(),
     }
 )
-WARRANT = Warrant.of(LIKE, MODULE)
+EXPECTED = ExpectedContent.of(LIKE, MODULE)
 VALUES = ValueLimits(max_update_norm=9.0, max_term=2.0**40)
 
 
@@ -157,7 +157,7 @@ class Reply:
 
 
 def read_reply(content):
-    screen_size(content, Limits(), WARRANT)
+    screen_size(content, Limits(), EXPECTED)
     screen_name(declared_id(content), 256)
     return screen_train_reply(
         Reply(content), "a", 1, ValueLimits(max_update_norm=9.0, max_term=2.0**40), LIKE
@@ -338,7 +338,7 @@ TARGETS = {
     "manifests": Target(lambda rng: damage_json(MANIFEST, rng), read_manifest, (ValueError,)),
     "ledgers": Target(safe_ledger, read_ledger, (LedgerError,)),
 }
-AT_ONCE = {"pooling": 5, "checkpoints": 40, "masks": 100, "replies": 100}
+INPUTS_AT_ONCE = {"pooling": 5, "checkpoints": 40, "masks": 100, "replies": 100}
 """Inputs of a target in each turn; 200 of those that are not named."""
 
 
@@ -384,7 +384,7 @@ def fuzz(seed, turns=None, seconds=None, only=None, faults_at_most=20):
         while (turns is None or turn < turns) and (seconds is None or time.monotonic() - start < seconds):
             turn += 1
             for name, rng in rngs.items():
-                for _ in range(AT_ONCE.get(name, 200)):
+                for _ in range(INPUTS_AT_ONCE.get(name, 200)):
                     one(name, TARGETS[name], rng, found)
                 if len(found.faults) >= faults_at_most:
                     return found

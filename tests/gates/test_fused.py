@@ -20,7 +20,7 @@ SIZE = fused.SMALLEST
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """The loop serves from the first call on."""
-    monkeypatch.setattr(fused, "PAYS_AFTER", 0)
+    monkeypatch.setattr(fused, "COMPILE_AFTER", 0)
 
 
 def after(seed, drawn, sample):
@@ -84,7 +84,7 @@ def test_it_steps_aside_under_vmap():
 
 
 def test_no_compilation_before_it_pays(monkeypatch):
-    monkeypatch.setattr(fused, "PAYS_AFTER", 2 * SIZE + 1)
+    monkeypatch.setattr(fused, "COMPILE_AFTER", 2 * SIZE + 1)
     monkeypatch.setattr(fused, "_sampled", 0)
     probs = torch.full((SIZE,), 0.5)
     assert [fused.fused_sample(probs) is not None for _ in range(4)] == [False, False, True, True]
@@ -152,8 +152,8 @@ def test_a_forked_process_samples_the_same():
 def test_gradients_are_those_of_the_loop_in_torch(estimator, monkeypatch):
     probs = torch.linspace(0.01, 0.99, SIZE).requires_grad_()
     outcomes = []
-    for pays_after in (0, 2**60):
-        monkeypatch.setattr(fused, "PAYS_AFTER", pays_after)
+    for compile_after in (0, 2**60):
+        monkeypatch.setattr(fused, "COMPILE_AFTER", compile_after)
         torch.manual_seed(2)
         sample = bernoulli_sample(probs, estimator)
         outcomes.append((sample.detach(), *torch.autograd.grad(sample.square().sum(), probs)))

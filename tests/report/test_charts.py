@@ -44,7 +44,7 @@ def test_a_missing_value_is_a_gap():
 
 def test_a_lone_value_between_gaps_is_still_marked():
     (line,) = chart_of((math.nan, 0.5, math.inf)).lines
-    assert [mark.says for mark in line.marks] == ["round 2, s0: 0.5"]
+    assert [mark.tooltip for mark in line.marks] == ["round 2, s0: 0.5"]
 
 
 def test_bytes_are_bars_that_start_at_nothing():
@@ -79,7 +79,7 @@ def test_the_summary_says_where_each_series_begins_ends_and_turns():
 
 def test_rounds_with_something_left_out_are_marked(records):
     accuracy, *_ = [charts.make_chart(family, records) for family in group_metrics(records)]
-    assert [(event.says, event.void) for event in accuracy.events] == [
+    assert [(event.tooltip, event.void) for event in accuracy.events] == [
         ("round 2: left out: b (not-finite)", False),
         ("round 4: void, the model stays; left out: a (no-reply), b (no-reply), c (no-reply)", True),
     ]

@@ -16,14 +16,14 @@ def test_every_cell_tells_what_became_of_a_client(records):
     assert grid.void == {4}
     (b,) = [row for row in grid.rows if row.client == "b"]
     assert (b.counted, b.asked, b.left_out) == (4, 6, 2)
-    assert b.cells[1].says == "client b, round 2: left out: not-finite at net.0.weight"
+    assert b.cells[1].tooltip == "client b, round 2: left out: not-finite at net.0.weight"
 
 
 def test_a_client_that_trained_but_failed_to_evaluate_counted_partly():
     failed = Rejection("a", 1, Reason.CLIENT_ERROR, got="ValueError", phase="evaluate")
     grid = lay_out([RoundRecord(1, ("a",), ("a",), (failed,))], ["a"])
     assert grid.rows[0].cells[0].status == "partly"
-    assert "its evaluation was left out: client-error" in grid.rows[0].cells[0].says
+    assert "its evaluation was left out: client-error" in grid.rows[0].cells[0].tooltip
 
 
 def test_a_client_without_examples_is_idle_and_not_left_out():

@@ -45,17 +45,17 @@ class ProximalTerm(Callback):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(mu={self.mu:g})"
 
-    def anchor(self, module: torch.nn.Module, at_home: Collection[str] = ()) -> None:
+    def anchor(self, module: torch.nn.Module, local_entries: Collection[str] = ()) -> None:
         """Pull towards the weights that a module has now.
 
         Args:
             module: Whose.
-            at_home: Names of parameters to leave alone, since they do not travel.
+            local_entries: Names of parameters to leave alone, since they do not travel.
         """
         self._anchors = {
             name: parameter.detach().clone()
             for name, parameter in module.named_parameters()
-            if name not in at_home
+            if name not in local_entries
         }
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:

@@ -68,9 +68,9 @@ class FlowerBridge(FitHooks):
             values of its metrics leave the client.
 
     Attributes:
-        at_home: Names of the module's state-dict entries that what was received left alone. What belongs to
-            metrics is not among them, nor another name of a tensor that was received.
-        keeps_home: Whether another callback keeps them from round to round.
+        local_entries: Names of the module's state-dict entries that what was received left alone. What
+            belongs to metrics is not among them, nor another name of a tensor that was received.
+        keeps_local: Whether another callback keeps them from round to round.
         keeps_optimizer: Whether another callback keeps optimizers and schedules from round to round.
 
     Raises:
@@ -135,8 +135,8 @@ class FlowerBridge(FitHooks):
         self._reported = ReportedSize()
         self._remedy = REMEDY
         self._message: Message | None = None
-        self.at_home: list[str] = []
-        self.keeps_home = self.keeps_optimizer = False
+        self.local_entries: list[str] = []
+        self.keeps_local = self.keeps_optimizer = False
         self._round: ClientRound | None = None
 
     def __repr__(self) -> str:

@@ -125,9 +125,9 @@ class ExampleCounter:
             mine = torch.tensor([self._counts[i] for i in range(len(distinct))])
             summed = trainer.strategy.reduce(mine.to(trainer.strategy.root_device), reduce_op="sum").tolist()
             # Ranks that share their batches (tensor parallelism) have each counted them.
-            shares = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", trainer.world_size)
+            replicas = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", trainer.world_size)
             counts = [
-                int(min(count * shares // trainer.world_size, size))
+                int(min(count * replicas // trainer.world_size, size))
                 for count, size in zip(summed, distinct, strict=True)
             ]
         self._counts.clear()

@@ -50,16 +50,16 @@ class FitHooks(EvaluationHooks):
         exchange: What of the model travels.
         batch_size: Gives the number of examples in a batch; None for the rules of
             :mod:`~lightning_fl_ext.client.bridge.batch_size`.
-        at_home: Names of the module's state-dict entries that what was received left alone. What belongs to
-            metrics is not among them, nor another name of a tensor that was received.
-        keeps_home: Whether another callback keeps them from round to round.
+        local_entries: Names of the module's state-dict entries that what was received left alone. What
+            belongs to metrics is not among them, nor another name of a tensor that was received.
+        keeps_local: Whether another callback keeps them from round to round.
         keeps_optimizer: Whether another callback keeps optimizers and schedules from round to round.
     """
 
     exchange: Exchange
     batch_size: Callable[[Any], int] | None
-    at_home: list[str]
-    keeps_home: bool
+    local_entries: list[str]
+    keeps_local: bool
     keeps_optimizer: bool
     _info: RoundInfo
     _message: Message | None
@@ -100,7 +100,7 @@ class FitHooks(EvaluationHooks):
         self._warn_of_lost(pl_module)
         self._warn_of_schedules(trainer)
         if self._algorithm:
-            self._algorithm.anchor(pl_module, self.at_home)  # those that were received
+            self._algorithm.anchor(pl_module, self.local_entries)  # those that were received
             self._algorithm.on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -184,20 +184,20 @@ class FitHooks(EvaluationHooks):
 
     def _load(self, load: Callable[..., list[str]], trainer: Any, module: Any) -> None:
         if self._global is not None and not self._store.has(UPDATE):
-            self.at_home = load(trainer, module, self.exchange, self._global)
+            self.local_entries = load(trainer, module, self.exchange, self._global)
 
     def _warn_of_lost(self, module: Any) -> None:
         """Name what is trained and then lost, if another message's fit begins without it."""
-        if self.keeps_home or self._message is None or not self.at_home:
+        if self.keeps_local or self._message is None or not self.local_entries:
             return
         trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-        lost = [name for name in self.at_home if name in trained]
+        lost = [name for name in self.local_entries if name in trained]
         if lost:
             text = (
                 f"{self!r}: {len(lost)} trainable parameter(s) neither travel nor are kept, so what a fit"
                 f" makes of them is lost: {', '.join(lost[:8])}{', …' if len(lost) > 8 else ''}. Have them"
                 " travel (`exchange`), use `client_app`, which keeps them, or keep the module's entries in"
-                " `bridge.at_home` yourself and set `bridge.keeps_home = True`."
+                " `bridge.local_entries` yourself and set `bridge.keeps_local = True`."
             )
             warn_once(log, self._message.metadata.run_id, text, topic=f"lost: {lost}")
 
@@ -227,7 +227,7 @@ class FitHooks(EvaluationHooks):
     def _hold(
         self, trainer: Any, kind: str, arrays: Arrays, num_examples: int, counts: Mapping[str, int]
     ) -> None:
-        metrics = {k: v for k, v in _scalars(trainer).items() if k not in self._metrics.kept_back}
+        metrics = {k: v for k, v in _scalars(trainer).items() if k not in self._metrics.withheld}
         if not trainer.is_global_zero:
             return
         outcome = ClientUpdate(

@@ -45,14 +45,14 @@ class MetricCollector:
         ValueError: ``min_examples`` is negative.
 
     Attributes:
-        kept_back: Logged names whose values must not go into the reply.
+        withheld: Logged names whose values must not go into the reply.
     """
 
     allow_example_states: Collection[str] = ()
     exclude_metrics: Collection[str] = ()
     min_examples: int = 0
     active: bool = False
-    kept_back: set[str] = field(default_factory=set)
+    withheld: set[str] = field(default_factory=set)
     _before: dict[str, int] = field(default_factory=dict)
     _evaluated: set[str] = field(default_factory=set)
     _shared: set[str] = field(default_factory=set)
@@ -68,7 +68,7 @@ class MetricCollector:
 
     def begin(self) -> None:
         """Forget the runs before."""
-        self.kept_back, self._before, self._evaluated = set(), {}, set()
+        self.withheld, self._before, self._evaluated = set(), {}, set()
         self._shared, self._taken = set(), {}
 
     def check(self, module: nn.Module) -> None:
@@ -163,7 +163,7 @@ class MetricCollector:
         return StageMetrics(taken.pack, names, scalars)
 
     def _keep_back(self, entries: Iterable[Logged]) -> None:
-        self.kept_back |= {name for entry in entries for name in entry.told_as}
+        self.withheld |= {name for entry in entries for name in entry.logged_names}
 
     def _note_shared(self, shared: set[str]) -> None:
         for name in sorted(shared - self._shared):

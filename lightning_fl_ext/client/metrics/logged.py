@@ -19,13 +19,13 @@ class Logged:
         value: The number.
         metric: Name of the metric object that was logged; None if a number was.
         scalar: How the number came about.
-        told_as: All names under which it, or its value of the last step, stands in ``callback_metrics``.
+        logged_names: All names under which it, or its value of the last step, stands in ``callback_metrics``.
     """
 
     value: float
     metric: str | None
     scalar: Scalar
-    told_as: frozenset[str]
+    logged_names: frozenset[str]
 
 
 def read_logged(trainer: Any, metrics: Mapping[str, Metric], examples: tuple[int, ...]) -> dict[str, Logged]:
@@ -46,12 +46,12 @@ def read_logged(trainer: Any, metrics: Mapping[str, Metric], examples: tuple[int
     results = trainer._results
     for entry in (results or {}).values():
         names = frozenset(results._forked_name(entry, on_step=False))
-        told_as = names | set(results._forked_name(entry, on_step=True))
+        logged_names = names | set(results._forked_name(entry, on_step=True))
         metric = known.get(id(getattr(entry, "value", None)))
         scalar = Scalar(_reduction(entry.meta), _examples(entry.meta.dataloader_idx, examples))
         for name in names:
             if name in values and values[name].numel() == 1:
-                found[name] = Logged(float(values[name]), metric, scalar, told_as)
+                found[name] = Logged(float(values[name]), metric, scalar, logged_names)
     return dict(sorted(found.items()))
 
 

@@ -15,11 +15,11 @@ from lightning_fl_ext.client.bridge.model_state import is_built_later, is_sharde
 from lightning_fl_ext.client.bridge.refusals import refuse_to_keep_shards
 from lightning_fl_ext.client.messages import outcome_kind, read_run_id
 from lightning_fl_ext.client.notices import warn_once
-from lightning_fl_ext.client.persistence.home_entries import (
+from lightning_fl_ext.client.persistence.local_entries import (
     changed_entries,
-    describe_home,
+    describe_local,
     fingerprints,
-    load_home,
+    load_local,
 )
 from lightning_fl_ext.client.persistence.state_folder import SavedState, StateFolder, encode_state
 from lightning_fl_ext.client.persistence.training_state import (
@@ -50,24 +50,24 @@ class StatePersistence(Callback):
     Args:
         bridge: Of the same fit or evaluation.
         folder: Where the states of this client and run lie.
-        noted: A round after which the client is known to have kept its state; 0 if there is none.
+        last_kept: A round after which the client is known to have kept its state; 0 if there is none.
         training: Whether optimizers, schedulers, scaler, counters and the data module's state are kept too.
             If so, a state that cannot be kept is an error; if not, a warning.
     """
 
     def __init__(
-        self, bridge: FlowerBridge, folder: StateFolder, noted: int = 0, training: bool = True
+        self, bridge: FlowerBridge, folder: StateFolder, last_kept: int = 0, training: bool = True
     ) -> None:
         self._bridge = bridge
         self._folder = folder
-        self._noted = noted
+        self._last_kept = last_kept
         self._training = training
         self._built: dict[str, str] = {}
         self._kept: SavedState | None = None
         self._previous = 0
         self._written = False
         self._limits: tuple[int | None, int] | None = None
-        bridge.keeps_home, bridge.keeps_optimizer = True, training
+        bridge.keeps_local, bridge.keeps_optimizer = True, training
 
     @classmethod
     def from_message(
@@ -93,10 +93,10 @@ class StatePersistence(Callback):
         run_id = read_run_id(message, context)
         owner = bridge.client_id or f"node {context.node_id}"
         note = context.state.get(_NOTE)
-        noted = 0
+        last_kept = 0
         if isinstance(note, ConfigRecord) and note["run-id"] == run_id:
-            noted = int(str(note["round"]))
-        return cls(bridge, StateFolder(root, owner, run_id), noted, training)
+            last_kept = int(str(note["round"]))
+        return cls(bridge, StateFolder(root, owner, run_id), last_kept, training)
 
     def alone(self) -> AbstractContextManager[None]:
         """Keep the client's folder for one fit, so that no other process goes on from the same state.
@@ -123,35 +123,35 @@ class StatePersistence(Callback):
             self._limits = span_run(trainer, self._bridge.round.max_rounds)
         if not is_sharded(trainer):
             later = list(pl_module.state_dict()) if is_built_later(pl_module) else []
-            self._built = fingerprints(pl_module, self._bridge.at_home or later, true_dtype(trainer))
-        if self._training or self._bridge.at_home or is_built_later(pl_module):
-            self._kept = self._folder.find(self._bridge.server_round, self._noted)
+            self._built = fingerprints(pl_module, self._bridge.local_entries or later, true_dtype(trainer))
+        if self._training or self._bridge.local_entries or is_built_later(pl_module):
+            self._kept = self._folder.find(self._bridge.server_round, self._last_kept)
         if self._kept is not None:
             self._previous = self._kept.server_round
-            load_home(pl_module, self._kept.state["home"])  # averaging callbacks copy the module here
+            load_local(pl_module, self._kept.state["local"])  # averaging callbacks copy the module here
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when optimizers are made and the module is placed: has the fit go on from the state."""
-        at_home = self._bridge.at_home
+        local_entries = self._bridge.local_entries
         if self._limits is not None:
             limit_fit(trainer, *self._limits)
         if self._kept is None:
             if self._training:  # complains now, if it does
                 encode_state(self._state(trainer, pl_module))
             return
-        home = [name for name in self._kept.state["home"] if name in at_home]
-        self._folder.refuse_another_model(self._kept, self._model(trainer, pl_module, home))
+        local = [name for name in self._kept.state["local"] if name in local_entries]
+        self._folder.refuse_another_model(self._kept, self._model(trainer, pl_module, local))
         if self._training:
             restore_training(trainer, pl_module, self._kept.state)
-        load_home(pl_module, self._kept.state["home"])
+        load_local(pl_module, self._kept.state["local"])
         self._kept = None  # the optimizers have it now
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when a validation begins: outside a fit, loads weights that do not travel."""
-        if trainer.state.fn == "validate" and self._bridge.at_home:
+        if trainer.state.fn == "validate" and self._bridge.local_entries:
             this_round = self._bridge.server_round
             kept = self._folder.find(this_round + 1 if this_round else None)
-            load_home(pl_module, kept.state["home"] if kept else {})
+            load_local(pl_module, kept.state["local"] if kept else {})
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation ends well: after a fit, keeps the state."""
@@ -162,7 +162,7 @@ class StatePersistence(Callback):
                 self._write(trainer, pl_module, self._state(trainer, pl_module))
             else:
                 self._state(trainer, pl_module)  # every rank has its part in it
-        elif self._bridge.at_home:
+        elif self._bridge.local_entries:
             self._keep_home(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -173,16 +173,16 @@ class StatePersistence(Callback):
     def _keep_home(self, trainer: Any, module: Any) -> None:
         if is_sharded(trainer) or trainer.num_nodes > 1:
             kind = type(trainer.strategy).__name__
-            self._warn_of(self._bridge.at_home, f"`{kind}` on {trainer.num_nodes} node(s) spreads them")
+            self._warn_of(self._bridge.local_entries, f"`{kind}` on {trainer.num_nodes} node(s) spreads them")
         elif self._bridge.server_round < 1:
-            self._warn_of(self._bridge.at_home, "the server's config tells no `server-round`")
+            self._warn_of(self._bridge.local_entries, "the server's config tells no `server-round`")
         elif trainer.is_global_zero:
             state = self._state(trainer, module)
-            if state["home"] or self._previous:
+            if state["local"] or self._previous:
                 try:
                     self._write(trainer, module, state)
                 except LightningFLError as error:
-                    self._warn_of(state["home"], str(error))
+                    self._warn_of(state["local"], str(error))
 
     def _warn_of(self, names: Iterable[str], why: str) -> None:
         listed = list(names)
@@ -196,14 +196,14 @@ class StatePersistence(Callback):
         warn_once(log, self._folder.run_id, text, topic="not kept")
 
     def _state(self, trainer: Any, module: Any) -> dict[str, Any]:
-        home = changed_entries(module, self._bridge.at_home, self._built)
-        return {"home": home, **(read_training(trainer, module) if self._training else {})}
+        local = changed_entries(module, self._bridge.local_entries, self._built)
+        return {"local": local, **(read_training(trainer, module) if self._training else {})}
 
-    def _model(self, trainer: Any, module: Any, home: Iterable[str]) -> dict[str, str]:
+    def _model(self, trainer: Any, module: Any, local: Iterable[str]) -> dict[str, str]:
         described = describe_training(trainer, module) if self._training else {}
-        return described | describe_home(module, list(home))
+        return described | describe_local(module, list(local))
 
     def _write(self, trainer: Any, module: Any, state: dict[str, Any]) -> None:
-        model = self._model(trainer, module, state["home"])
+        model = self._model(trainer, module, state["local"])
         self._folder.write(SavedState(self._bridge.server_round, self._previous, model, state))
         self._written = True

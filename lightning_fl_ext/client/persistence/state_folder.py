@@ -141,12 +141,12 @@ class StateFolder:
         """Let go of the state after a round."""
         remove_folder(self.path / _name(server_round))
 
-    def find(self, before: int | None = None, noted: int = 0) -> SavedState | None:
+    def find(self, before: int | None = None, last_kept: int = 0) -> SavedState | None:
         """Read the newest state of an earlier round. If one is lost or damaged, a warning says so.
 
         Args:
             before: The round that is about to start; None for the newest of all.
-            noted: A round after which the client is known to have kept its state; 0 if there is none.
+            last_kept: A round after which the client is known to have kept its state; 0 if there is none.
 
         Returns:
             None if there is none.
@@ -165,7 +165,7 @@ class StateFolder:
             except TornFilesError as error:
                 trouble.append(str(error))
         newest = found.server_round if found else 0
-        known = noted if before is None or noted < before else 0
+        known = last_kept if before is None or last_kept < before else 0
         if not trouble and newest < max(known, self._started_from(later[0]) if later else 0):
             trouble.append("its last state before this round is gone")
         if trouble:

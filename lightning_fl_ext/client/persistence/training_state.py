@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lightning_fl_ext.client.persistence.home_entries import describe
+from lightning_fl_ext.client.persistence.local_entries import describe
 
 
 def read_training(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from flwr.app import MetricRecord, RecordDict
 from lightning_fl_ext.metrics.stage_metrics import StageMetrics
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected, Rejection
-from lightning_fl_ext.wire.contents import records_of
+from lightning_fl_ext.wire.typed_records import records_of
 
 SERVER_PREFIXES = ("server_", "clients_", "bytes_")
 """What the server calls its own metrics."""
@@ -20,19 +20,19 @@ Owned = Callable[[str], bool]
 """Tells whether a name is the server's."""
 
 
-def owned_by_server(names: Collection[str] = (), but: Collection[str] = ()) -> Owned:
+def owned_by_server(names: Collection[str] = (), except_for: Collection[str] = ()) -> Owned:
     """Give a function that tells which names cannot come from a client.
 
     Args:
         names: Of metrics that callbacks make.
-        but: Names that are not the server's all the same.
+        except_for: Names that are not the server's all the same.
 
     Example:
         >>> owned = owned_by_server(["epsilon"])
         >>> [name for name in ("server_loss", "epsilon", "val_loss") if owned(name)]
         ['server_loss', 'epsilon']
     """
-    taken, free = frozenset(names), frozenset(but)
+    taken, free = frozenset(names), frozenset(except_for)
     return lambda name: (name.startswith(SERVER_PREFIXES) or name in taken) and name not in free
 
 

@@ -83,7 +83,7 @@ class Clients:
         self._registered.update(registered)
         self._ids.update(registered)
         for node, reply in self._ask([node for node in nodes if node not in self._ids]):
-            if declared := self._told_by(node, reply):
+            if declared := self._answered_id(node, reply):
                 self._ids[node] = declared
         anonymous = sum(node not in self._ids for node in nodes)
         if anonymous:
@@ -94,7 +94,7 @@ class Clients:
                 anonymous,
             )
 
-    def _told_by(self, node: int, reply: Message) -> str:
+    def _answered_id(self, node: int, reply: Message) -> str:
         """Read the id in the answer to a query; ``""`` if there is none, or none that can stand as one."""
         try:
             declared = declared_id(reply.content) if reply.has_content() else ""

@@ -26,7 +26,7 @@ from lightning_fl_ext.server.rounds.quorum import wait_for_clients
 from lightning_fl_ext.server.rounds.strategy_calls import StrategyCalls, read_from
 from lightning_fl_ext.server.screening.announcements import screen_announcement
 from lightning_fl_ext.server.screening.checks import ValueLimits, screen_evaluate_reply, screen_train_reply
-from lightning_fl_ext.server.screening.limits import Warrant
+from lightning_fl_ext.server.screening.limits import ExpectedContent
 from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection
 from lightning_fl_ext.server.strategies.buffers import averaged_buffers
@@ -65,7 +65,7 @@ class StrategyDriver:
             )
         self._metrics = copy_metrics(trainer.model)
         names = {name for callback in trainer.callbacks for name in callback.metric_names}
-        self._owned = owned_by_server(names, but=(self.calls.count_key,))
+        self._owned = owned_by_server(names, except_for=(self.calls.count_key,))
         self._earlier: set[str] = set()
         self.validated_in_fits: set[str] = set()
 
@@ -90,13 +90,15 @@ class StrategyDriver:
         self._refuse_if_too_few_are_asked(messages)
         sum_digest = ""
         if self.calls.secure or (self.calls.order_free and not messages.anonymous):
-            heads: dict[str, ClientUpdate] = {}
-            new, metrics = self._aggregate(server_round, _without_arrays(messages.accepted(), heads), heads)
+            summaries: dict[str, ClientUpdate] = {}
+            new, metrics = self._aggregate(
+                server_round, _without_arrays(messages.accepted(), summaries), summaries
+            )
             if self.calls.secure:
-                heads, sum_digest = self._take_outcome(messages, heads)
+                summaries, sum_digest = self._take_outcome(messages, summaries)
         else:
             replies = messages.collect()
-            heads = {client: replace(update, arrays={}) for client, _, update in replies}
+            summaries = {client: replace(update, arrays={}) for client, _, update in replies}
             new = metrics = None
             if len(replies) >= least:
                 accepted = [reply for _, reply, _ in replies]
@@ -104,30 +106,30 @@ class StrategyDriver:
                 widen = not self.calls.reads_every_dtype
                 updates = [update for _, _, update in replies]
                 buffers = averaged_buffers(self.trainer.strategy, self.trainer.model, arrays, updates)
-                align_replies(accepted, self._shared_metrics(heads), like, widen)
-                new, metrics = self._aggregate(server_round, accepted, heads)
+                align_replies(accepted, self._shared_metrics(summaries), like, widen)
+                new, metrics = self._aggregate(server_round, accepted, summaries)
                 new = new and {**new, **buffers}
             elif self.calls.reserves:
                 self._aggregate(server_round, [])  # releases nothing, so what it has reserved is free again
-        self._refuse_if_all_failed(messages, heads)
-        void = bool(messages.outgoing) and (new is None or len(heads) < least)
+        self._refuse_if_all_failed(messages, summaries)
+        void = bool(messages.outgoing) and (new is None or len(summaries) < least)
         if new is not None and not void:
-            arrays = self._checked(server_round, new, arrays, heads)
-        measured, left_out = self._measure(messages, heads, metrics)
+            arrays = self._checked(server_round, new, arrays, summaries)
+        measured, left_out = self._measure(messages, summaries, metrics)
         if self.calls.asks_to_evaluate:
-            told = [messages.stages.get(client, {}).get("validate") for client in heads]
+            told = [messages.stages.get(client, {}).get("validate") for client in summaries]
             names = [{*stage.names, *stage.scalars} for stage in told if stage is not None]
             self.validated_in_fits = set.intersection(*names) if names else self.validated_in_fits
         counts = {
-            "clients_accepted": len(heads),
-            "clients_rejected": len({r.client_id for r in messages.rejected} - {*heads}),
+            "clients_accepted": len(summaries),
+            "clients_rejected": len({r.client_id for r in messages.rejected} - {*summaries}),
             "bytes_down": messages.bytes_down,
             "bytes_up": messages.bytes_up,
         }
         return arrays, RoundRecord(
             server_round,
             sampled=tuple(messages.sampled),
-            accepted=tuple(sorted(heads)),
+            accepted=tuple(sorted(summaries)),
             rejected=tuple(messages.rejected + left_out),
             metrics=measured | {name: float(count) for name, count in counts.items()},
             void=void,
@@ -153,13 +155,13 @@ class StrategyDriver:
         if not messages.outgoing:
             return {}, []
         replies = messages.collect()
-        heads = {client: update for client, _, update in replies}
+        summaries = {client: update for client, _, update in replies}
         if server_round == 0:
-            self._refuse_if_all_failed(messages, heads)
+            self._refuse_if_all_failed(messages, summaries)
         accepted = [reply for _, reply, _ in replies]
-        align_replies(accepted, self._shared_metrics(heads))
-        metrics = self.calls.call("aggregate_evaluate", server_round, accepted, clients=heads)
-        measured, left_out = self._measure(messages, heads, metrics)
+        align_replies(accepted, self._shared_metrics(summaries))
+        metrics = self.calls.call("aggregate_evaluate", server_round, accepted, clients=summaries)
+        measured, left_out = self._measure(messages, summaries, metrics)
         return measured, messages.rejected + left_out
 
     def _send(
@@ -205,7 +207,7 @@ class StrategyDriver:
             server_round,
             read,
             self.trainer.limits,
-            Warrant.of(codec.like if phase == "train" else {}, self._metrics, arrays),
+            ExpectedContent.of(codec.like if phase == "train" else {}, self._metrics, arrays),
             self._owned,
             self.trainer.round_timeout,
             self.trainer.on_bad_update == "raise",
@@ -219,7 +221,7 @@ class StrategyDriver:
         return messages
 
     def _take_outcome(
-        self, messages: RoundMessages, heads: dict[str, ClientUpdate]
+        self, messages: RoundMessages, summaries: dict[str, ClientUpdate]
     ) -> tuple[dict[str, ClientUpdate], str]:
         """Learn whose updates are in the sum that a secure strategy made, and name the others."""
         outcome = self.trainer.strategy.take_outcome()  # type: ignore[attr-defined]
@@ -227,7 +229,7 @@ class StrategyDriver:
             messages.leave_out(self.clients[node], why)
         messages.bytes_up += outcome.bytes_up
         survivors = {self.clients[node] for node in outcome.survivors}
-        return {client: head for client, head in heads.items() if client in survivors}, outcome.digest
+        return {c: summary for c, summary in summaries.items() if c in survivors}, outcome.digest
 
     @property
     def _has_worked(self) -> bool:
@@ -255,22 +257,22 @@ class StrategyDriver:
                 f" {min(failed, key=lambda r: r.client_id)}"
             )
 
-    def _shared_metrics(self, heads: Mapping[str, ClientUpdate]) -> set[str]:
-        metrics = {client: head.metrics for client, head in heads.items()}
+    def _shared_metrics(self, summaries: Mapping[str, ClientUpdate]) -> set[str]:
+        metrics = {client: summary.metrics for client, summary in summaries.items()}
         return common_metrics(metrics, 0)[0] | {self.calls.count_key}
 
     def _measure(
-        self, messages: RoundMessages, heads: Mapping[str, ClientUpdate], aggregated: MetricRecord | None
+        self, messages: RoundMessages, summaries: Mapping[str, ClientUpdate], aggregated: MetricRecord | None
     ) -> tuple[dict[str, float], list[Rejection]]:
         function = self.calls.metrics_function(messages.phase)
-        stages = {client: messages.stages.get(client, {}) for client in heads}
+        stages = {client: messages.stages.get(client, {}) for client in summaries}
         number = messages.server_round
         try:
-            return aggregate_metrics(heads, stages, self._metrics, aggregated, function, number)
+            return aggregate_metrics(summaries, stages, self._metrics, aggregated, function, number)
         except Exception as error:
             raise LightningFLError(
                 f"the metrics of round {number} cannot be made: {type(error).__name__}: {error}."
-                f"{read_from(heads)}"
+                f"{read_from(summaries)}"
             ) from error
 
     def _aggregate(
@@ -299,11 +301,11 @@ class StrategyDriver:
 
 
 def _without_arrays(
-    accepted: Iterator[tuple[str, Message, ClientUpdate]], heads: dict[str, ClientUpdate]
+    accepted: Iterator[tuple[str, Message, ClientUpdate]], summaries: dict[str, ClientUpdate]
 ) -> Iterator[Message]:
-    """Pass replies on, keeping the rest of each in `heads`."""
+    """Pass replies on, keeping of each all but its arrays in `summaries`."""
     for client, reply, update in accepted:
-        heads[client] = replace(update, arrays={})
+        summaries[client] = replace(update, arrays={})
         del update
         yield reply
         del reply

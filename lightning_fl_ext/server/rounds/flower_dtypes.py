@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.wire import from_record, to_record
-from lightning_fl_ext.wire.contents import records_of
 from lightning_fl_ext.wire.records import RAW_STYPE
+from lightning_fl_ext.wire.typed_records import records_of
 
 
 def to_flower_dtypes(record: ArrayRecord) -> ArrayRecord:

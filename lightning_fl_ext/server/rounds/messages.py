@@ -21,16 +21,16 @@ from lightning_fl_ext.server.metrics.pooling import read_stages
 from lightning_fl_ext.server.rounds.clients import Clients
 from lightning_fl_ext.server.screening.announcements import REMEDY
 from lightning_fl_ext.server.screening.limits import (
+    ExpectedContent,
     Limits,
-    Warrant,
     screen_metric_states,
     screen_name,
     screen_size,
 )
 from lightning_fl_ext.server.screening.rejection import BadUpdateError, Reason, Rejected, Rejection
 from lightning_fl_ext.wire.client_record import declared_id
-from lightning_fl_ext.wire.contents import records_of
 from lightning_fl_ext.wire.secure_record import ACTION
+from lightning_fl_ext.wire.typed_records import records_of
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class RoundMessages:
         server_round: The current round.
         screen: The check.
         limits: What a reply may hold at most.
-        warrant: What the model and the module's metrics warrant.
+        expected: What the model and the module's metrics call for.
         owned: Tells which names of metrics are the server's.
         timeout: Seconds to wait for the last reply.
         raise_on_bad: Whether to raise instead of leaving a bad reply out.
@@ -76,7 +76,7 @@ class RoundMessages:
     server_round: int
     screen: Screen
     limits: Limits
-    warrant: Warrant
+    expected: ExpectedContent
     owned: Owned
     timeout: float | None
     raise_on_bad: bool
@@ -185,7 +185,7 @@ class RoundMessages:
             raise _failed(reply)
         content = reply.content
         states = content.pop(METRIC_STATES, None)
-        screen_size(content, self.limits, self.warrant)
+        screen_size(content, self.limits, self.expected)
         declared = declared_id(content)
         screen_name(declared, self.limits.name)
         if not self.clients.agrees(node, declared):
@@ -202,7 +202,7 @@ class RoundMessages:
             record = ConfigRecord() if states is None else states
             if not isinstance(record, ConfigRecord):
                 raise Rejected(Reason.METRIC, METRIC_STATES, "a ConfigRecord", type(record).__name__)
-            screen_metric_states(record, self.limits, self.warrant)
+            screen_metric_states(record, self.limits, self.expected)
             stages = read_stages(record, declared, client, self.limits, self._most_examples(read))
             self.stages[client], more = without_owned(stages, self.owned)
             dropped |= more

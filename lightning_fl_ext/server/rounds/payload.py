@@ -11,7 +11,7 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
 from lightning_fl_ext.wire import Exchange, RoundInfo, from_record, to_record
-from lightning_fl_ext.wire.contents import records_of
+from lightning_fl_ext.wire.typed_records import records_of
 
 
 class PayloadCodec:

@@ -9,8 +9,8 @@ from lightning_fl_ext.secure import Announcement
 from lightning_fl_ext.server.screening.checks import ValueLimits
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
 from lightning_fl_ext.wire.client_record import client_record
-from lightning_fl_ext.wire.contents import records_of
 from lightning_fl_ext.wire.secure_record import REFUSED, SECURE
+from lightning_fl_ext.wire.typed_records import records_of
 
 REMEDY = (
     "no half of secure aggregation in its app: use `client_app` of this package, or"

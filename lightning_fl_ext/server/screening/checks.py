@@ -17,8 +17,8 @@ from lightning_fl_ext.server.screening.norms import first_not_finite, magnitude_
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
 from lightning_fl_ext.wire import from_record
 from lightning_fl_ext.wire.client_record import client_record
-from lightning_fl_ext.wire.contents import records_of
 from lightning_fl_ext.wire.prefixes import wrapper_prefix
+from lightning_fl_ext.wire.typed_records import records_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def screen_train_reply(
     Raises:
         Rejected: A check failed.
     """
-    head = _screen_head(reply, client_id, server_round, limits, "training")
+    summary = _screen_summary(reply, client_id, server_round, limits, "training")
     records = records_of(reply.content, ArrayRecord)
     if len(records) != 1:
         raise Rejected(Reason.UNDECODABLE, "arrays", "one ArrayRecord", f"{len(records)}")
@@ -78,9 +78,9 @@ def screen_train_reply(
             raise Rejected(Reason.SHAPE, name, str(list(like[name].shape)), str(list(array.shape)))
         if array.dtype != like[name].dtype:
             raise Rejected(Reason.DTYPE, name, str(like[name].dtype), str(array.dtype))
-        _screen_values(name, array, head.num_examples, limits.max_term)
+        _screen_values(name, array, summary.num_examples, limits.max_term)
     _screen_norm(arrays, like, limits)
-    return replace(head, arrays=arrays)
+    return replace(summary, arrays=arrays)
 
 
 def screen_evaluate_reply(
@@ -97,10 +97,10 @@ def screen_evaluate_reply(
     Raises:
         Rejected: A check failed.
     """
-    return _screen_head(reply, client_id, server_round, limits, "validation")
+    return _screen_summary(reply, client_id, server_round, limits, "validation")
 
 
-def _screen_head(
+def _screen_summary(
     reply: Message, client_id: str, server_round: int, limits: ValueLimits, purpose: str
 ) -> ClientUpdate:
     """Check what evaluate and train replies have in common: round, count and metrics."""

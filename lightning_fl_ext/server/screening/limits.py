@@ -42,7 +42,7 @@ class Limits:
         entries: Entries of config records, metric states aside, those in lists among them.
         name: Characters of a name: of a record, an array, a metric, a config entry, a client.
         text: Characters or bytes of a value in a config record.
-        extra_bytes: Bytes more than the model's arrays and metric states warrant.
+        extra_bytes: Bytes more than the model's arrays and metric states call for.
         metric_bytes: Bytes of metric states more than those of the module's metrics that are of fixed size.
         example_bytes: Bytes of metric states that hold one row per example; counts if the module has such.
         metric_header: Bytes of the text that describes the metric states of one stage.
@@ -78,8 +78,8 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Warrant:
-    """What the model and the metrics of the server's module warrant.
+class ExpectedContent:
+    """What a reply may hold, going by the model and the metrics of the server's module.
 
     Attributes:
         names: Names of the arrays that a client sends.
@@ -98,7 +98,7 @@ class Warrant:
     longest_name: int = 0
 
     @classmethod
-    def of(cls, arrays: Arrays, module: nn.Module, wire: Arrays | None = None) -> Warrant:
+    def of(cls, arrays: Arrays, module: nn.Module, wire: Arrays | None = None) -> ExpectedContent:
         """Tell what is warranted.
 
         Args:
@@ -121,7 +121,7 @@ class Warrant:
         )
 
 
-def screen_size(content: RecordDict, limits: Limits, warrant: Warrant) -> None:
+def screen_size(content: RecordDict, limits: Limits, expected: ExpectedContent) -> None:
     """Refuse a reply that holds more than is warranted, without decoding anything.
 
     Whether metrics are finite and counts are counts is seen when they are read. Takes time in proportion to
@@ -130,27 +130,27 @@ def screen_size(content: RecordDict, limits: Limits, warrant: Warrant) -> None:
     Args:
         content: Of a reply, without its metric states.
         limits: The run's.
-        warrant: What the model and its metrics warrant.
+        expected: What the model and its metrics call for.
 
     Raises:
         Rejected: It goes beyond a limit; the reason is too-large, over-limit, odd-name or magnitude.
 
     Example:
-        >>> screen_size(RecordDict({"a": ConfigRecord({"x": "y" * 9999})}), Limits(), Warrant())
+        >>> screen_size(RecordDict({"a": ConfigRecord({"x": "y" * 9999})}), Limits(), ExpectedContent())
         Traceback (most recent call last):
         ...
         lightning_fl_ext.server.screening.rejection.Rejected: over-limit, `x`: expected at most 4096
         characters or bytes (`Limits.text`), got 9999
     """
-    longest = max(limits.name, warrant.longest_name)
+    longest = max(limits.name, expected.longest_name)
     _at_most("records", len(content), limits.records, "records")
     arrays = metrics = numbers = entries = size = 0
     for name, record in content.items():
         screen_name(name, longest)
         if isinstance(record, ArrayRecord):
             arrays += len(record)
-            _at_most("arrays", arrays, len(warrant.names) + limits.arrays, "arrays", name)
-            size += _size_of_arrays(record, warrant, longest)
+            _at_most("arrays", arrays, len(expected.names) + limits.arrays, "arrays", name)
+            size += _size_of_arrays(record, expected, longest)
         elif isinstance(record, MetricRecord):
             metrics += len(record)
             _at_most("metrics", metrics, limits.metrics, "metrics", name)
@@ -160,28 +160,28 @@ def screen_size(content: RecordDict, limits: Limits, warrant: Warrant) -> None:
             entries += sum(max(1, len(v)) if isinstance(v, list) else 1 for v in record.values())
             _at_most("entries", entries, limits.entries, "config entries", name)
             size += _size_of_config(record, limits, longest)
-    most = warrant.array_bytes + limits.extra_bytes
+    most = expected.array_bytes + limits.extra_bytes
     if size > most:
         what = f"at most {most} bytes (the model's and `Limits.extra_bytes`)"
         raise Rejected(Reason.TOO_LARGE, "", what, f"{size}")
 
 
-def screen_metric_states(record: Mapping[str, Any], limits: Limits, warrant: Warrant) -> None:
-    """Refuse metric states of more bytes than the module's metrics warrant.
+def screen_metric_states(record: Mapping[str, Any], limits: Limits, expected: ExpectedContent) -> None:
+    """Refuse metric states of more bytes than the module's metrics call for.
 
     Args:
         record: Bytes by stage.
         limits: The run's.
-        warrant: What the metrics warrant.
+        expected: What the metrics call for.
 
     Raises:
         Rejected: They go beyond a limit: they are left out, and the rest of the reply counts.
     """
     if len(record) > limits.entries:
         raise Rejected(Reason.METRIC, METRIC_STATES, f"at most {limits.entries} stages", f"{len(record)}")
-    most = limits.metric_bytes + warrant.state_bytes
+    most = limits.metric_bytes + expected.state_bytes
     which = "metric_bytes"
-    if warrant.example_states:
+    if expected.example_states:
         most, which = most + limits.example_bytes, "example_bytes"
     for data in record.values():
         size = len(data) if isinstance(data, bytes | str | list) else 0
@@ -249,10 +249,10 @@ def _at_most(limit: str, count: int, most: int, what: str, key: str = "") -> Non
         raise Rejected(Reason.OVER_LIMIT, key, f"at most {most} {what} (`Limits.{limit}`)", f"{count}")
 
 
-def _size_of_arrays(record: ArrayRecord, warrant: Warrant, longest: int) -> int:
+def _size_of_arrays(record: ArrayRecord, expected: ExpectedContent, longest: int) -> int:
     size = 0
     for name, array in record.items():
-        if name not in warrant.names:
+        if name not in expected.names:
             screen_name(name, longest)
         if not _is_array(array):
             raise Rejected(Reason.UNDECODABLE, name, "an array with a shape of counts", "another")

@@ -10,13 +10,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from lightning_fl_ext.aggregation import ExactMean, exact_mean
-from lightning_fl_ext.aggregation.kernels import AT_ONCE
+from lightning_fl_ext.aggregation.kernels import UPDATES_PER_PASS
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.server.metrics.aggregation import common_metrics
 from lightning_fl_ext.wire import from_record
 from lightning_fl_ext.wire.client_record import declared_id
-from lightning_fl_ext.wire.contents import records_of
 from lightning_fl_ext.wire.records import written_record
+from lightning_fl_ext.wire.typed_records import records_of
 
 GATHERED = 2**24
 """Bytes of updates that are folded without waiting for more: memory counts more than the pass it costs."""
@@ -58,8 +58,8 @@ class ExactFedAvg(FedAvg):
             AggregationOverflow: The updates are too large for an exact sum.
             InvalidUpdate: A reply does not fit the model; under ``FederatedTrainer`` screening comes first.
         """
-        heads: list[RecordDict] = []
-        updates = self._updates(replies, heads)
+        summaries: list[RecordDict] = []
+        updates = self._updates(replies, summaries)
         like, self._like = self._like, None
         record: ArrayRecord | None = None
         if isinstance(replies, Sequence):
@@ -76,15 +76,17 @@ class ExactFedAvg(FedAvg):
             record = written_record(like, mean.result) if mean and like is not None else None
         if record is None:
             return None, None
-        return record, aggregate_heads(heads, self.train_metrics_aggr_fn, self.weighted_by_key)
+        return record, aggregate_summaries(summaries, self.train_metrics_aggr_fn, self.weighted_by_key)
 
-    def _updates(self, replies: Iterable[Message], heads: list[RecordDict]) -> Iterator[tuple[Arrays, int]]:
-        """Read replies one by one, keeping the heads alone."""
+    def _updates(
+        self, replies: Iterable[Message], summaries: list[RecordDict]
+    ) -> Iterator[tuple[Arrays, int]]:
+        """Read replies one by one, keeping of each its metrics and configs."""
         for reply in replies:
             if reply.has_error():
                 continue
             metrics = next(iter(records_of(reply.content, MetricRecord).values()))
-            heads.append(RecordDict({**records_of(reply.content, ConfigRecord), "metrics": metrics}))
+            summaries.append(RecordDict({**records_of(reply.content, ConfigRecord), "metrics": metrics}))
             weight = metrics[self.weighted_by_key]
             whole = int(weight) if isinstance(weight, float) and weight.is_integer() else weight
             yield from_record(next(iter(records_of(reply.content, ArrayRecord).values()))), whole  # type: ignore[misc]
@@ -112,28 +114,28 @@ def gather(updates: Iterable[tuple[Arrays, int]]) -> Iterator[list[tuple[Arrays,
         several.append(update)
         size += sum(array.nbytes for array in update[0].values())
         del update
-        if len(several) == AT_ONCE or size >= GATHERED:
+        if len(several) == UPDATES_PER_PASS or size >= GATHERED:
             yield several
             several, size = [], 0
     if several:
         yield several
 
 
-def aggregate_heads(
-    heads: list[RecordDict], aggregate: Callable[[list[RecordDict], str], MetricRecord], key: str
+def aggregate_summaries(
+    summaries: list[RecordDict], aggregate: Callable[[list[RecordDict], str], MetricRecord], key: str
 ) -> MetricRecord:
     """Aggregate the metrics of replies that came in any order.
 
     Args:
-        heads: Of each reply the metrics, named ``"metrics"``, and the config records.
+        summaries: Of each reply the metrics, named ``"metrics"``, and the config records.
         aggregate: A strategy's ``train_metrics_aggr_fn``; called with the metrics that all share, in an order
-            that does not depend on the order of ``heads``.
+            that does not depend on the order of ``summaries``.
         key: A strategy's ``weighted_by_key``.
     """
-    metrics = {str(i): dict(head.metric_records["metrics"]) for i, head in enumerate(heads)}
+    metrics = {str(i): dict(summary.metric_records["metrics"]) for i, summary in enumerate(summaries)}
     shared, _ = common_metrics(metrics, 0)
-    for head in heads:
-        record = head.metric_records["metrics"]
-        head["metrics"] = MetricRecord({name: record[name] for name in sorted(shared)})
-    heads.sort(key=lambda head: (declared_id(head), repr(head.metric_records["metrics"])))
-    return aggregate(heads, key)
+    for summary in summaries:
+        record = summary.metric_records["metrics"]
+        summary["metrics"] = MetricRecord({name: record[name] for name in sorted(shared)})
+    summaries.sort(key=lambda summary: (declared_id(summary), repr(summary.metric_records["metrics"])))
+    return aggregate(summaries, key)

@@ -16,10 +16,10 @@ from lightning_fl_ext.aggregation import ExactMean
 from lightning_fl_ext.aggregation.mask_posterior import MaskPosterior
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, digest
-from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg, aggregate_heads
+from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg, aggregate_summaries
 from lightning_fl_ext.wire import from_record, to_record
-from lightning_fl_ext.wire.contents import records_of
 from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, TRIALS
+from lightning_fl_ext.wire.typed_records import records_of
 
 
 class FedPM(FedAvg):
@@ -87,9 +87,9 @@ class FedPM(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Count masks one at a time, and average the rest."""
-        heads: list[RecordDict] = []
+        summaries: list[RecordDict] = []
         rest: list[ExactMean] = []
-        masks = self._masks_of(replies, heads, rest)
+        masks = self._masks_of(replies, summaries, rest)
         first = next(masks, None)
         if first is None:
             return None, None
@@ -102,15 +102,17 @@ class FedPM(FedAvg):
         self._given = None
         for mean in rest:
             new |= mean.result()
-        return to_record(new), aggregate_heads(heads, self.train_metrics_aggr_fn, self.weighted_by_key)
+        return to_record(new), aggregate_summaries(
+            summaries, self.train_metrics_aggr_fn, self.weighted_by_key
+        )
 
     def _masks_of(
-        self, replies: Iterable[Message], heads: list[RecordDict], rest: list[ExactMean]
+        self, replies: Iterable[Message], summaries: list[RecordDict], rest: list[ExactMean]
     ) -> Iterator[NDArray[np.bool_]]:
         for reply in replies:
             arrays = from_record(next(iter(records_of(reply.content, ArrayRecord).values())))
             metrics = next(iter(records_of(reply.content, MetricRecord).values()))
-            heads.append(RecordDict({**records_of(reply.content, ConfigRecord), "metrics": metrics}))
+            summaries.append(RecordDict({**records_of(reply.content, ConfigRecord), "metrics": metrics}))
             mask = arrays.pop(MASKS)
             if arrays:
                 if not rest:

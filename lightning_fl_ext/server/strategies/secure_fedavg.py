@@ -21,7 +21,6 @@ from lightning_fl_ext.server.screening.announcements import read_announcement, s
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
 from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg
 from lightning_fl_ext.wire import from_record
-from lightning_fl_ext.wire.contents import records_of
 from lightning_fl_ext.wire.records import written_record
 from lightning_fl_ext.wire.secure_record import (
     ACTION,
@@ -33,6 +32,7 @@ from lightning_fl_ext.wire.secure_record import (
     STEP,
     UNMASK,
 )
+from lightning_fl_ext.wire.typed_records import records_of
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ _FIELDS = struct.Struct("<2sBBIIII")  # magic, version, kind, body bytes, round,
 _CHECKSUM_BYTES = 8
 _HEADER_BYTES = _FIELDS.size + _CHECKSUM_BYTES
 
-Reason = Literal["format", "version", "kind", "truncated", "too-long", "round", "model", "sender", "altered"]
+Fault = Literal["format", "version", "kind", "truncated", "too-long", "round", "model", "sender", "altered"]
 
 
 class MaskCodeError(LightningFLError):
@@ -42,11 +42,11 @@ class MaskCodeError(LightningFLError):
     ========== =============================================
     """
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    def __init__(self, reason: Fault, message: str) -> None:
         super().__init__(message)
-        self.reason: Reason = reason
+        self.reason: Fault = reason
 
-    def __reduce__(self) -> tuple[type[MaskCodeError], tuple[Reason, str]]:
+    def __reduce__(self) -> tuple[type[MaskCodeError], tuple[Fault, str]]:
         return type(self), (self.reason, str(self))
 
 
@@ -98,13 +98,13 @@ class MaskKey:
         return sha.digest()
 
 
-def seal(kind: int, key: MaskKey, body: bytes, content: bytes) -> bytes:
+def wrap(kind: int, key: MaskKey, body: bytes, content: bytes) -> bytes:
     """Put a header in front of `body`; `content` is what it decodes to."""
     fields = _FIELDS.pack(_MAGIC, VERSION, kind, len(body), key.round, _model_tag(key), _sender_tag(key))
     return fields + _checksum(key, fields, body, content) + body
 
 
-def unseal(payload: bytes, key: MaskKey) -> tuple[int, bytes]:
+def unwrap(payload: bytes, key: MaskKey) -> tuple[int, bytes]:
     """Check a payload's header against `key`; return its kind and its body.
 
     Raises:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fl_ext.wire.codes import dithered, minimal_random, packed
-from lightning_fl_ext.wire.codes.frame import MaskCodeError, MaskKey, seal, unseal, verify
+from lightning_fl_ext.wire.codes.frame import MaskCodeError, MaskKey, unwrap, verify, wrap
 
 __all__ = ["MASK_CODES", "MaskCode", "decode_mask", "encode_mask"]
 
@@ -26,14 +26,14 @@ class MaskCode:
         encode: From the client's θ, the public θ and the key to the body and the mask that it stands for;
             None where the code would be a bad choice.
         decode: From the body, the public θ and the key to the mask.
-        otherwise: The code to take where `encode` gives None.
+        fallback: The code to take where `encode` gives None.
         stratifies: Whether it can send the mask of a stratum.
     """
 
     kind: int
     encode: Callable[[Theta, Theta, MaskKey], tuple[bytes, Mask] | None]
     decode: Callable[[bytes, Theta, MaskKey], Mask]
-    otherwise: str = ""
+    fallback: str = ""
     stratifies: bool = True
 
 
@@ -41,7 +41,7 @@ MASK_CODES = {
     "packed": MaskCode(1, packed.encode, packed.decode),
     "dithered": MaskCode(2, dithered.encode, dithered.decode),
     "random": MaskCode(
-        3, minimal_random.encode, minimal_random.decode, otherwise="dithered", stratifies=False
+        3, minimal_random.encode, minimal_random.decode, fallback="dithered", stratifies=False
     ),
 }
 """Every code, by the name that `MaskExchange(code=...)` takes. A new code is one entry more."""
@@ -91,9 +91,9 @@ def encode_mask(
     written = MASK_CODES[check_code(code, stratified=key.stratum is not None)]
     coded = written.encode(theta, public, key)
     if coded is None:
-        return encode_mask(theta, public, key, written.otherwise)
+        return encode_mask(theta, public, key, written.fallback)
     body, mask = coded
-    return seal(written.kind, key, body, np.packbits(mask).tobytes())
+    return wrap(written.kind, key, body, np.packbits(mask).tobytes())
 
 
 def check_code(code: str, *, stratified: bool) -> str:
@@ -132,7 +132,7 @@ def decode_mask(payload: bytes, public: NDArray[np.uint16], key: MaskKey) -> NDA
         ValueError: `public` is not one-dimensional, or holds a 0.
     """
     _check(public, "public")
-    kind, body = unseal(payload, key)
+    kind, body = unwrap(payload, key)
     for written in MASK_CODES.values():
         if written.kind == kind:
             mask = written.decode(body, public, key)

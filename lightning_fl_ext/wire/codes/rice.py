@@ -170,10 +170,10 @@ def take_bits(data: bytes, count: int) -> tuple[NDArray[np.uint8], bytes]:
 
 def write_varint(value: int) -> bytes:
     """LEB128: seven bits to a byte, the low ones first."""
-    return bytes(_septets(value))
+    return bytes(_seven_bit_groups(value))
 
 
-def _septets(value: int) -> Iterator[int]:
+def _seven_bit_groups(value: int) -> Iterator[int]:
     while value >= 0x80:
         yield value & 0x7F | 0x80
         value >>= 7

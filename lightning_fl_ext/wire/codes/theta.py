@@ -8,7 +8,7 @@ clients cost their entropy, at most log2(K + 1) bits, and a few bytes.
 from __future__ import annotations
 
 from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
-from lightning_fl_ext.wire.codes.frame import MaskCodeError, MaskKey, altered, seal, unseal, verify
+from lightning_fl_ext.wire.codes.frame import MaskCodeError, MaskKey, altered, unwrap, verify, wrap
 from lightning_fl_ext.wire.codes.rice import read_varint, write_varint
 from lightning_fl_ext.wire.codes.wavelet import decode_integers, encode_integers
 
@@ -38,7 +38,7 @@ def encode_theta(theta: ThetaCounts, key: MaskKey) -> bytes:
         True
     """
     body = write_varint(theta.trials) + encode_integers(theta.counts, theta.trials.bit_length())
-    return seal(_KIND, key, body, _content(theta))
+    return wrap(_KIND, key, body, _content(theta))
 
 
 def decode_theta(payload: bytes, size: int, key: MaskKey) -> ThetaCounts:
@@ -53,7 +53,7 @@ def decode_theta(payload: bytes, size: int, key: MaskKey) -> ThetaCounts:
         MaskCodeError: The payload is cut, altered, too long, of another version, or written for another
             round, model or run; `reason` says which.
     """
-    kind, body = unseal(payload, key)
+    kind, body = unwrap(payload, key)
     if kind != _KIND:
         raise MaskCodeError("kind", f"expected θ (kind {_KIND}), got kind {kind}")
     trials, body = read_varint(body)

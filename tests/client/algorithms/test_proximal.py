@@ -218,7 +218,7 @@ def test_only_parameters_that_travel_are_pulled(kit, fit):
     exchange = WeightExchange(exclude="head.*")
     message.content["arrays"] = to_record({n: a for n, a in arrays.items() if n.startswith("body")})
     bridge = FlowerBridge.from_message(message, kit.context(), exchange=exchange)
-    bridge.keeps_home = True
+    bridge.keeps_local = True
     assert_close(fit(Net(), bridge), fit(Net(mu=MU, pulled=("body",))))
 
 

@@ -84,13 +84,15 @@ def test_files_are_private_and_hold_no_pickle(kit, ask, globals_, tmp_path):
         assert not any(b"\x80\x04" in (folder / name).read_bytes()[:2] for name in names)
 
 
-@pytest.mark.parametrize("noted", [True, False], ids=["same_context", "new_context"])
-def test_a_state_that_is_gone_is_a_warning_and_a_fresh_optimizer(kit, ask, globals_, tmp_path, caplog, noted):
+@pytest.mark.parametrize("context_is_kept", [True, False], ids=["same_context", "new_context"])
+def test_a_state_that_is_gone_is_a_warning_and_a_fresh_optimizer(
+    kit, ask, globals_, tmp_path, caplog, context_is_kept
+):
     make = kit.AdamLit
     context = kit.context()
     ask(make, globals_[0], 1, to=context)
     shutil.rmtree(tmp_path / "kept")
-    reply = ask(make, globals_[1], 2, to=context if noted else kit.context())
+    reply = ask(make, globals_[1], 2, to=context if context_is_kept else kit.context())
     fresh = ask(make, globals_[1], 2, keep_optimizer=False)
     assert digest(kit.weights(reply)) == digest(kit.weights(fresh))
     warning = (
@@ -98,7 +100,7 @@ def test_a_state_that_is_gone_is_a_warning_and_a_fresh_optimizer(kit, ask, globa
         " round is gone. It goes on afresh."
     )
     # Where Flower's context is gone as well, a client cannot tell that it has taken part before.
-    assert (warning in caplog.text) == noted
+    assert (warning in caplog.text) == context_is_kept
 
 
 def test_the_state_before_is_used_where_the_last_one_is_damaged(kit, ask, globals_, tmp_path, caplog):

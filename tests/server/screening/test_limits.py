@@ -29,7 +29,7 @@ from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, Scalar, StageM
 from lightning_fl_ext.server import Reason
 from lightning_fl_ext.server.metrics.pooling import read_stages
 from lightning_fl_ext.server.screening.checks import _screen_keys
-from lightning_fl_ext.server.screening.limits import Warrant, screen_name, screen_size
+from lightning_fl_ext.server.screening.limits import ExpectedContent, screen_name, screen_size
 from lightning_fl_ext.server.screening.rejection import Rejected
 
 STRATEGIES = ("ExactFedAvg", "FedAvg")
@@ -393,10 +393,10 @@ def test_what_raises_while_one_reply_is_read_rejects_that_client_and_is_logged(t
 
     true = messages.screen_size
 
-    def breaks(content, limits, warrant):
+    def breaks(content, limits, expected):
         if str(content["client"]["client-id"]) == BAD:
             raise ZeroDivisionError("a bug")
-        true(content, limits, warrant)
+        true(content, limits, expected)
 
     monkeypatch.setattr(messages, "screen_size", breaks)
     with caplog.at_level(logging.WARNING):
@@ -525,11 +525,11 @@ def test_a_model_warrants_the_names_and_bytes_of_its_own_arrays():
 
     name = "n" * 1000
     own = {name: np.zeros(2**19, np.float64)}
-    warrant = Warrant.of(own, torch.nn.Module())
+    expected = ExpectedContent.of(own, torch.nn.Module())
     content = RecordDict({"arrays": ArrayRecord({name: Array(own[name])})})
-    screen_size(content, Limits(), warrant)
+    screen_size(content, Limits(), expected)
     with pytest.raises(Rejected, match="too-large"):
-        screen_size(content, Limits(), Warrant(own.keys(), longest_name=1000))
+        screen_size(content, Limits(), ExpectedContent(own.keys(), longest_name=1000))
 
 
 def test_the_metrics_of_the_module_warrant_the_bytes_of_their_states():
@@ -538,7 +538,7 @@ def test_the_metrics_of_the_module_warrant_the_bytes_of_their_states():
     from torchmetrics.classification import MulticlassConfusionMatrix
 
     small, large, rows = (
-        Warrant.of({}, torch.nn.ModuleDict({"m": metric}))
+        ExpectedContent.of({}, torch.nn.ModuleDict({"m": metric}))
         for metric in (MeanMetric(), MulticlassConfusionMatrix(100), CatMetric())
     )
     assert small.state_bytes < large.state_bytes == 64 * 8 * 100 * 100
@@ -555,7 +555,7 @@ def test_screening_the_size_of_a_reply_takes_no_memory_to_speak_of():
     content["config"] = ConfigRecord({f"c{i}": "x" * 4000 for i in range(100)})
     tracemalloc.start()
     try:
-        screen_size(content, Limits(), Warrant())
+        screen_size(content, Limits(), ExpectedContent())
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

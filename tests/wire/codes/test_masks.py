@@ -148,19 +148,19 @@ def test_every_flipped_bit_is_rejected(exchange_of, code):
 @settings(deadline=None, max_examples=100)
 @given(body=st.binary(max_size=60), kind=st.integers(1, 3))
 def test_a_forged_body_never_decodes(exchange_body, body, kind):
-    e, seal = exchange_body
+    e, wrap = exchange_body
     with pytest.raises(MaskCodeError):
-        decode_mask(seal(kind, e.key, body, b"forged"), e.public, e.key)
+        decode_mask(wrap(kind, e.key, body, b"forged"), e.public, e.key)
 
 
 @pytest.fixture(scope="module")
 def exchange_body():
     from types import SimpleNamespace
 
-    from lightning_fl_ext.wire.codes.frame import seal
+    from lightning_fl_ext.wire.codes.frame import wrap
 
     public = np.arange(1, 201, dtype=np.uint16) * np.uint16(300)
-    return SimpleNamespace(key=MaskKey(1, 1, "m", "c"), public=public), seal
+    return SimpleNamespace(key=MaskKey(1, 1, "m", "c"), public=public), wrap
 
 
 @pytest.mark.parametrize(

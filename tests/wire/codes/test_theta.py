@@ -77,7 +77,7 @@ def test_a_mask_is_not_taken_for_theta():
 @settings(deadline=None, max_examples=100)
 @given(body=st.binary(max_size=60))
 def test_a_forged_body_never_decodes(body):
-    from lightning_fl_ext.wire.codes.frame import seal
+    from lightning_fl_ext.wire.codes.frame import wrap
 
     with pytest.raises(MaskCodeError):
-        decode_theta(seal(16, KEY, body, b"forged"), 40, KEY)
+        decode_theta(wrap(16, KEY, body, b"forged"), 40, KEY)

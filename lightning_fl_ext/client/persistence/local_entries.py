@@ -48,14 +48,14 @@ def changed_entries(
     }
 
 
-def load_home(module: torch.nn.Module, entries: Mapping[str, Any]) -> None:
+def load_local(module: torch.nn.Module, entries: Mapping[str, Any]) -> None:
     """Load the entries of a state dict that the module has by now, in their shapes."""
     state = module.state_dict()
     fitting = {n: v for n, v in entries.items() if n in state and describe(state[n]) == describe(v)}
     module.load_state_dict(fitting, strict=False)
 
 
-def describe_home(module: torch.nn.Module, names: Collection[str]) -> dict[str, str]:
+def describe_local(module: torch.nn.Module, names: Collection[str]) -> dict[str, str]:
     """Describe entries of a module's state dict by dtype and shape."""
     state = module.state_dict()
     return {f"`{n}`, which does not travel": describe(state[n]) for n in names if n in state}

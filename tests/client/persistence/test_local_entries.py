@@ -271,8 +271,8 @@ def test_what_changes_is_stored_though_it_is_frozen_or_a_buffer(keep_optimizer, 
     client = client_app(Target, loader, trainer, exchange=exchange, keep_optimizer=keep_optimizer)
     federate(client, Target, rounds=2, exchange=exchange, fraction=0)
     for path in Path(os.environ["XDG_STATE_HOME"]).rglob("state.json"):
-        home = dict(json.loads(path.read_text())["state"]["dict"])["home"]["dict"]
-        assert [name for name, _ in home] == ["steps", "target.weight"]
+        local = dict(json.loads(path.read_text())["state"]["dict"])["local"]["dict"]
+        assert [name for name, _ in local] == ["steps", "target.weight"]
 
 
 def test_an_entry_that_changes_back_is_forgotten():
