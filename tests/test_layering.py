@@ -13,12 +13,13 @@ import lightning_fl_ext
 ROOT = Path(lightning_fl_ext.__file__).parent
 PACKAGE = ROOT.name
 
-FREE = {"arguments", "errors", "lazy", "lightnings", "locks", "seeds", "text"}
+FREE = {"arguments", "errors", "failures", "lazy", "lightnings", "locks", "seeds", "text"}
 """Parts that every part may import."""
 
 MAY_IMPORT = {
     "arguments": set(),
     "errors": set(),
+    "failures": set(),
     "lazy": set(),
     "lightnings": set(),
     "seeds": set(),
@@ -89,6 +90,7 @@ LIBRARIES = {"torch", "torchmetrics", "lightning", "pytorch_lightning", "flwr"}
 MAY_USE = {
     "arguments": set(),
     "errors": set(),
+    "failures": set(),
     "lazy": set(),
     "lightnings": set(),
     "seeds": {"torch"},

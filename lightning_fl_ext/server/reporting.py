@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.failures import described
 from lightning_fl_ext.server.record import RoundRecord, why_void
 from lightning_fl_ext.server.screening.rejection import Reason, summary_lines
 from lightning_fl_ext.server.stopping import ending_on_sigterm
@@ -106,6 +107,5 @@ def _each_logger(trainer: FederatedFit, do: Callable[[Any], None]) -> None:
             do(logger)
         except Exception as error:
             raise LightningFLError(
-                f"logger {type(logger).__name__} raised in round {trainer.current_round}:"
-                f" {type(error).__name__}: {error}"
+                f"logger {type(logger).__name__} raised in round {trainer.current_round}: {described(error)}"
             ) from error

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from lightning_fl_ext.aggregation.structure import MAX_WEIGHT
+from lightning_fl_ext.failures import described
 from lightning_fl_ext.metrics import DamagedMetricPack, MetricMismatch, MetricPack, missing_clients
 from lightning_fl_ext.metrics.bounded_json import JsonLimits
 from lightning_fl_ext.metrics.checks import check_declared, declared_metrics
@@ -231,9 +232,9 @@ def _merge(
         except Exception as error:  # a reduction of the user's own, say; the round's model is not at fault
             odd = _without_whom(module, good)
             if odd is None:
-                log.warning("%s of round %d cannot be pooled: %r", stage, server_round, error)
+                log.warning("%s of round %d cannot be pooled: %s", stage, server_round, described(error))
                 return [], refused
-            refuse(good.pop(odd), odd, MetricMismatch(f"{type(error).__name__}: {error}"))
+            refuse(good.pop(odd), odd, MetricMismatch(described(error)))
     return list(good), refused
 
 

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from lightning_fl_ext.aggregation.conform import conform
 from lightning_fl_ext.engines import OrderedGrid
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.failures import described
 from lightning_fl_ext.metrics.computed_values import copy_metrics
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
 from lightning_fl_ext.results import Arrays, ClientUpdate
@@ -271,8 +272,7 @@ class StrategyDriver:
             return aggregate_metrics(summaries, stages, self._metrics, aggregated, function, number)
         except Exception as error:
             raise LightningFLError(
-                f"the metrics of round {number} cannot be made: {type(error).__name__}: {error}."
-                f"{read_from(summaries)}"
+                f"the metrics of round {number} cannot be made: {described(error)}.{read_from(summaries)}"
             ) from error
 
     def _aggregate(
