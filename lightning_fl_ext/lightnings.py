@@ -65,8 +65,8 @@ def lightning_of(module: Any) -> Any:
     lightning = importlib.import_module(name)
     if name == "pytorch_lightning" and Version(lightning.__version__) < OLDEST:
         raise LightningFLError(
-            f"pytorch_lightning {lightning.__version__} takes no callbacks of `lightning.pytorch`, as {OLDEST} and"
-            f" newer do. Install one of these: `pip install 'pytorch-lightning>={OLDEST}'`."
+            f"pytorch_lightning {lightning.__version__} takes no callbacks of `lightning.pytorch`, but"
+            f" {OLDEST} and newer do. Install one of these: `pip install 'pytorch-lightning>={OLDEST}'`."
         )
     return lightning
 
