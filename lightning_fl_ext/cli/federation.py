@@ -95,6 +95,7 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
             exchange=exchange,
             monitor=settings.monitor,
             mode=settings.mode,
+            average_metrics=settings.average_metrics,
         )
     return Federation(client, trainer, model, _load_evaluation(settings.evaluate))
 

@@ -118,6 +118,15 @@ class RunSettings:
         "pairs", CLIENTS, "Argument for FedPM's masks, such as code=packed. Repeatable.", metavar="KEY=VALUE"
     )
 
+    average_metrics: list[str] = _setting(
+        "list",
+        STRATEGY,
+        "Attribute of the model that holds a torchmetrics metric to average over the clients instead of"
+        " pooling its states. Repeatable.",
+        (),
+        metavar="NAME",
+    )
+
     min_accepted: int = _setting(
         "int", SCREENING, "Least number of good updates; with fewer a round is void.", 1
     )

@@ -153,6 +153,12 @@ def test_the_server_evaluates_on_a_data_module(project, federate):
     assert "server_val_mae" in read_history(project / "run").rounds[-1].metrics
 
 
+def test_a_name_to_average_that_is_no_metric_is_one_line(project, federate):
+    done = federate("run", "--average-metrics", "elbo", "--quiet")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "`average_metrics` names `elbo`, which is no metric of the module" in done.err
+
+
 def test_a_client_that_fails_is_named_with_its_error_and_the_run_goes_on(project, federate):
     done = federate("run", data="lit:fails_for_client_1")
     assert done.code == 0

@@ -14,6 +14,7 @@ from lightning_fl_ext.engines import OrderedGrid
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import described
 from lightning_fl_ext.metrics.computed_values import copy_metrics
+from lightning_fl_ext.metrics.discovery import named_metrics, require_known
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics, common_metrics
@@ -65,6 +66,10 @@ class StrategyDriver:
                 f"{self.calls.name} cannot aggregate what {trainer.exchange!r} sends: use `FedPM`."
             )
         self._metrics = copy_metrics(trainer.model)
+        try:
+            require_known("average_metrics", trainer.average_metrics, named_metrics(self._metrics))
+        except ValueError as error:
+            raise LightningFLError(str(error)) from None
         names = {name for callback in trainer.callbacks for name in callback.metric_names}
         self._owned = owned_by_server(names, except_for=(self.calls.count_key,))
         self._earlier: set[str] = set()
@@ -269,7 +274,8 @@ class StrategyDriver:
         stages = {client: messages.stages.get(client, {}) for client in summaries}
         number = messages.server_round
         try:
-            return aggregate_metrics(summaries, stages, self._metrics, aggregated, function, number)
+            averaged = self.trainer.average_metrics
+            return aggregate_metrics(summaries, stages, self._metrics, aggregated, function, number, averaged)
         except Exception as error:
             raise LightningFLError(
                 f"the metrics of round {number} cannot be made: {described(error)}.{read_from(summaries)}"
