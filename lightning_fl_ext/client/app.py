@@ -25,7 +25,7 @@ from lightning_fl_ext.client.bridge.refusals import (
 from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import query_reply, read_run_id, read_seed
-from lightning_fl_ext.client.notices import warn_if_seeded
+from lightning_fl_ext.client.notices import warn_if_seeded, warn_of_training_rows
 from lightning_fl_ext.client.persistence.callback import StatePersistence
 from lightning_fl_ext.client.persistence.state_folder import default_root
 from lightning_fl_ext.client.secure import SecureAggregation, refuse_plain
@@ -68,7 +68,8 @@ def client_app(
     Args:
         model: Makes the LightningModule: its class, or a function.
         data: Gives the client's data: from the ``Context`` to a LightningDataModule or a train DataLoader.
-            An evaluation runs ``Trainer.validate`` on the same object.
+            An evaluation runs ``Trainer.validate`` on the same object: on the rows of the training, if it is
+            a loader.
         trainer: Arguments for the Trainer, which is that of the module's own Lightning
             (``lightning.pytorch`` or ``pytorch_lightning``), or a function that gives them. Callbacks and
             loggers among them are copied for every fit. Default: one epoch. Progress bar, logger,
@@ -185,6 +186,7 @@ def client_app(
     def evaluate(message: Message, context: Context) -> Message:
         with run(message, context) as (local, module, source, bridge):
             refuse_without_validation(module)
+            warn_of_training_rows(source, read_run_id(message, context))
             local.validate(module, source, verbose=False)
             return bridge.reply()
 

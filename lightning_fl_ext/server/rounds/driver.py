@@ -18,7 +18,7 @@ from lightning_fl_ext.metrics.discovery import named_metrics, require_known
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics, common_metrics
-from lightning_fl_ext.server.metrics.names import owned_by_server
+from lightning_fl_ext.server.metrics.names import owned_by_server, told_by_half
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.rounds.clients import Clients
 from lightning_fl_ext.server.rounds.flower_dtypes import align_replies, to_flower_dtypes
@@ -51,8 +51,8 @@ class StrategyDriver:
         call_hook: Calls a hook of every callback, by name, with the hook's arguments after the trainer.
 
     Attributes:
-        validated_in_fits: Names that all clients log in the validations of their fits, if the strategy asks
-            clients to evaluate as well: the same names then mean the global model.
+        validated_in_fits: Names that at least half of the clients log in the validations of their fits, if the
+            strategy asks clients to evaluate as well: the same names then mean the global model.
     """
 
     def __init__(self, trainer: FederatedFit, grid: Grid, call_hook: Callable[..., None]) -> None:
@@ -125,7 +125,7 @@ class StrategyDriver:
         if self.calls.asks_to_evaluate:
             told = [messages.stages.get(client, {}).get("validate") for client in summaries]
             names = [{*stage.names, *stage.scalars} for stage in told if stage is not None]
-            self.validated_in_fits = set.intersection(*names) if names else self.validated_in_fits
+            self.validated_in_fits |= told_by_half([found for found in names if found])
         counts = {
             "clients_accepted": len(summaries),
             "clients_rejected": len({r.client_id for r in messages.rejected} - {*summaries}),
