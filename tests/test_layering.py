@@ -56,7 +56,7 @@ ROOMS = {
         "rounds": {"fit", "record", "screening", "metrics", "strategies"},
         "callbacks": {"durability", "fit", "record", "screening"},
         "stopping": set(),
-        "reporting": {"fit", "record", "screening", "stopping"},
+        "reporting": {"durability", "fit", "record", "screening", "stopping"},
         "trainer_arguments": {"callbacks", "screening"},
         "trainer": {
             *("callbacks", "durability", "metrics", "record", "reporting", "result", "rounds"),

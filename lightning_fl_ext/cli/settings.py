@@ -43,7 +43,7 @@ class RunSettings:
         FEDERATION,
         "A function from Flower's Context to a client's LightningDataModule or DataLoader, or the class of a"
         " LightningDataModule that takes the Context. context.node_config has 'partition-id', from 0, and"
-        " 'num-partitions'.",
+        " 'num-partitions'. A parameter named 'round' gets the client's round.",
         metavar="MODULE:NAME",
     )
     clients: int = _setting("int", FEDERATION, "Number of clients.", metavar="N")

@@ -15,6 +15,7 @@ from lightning_fl_ext.server.stopping import ending_on_sigterm
 from lightning_fl_ext.text import shown
 
 if TYPE_CHECKING:
+    from lightning_fl_ext.server.durability.logged_rounds import LoggedRounds
     from lightning_fl_ext.server.fit import FederatedFit
 
 log = logging.getLogger(__name__)
@@ -50,16 +51,17 @@ def reporting(trainer: FederatedFit) -> Iterator[None]:
         narrator.setLevel(level)
 
 
-def log_record(trainer: FederatedFit, record: RoundRecord) -> None:
-    """Hand a round's metrics to the loggers.
+def log_record(trainer: FederatedFit, record: RoundRecord, logged: LoggedRounds) -> None:
+    """Hand a round's metrics to the loggers that do not have it yet.
 
     Raises:
         LightningFLError: A logger raised; the message names it and the round.
     """
 
     def hand_over(logger: Any) -> None:
-        logger.log_metrics(dict(record.metrics), step=record.server_round)
-        logger.save()
+        if logged.take(logger, record.server_round):
+            logger.log_metrics(dict(record.metrics), step=record.server_round)
+            logger.save()
 
     _each_logger(trainer, hand_over)
 

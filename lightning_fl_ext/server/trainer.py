@@ -24,6 +24,7 @@ from lightning_fl_ext.server.callbacks.ledger import RoundLedger
 from lightning_fl_ext.server.callbacks.progress import RoundProgressBar
 from lightning_fl_ext.server.durability.checkpoint import fingerprint, load_checkpoint
 from lightning_fl_ext.server.durability.lock import folder_lock
+from lightning_fl_ext.server.durability.logged_rounds import LoggedRounds
 from lightning_fl_ext.server.durability.strategy_state import copy_strategy
 from lightning_fl_ext.server.metrics.central_evaluation import (
     check_evaluation,
@@ -235,6 +236,7 @@ class FederatedTrainer:
         self.current_round, self.rounds, self.callback_metrics = 0, [], {}
         self.should_stop, self.result, self.ckpt_path = False, None, ckpt_path
         self.fingerprint = fingerprint(self)
+        self._logged: LoggedRounds | None = None
         self._driver = StrategyDriver(self, grid, partial(call_hook, self))
 
     # A round
@@ -275,4 +277,7 @@ class FederatedTrainer:
         """Add a round's record, and hand its metrics to the loggers."""
         self.rounds.append(record)
         self.callback_metrics.update(record.metrics)
-        log_record(self, record)
+        if self._logged is None:  # not before: a run that goes on has its id from the checkpoint
+            keeps = any(isinstance(callback, RoundCheckpoint) for callback in self.callbacks)
+            self._logged = LoggedRounds(self.default_root_dir if keeps else None, self.run_id)
+        log_record(self, record, self._logged)

@@ -51,8 +51,8 @@ class StrategyDriver:
         call_hook: Calls a hook of every callback, by name, with the hook's arguments after the trainer.
 
     Attributes:
-        validated_in_fits: Names that at least half of the clients log in the validations of their fits, if the
-            strategy asks clients to evaluate as well: the same names then mean the global model.
+        validated_in_fits: Names that at least half of the clients log in the validations of their fits, if
+            the strategy asks clients to evaluate as well: the same names then mean the global model.
     """
 
     def __init__(self, trainer: FederatedFit, grid: Grid, call_hook: Callable[..., None]) -> None:
