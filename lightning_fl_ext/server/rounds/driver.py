@@ -96,6 +96,7 @@ class StrategyDriver:
             )
             if self.calls.secure:
                 summaries, sum_digest = self._take_outcome(messages, summaries)
+                metrics = MetricRecord({k: v for k, v in (metrics or {}).items() if not self._owned(k)})
         else:
             replies = messages.collect()
             summaries = {client: replace(update, arrays={}) for client, _, update in replies}
