@@ -1,4 +1,4 @@
-"""Damaged input for everything the server decodes: each outcome is a value or one of the package's errors.
+"""Damaged input for everything that is decoded: each outcome is a value or one of the package's errors.
 
 python tests/fuzz/_decoders.py --seconds 600 --seed 1
 """
@@ -19,14 +19,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 import torch
+from _client_targets import CLIENT_TARGETS
 from _mutations import SMALL, damage_bytes, damage_json, generator, some_value
+from _secure_targets import SECURE_TARGETS
+from _target import Target
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam
 from safetensors.numpy import save
 from torchmetrics import CatMetric, MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from lightning_fl_ext import LightningFLError, Limits
+from lightning_fl_ext import Limits
 from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
 from lightning_fl_ext.files import arrays_to_bytes, read_manifest, tensors_from_bytes, tensors_to_bytes
 from lightning_fl_ext.metrics import MetricPack, pack_metrics
@@ -58,15 +61,6 @@ SLOW = 5.0
 
 MUCH = 2**30
 """Bytes by which the process may grow over a run."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A decoder: how its input is made from random numbers, and what it may raise."""
-
-    make: object
-    decode: object
-    raises: tuple = (LightningFLError,)
 
 
 # Arrays
@@ -337,6 +331,8 @@ TARGETS = {
     "checkpoints": Target(make_files, decode_checkpoint),
     "manifests": Target(lambda rng: damage_json(MANIFEST, rng), read_manifest, (ValueError,)),
     "ledgers": Target(safe_ledger, read_ledger, (LedgerError,)),
+    **CLIENT_TARGETS,
+    **SECURE_TARGETS,
 }
 INPUTS_AT_ONCE = {"pooling": 5, "checkpoints": 40, "masks": 100, "replies": 100}
 """Inputs of a target in each turn; 200 of those that are not named."""
@@ -354,7 +350,7 @@ class Found:
 
     def __str__(self):
         lines = [
-            f"{name:<14} {self.inputs[name]:>9} inputs, {self.values[name]:>9} taken" for name in TARGETS
+            f"{name:<15} {self.inputs[name]:>9} inputs, {self.values[name]:>9} taken" for name in TARGETS
         ]
         return "\n".join(
             [

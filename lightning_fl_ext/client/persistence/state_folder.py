@@ -25,6 +25,7 @@ from lightning_fl_ext.files import (
     write_folder,
 )
 from lightning_fl_ext.locks import hold
+from lightning_fl_ext.text import shown
 from lightning_fl_ext.trees import flatten, unflatten
 
 log = logging.getLogger(__name__)
@@ -246,17 +247,41 @@ class StateFolder:
 
     def _read(self, server_round: int) -> SavedState:
         path = self.path / _name(server_round)
-        files = read_folder(path)
-        try:
-            header = json.loads(files["state.json"])
-            found = header["version"], header["client_id"], header["run_id"], header["round"]
-            expected = _VERSION, self.client_id, self.run_id, server_round
-            if found != expected:
-                raise LightningFLError(_of_another(path, found, expected))
-            state = unflatten(header["state"], tensors_from_bytes(files["tensors.safetensors"]))
-            return SavedState(server_round, header["previous"], header["model"], state)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise TornFilesError(f"`{path}` is not a state of this package ({error!r})") from None
+        return decode_state(read_folder(path), path, self.client_id, self.run_id, server_round)
+
+
+def decode_state(
+    files: Mapping[str, bytes], path: Path, client_id: str, run_id: str, server_round: int
+) -> SavedState:
+    """Read a state's files.
+
+    Args:
+        files: Contents by name, whose checksums have been looked at.
+        path: Where they lie, for messages.
+        client_id: Whose state it must be.
+        run_id: Of which run.
+        server_round: After which round.
+
+    Raises:
+        LightningFLError: It is of another client or run, or in another format.
+        TornFilesError: They are not what a state's files are.
+    """
+    try:
+        header = json.loads(files["state.json"])
+        found = header["version"], header["client_id"], header["run_id"], header["round"]
+        expected = _VERSION, client_id, run_id, server_round
+        if found != expected:
+            raise LightningFLError(_of_another(path, found, expected))
+        previous, model = header["previous"], header["model"]
+        if type(previous) is not int or not all(isinstance(part, str) for part in model.values()):
+            raise TypeError("an entry of another kind")
+        state = unflatten(header["state"], tensors_from_bytes(files["tensors.safetensors"]))
+        return SavedState(server_round, previous, model, state)
+    except LightningFLError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {shown(error)}"
+        raise TornFilesError(f"`{path}` is not a state of this package ({what})") from None
 
 
 def _name(server_round: int) -> str:
@@ -270,7 +295,9 @@ def _safe(name: str) -> str:
 
 def _of_another(path: Path, found: tuple[Any, ...], expected: tuple[Any, ...]) -> str:
     words = "format", "client", "run", "round"
-    there, here = (", ".join(f"{w} {v!r}" for w, v in zip(words, s, strict=True)) for s in (found, expected))
+    there, here = (
+        ", ".join(f"{w} {shown(repr(v))}" for w, v in zip(words, s, strict=True)) for s in (found, expected)
+    )
     return (
         f"`{path}` holds a state that is not this client's:\n  expected {here}\n  got {there}\n"
         "Put it back where it was made, or remove the folder to start afresh."
