@@ -30,6 +30,7 @@ from lightning_fl_ext.server.screening.limits import ExpectedContent
 from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection
 from lightning_fl_ext.server.strategies.buffers import averaged_buffers
+from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire import RoundInfo, from_record, to_record
 from lightning_fl_ext.wire.client_record import declared_id
 
@@ -272,7 +273,7 @@ class StrategyDriver:
             return aggregate_metrics(summaries, stages, self._metrics, aggregated, function, number)
         except Exception as error:
             raise LightningFLError(
-                f"the metrics of round {number} cannot be made: {type(error).__name__}: {error}."
+                f"the metrics of round {number} cannot be made: {type(error).__name__}: {shown(error, 2000)}."
                 f"{read_from(summaries)}"
             ) from error
 

@@ -28,6 +28,7 @@ from lightning_fl_ext.server.screening.secure_steps import (
     with_repeated_keys,
 )
 from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg
+from lightning_fl_ext.text import shown, shown_traceback
 from lightning_fl_ext.wire.records import written_record
 from lightning_fl_ext.wire.secure_record import (
     ACTION,
@@ -190,7 +191,7 @@ class _Asked:
             outcome.digest = digest({"sum": words})
             total = decode(self.like, words, server.roster.wide, names, len(survivors))
         except SecureAggregationError as error:
-            log.warning("the secure round is void: %s", error)
+            log.warning("the secure round is void: %s", shown(error, 1000))
             for node in self.nodes:
                 outcome.left_out.setdefault(node, Rejected(Reason.SECURE, got=f"the round is void: {error}"))
             outcome.digest = ""
@@ -295,7 +296,7 @@ class _Asked:
                     outcome.left_out[node] = why
             except Exception as error:  # whatever it stumbles over, it is not what was asked for
                 if not isinstance(error, LightningFLError):
-                    log.warning("reading a reply of node %d raised, while %s", node, while_, exc_info=error)
+                    log.warning("node %d, while %s:\n%s", node, while_, shown_traceback(error))
                 if node not in answered:
                     outcome.left_out[node] = Rejected(Reason.SECURE, got=f"while {while_}: {error}")
             answered.add(node)
