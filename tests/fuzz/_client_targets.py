@@ -23,7 +23,7 @@ from lightning_fl_ext.client.messages import (
     read_proximal_mu,
     read_run_id,
 )
-from lightning_fl_ext.client.persistence.state_folder import decode_state, encode_state
+from lightning_fl_ext.client.persistence.saved_state import decode_files, encode_state
 from lightning_fl_ext.client.results.spool import read_result
 from lightning_fl_ext.files import tensors_to_bytes
 from lightning_fl_ext.results import ClientUpdate, EpochResult
@@ -156,7 +156,7 @@ def read_whole(given):
 
 
 CLIENT_TARGETS = {
-    "kept states": Target(make_kept, lambda files: decode_state(files, Path("kept"), **WHOSE)),
+    "kept states": Target(make_kept, lambda files: decode_files(files, Path("kept"), **WHOSE)),
     "spool files": Target(make_spooled, read_spooled),
     "instructions": Target(make_instruction, read_whole),
 }
