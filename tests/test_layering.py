@@ -76,7 +76,7 @@ ROOMS = {
         "algorithms": {"instruction_limits", "messages"},
         "bridge": {"algorithms", "identity", "messages", "metrics", "notices", "results", "round"},
         "persistence": {"bridge", "messages", "notices", "results"},
-        "secure": {"identity", "messages"},
+        "secure": {"identity", "instruction_limits", "messages"},
         "app": {
             *("bridge", "factories", "identity", "messages", "notices", "persistence", "secure"),
             "trainers",
