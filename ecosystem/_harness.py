@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, Message
@@ -36,6 +37,20 @@ CPU: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
 """Settings of every client's Trainer."""
 
 UNCHANGED = "works unchanged"
+
+
+class Site(L.LightningDataModule):
+    """A client's loaders."""
+
+    def __init__(self, train: Any, validation: Any) -> None:
+        super().__init__()
+        self._train, self._validation = train, validation
+
+    def train_dataloader(self) -> Any:
+        return self._train
+
+    def val_dataloader(self) -> Any:
+        return self._validation
 
 
 class CheckFailed(Exception):
