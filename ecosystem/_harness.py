@@ -76,9 +76,11 @@ class Witness(RoundCallback):
     def __call__(self, instruction: Message, reply: Message) -> Message:
         """See a reply on its way to the server."""
         kind = instruction.metadata.message_type
+        if kind not in ("train", "evaluate"):
+            return reply
         if reply.has_error():
             self.errors.append(reply.error.reason)
-        elif kind in ("train", "evaluate"):
+        else:
             content = reply.content
             records = [record for record in content.values() if isinstance(record, ArrayRecord)]
             arrays = {name: array.numpy() for record in records for name, array in record.items()}

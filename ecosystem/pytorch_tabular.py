@@ -1,4 +1,7 @@
-"""pytorch-tabular: model and data module as its `TabularModel` prepares them."""
+"""pytorch-tabular: the model and the loaders that its `TabularModel` prepares.
+
+Its data module can be set up once only, which `TabularModel` has done, so a Trainer must be given the loaders.
+"""
 
 import numpy as np
 import pandas as pd
@@ -6,7 +9,7 @@ from pytorch_tabular import TabularModel
 from pytorch_tabular.config import DataConfig, OptimizerConfig, TrainerConfig
 from pytorch_tabular.models import CategoryEmbeddingModelConfig
 
-from ecosystem._harness import CPU, check, quiet
+from ecosystem._harness import CPU, Site, check, quiet
 from lightning_fl_ext import client_app
 
 
@@ -18,10 +21,10 @@ def rows(size, seed=0):
 
 def prepared(train, validation):
     tabular = TabularModel(
-        DataConfig(target=["target"], continuous_cols=["a", "b", "c"], categorical_cols=["kind"]),
-        CategoryEmbeddingModelConfig(task="classification", layers="8", learning_rate=1e-2),
-        OptimizerConfig(),
-        TrainerConfig(batch_size=8, accelerator="cpu", progress_bar="none"),
+        data_config=DataConfig(target=["target"], continuous_cols=["a", "b", "c"], categorical_cols=["kind"]),
+        model_config=CategoryEmbeddingModelConfig(task="classification", layers="8", learning_rate=1e-2),
+        optimizer_config=OptimizerConfig(),
+        trainer_config=TrainerConfig(batch_size=8, accelerator="cpu", progress_bar="none"),
         verbose=False,
     )
     source = tabular.prepare_dataloader(train=train, validation=validation, seed=0)
@@ -35,9 +38,11 @@ def model():
 
 def data(context):
     site = context.node_config["partition-id"]
-    return prepared(rows((28, 18, 12)[site], site), rows(7 + site, 10 + site))[1]
+    _, source = prepared(rows((28, 18, 12)[site], site), rows(6 + site, 10 + site))
+    return Site(source.train_dataloader(), source.val_dataloader())
 
 
 if __name__ == "__main__":
     quiet()
-    check("pytorch_tabular", "TabularModel", model, client_app(model, data, CPU), (28, 18, 12), evaluated=(7, 8, 9))
+    options = {"evaluated": (6, 7, 8), "outcome": "with its loaders in the place of its data module"}
+    check("pytorch_tabular", "CategoryEmbeddingModel", model, client_app(model, data, CPU), (28, 18, 12), **options)

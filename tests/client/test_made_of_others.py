@@ -1,4 +1,4 @@
-"""A frozen base of tensors that are made of others (quantized ones) stays at home, trains a head, is evaluated."""
+"""A frozen base of tensors that are made of others, as quantized ones are, under a head that is trained."""
 
 import os
 from pathlib import Path
