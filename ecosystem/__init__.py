@@ -5,8 +5,8 @@ import torch
 try:
     import torchvision as torchvision
 except RuntimeError:
-    # The registry's torchvision is compiled for torch's CUDA build. Beside a CPU build its operators cannot be
-    # loaded, and it can only be imported if these are at least declared. No script here calls them.
+    # Published wheels of torchvision are compiled for torch's CUDA build. Beside a CPU build their operators
+    # cannot be loaded, and they can only be imported if these are at least declared. No script calls them.
     operators = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -65,12 +64,14 @@ class Witness(RoundCallback):
         stop: Before which round to stop the run as a crash would; 0 for none.
         sent: By message type, then client by client: id, number of examples, arrays.
         means: The global arrays after each round.
+        metrics: The last value of every metric.
         errors: What clients answered in place of a reply.
     """
 
     stop: int = 0
     sent: dict[str, list[tuple[str, int, dict[str, Any]]]] = field(default_factory=dict)
     means: list[dict[str, Any]] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
     def __call__(self, instruction: Message, reply: Message) -> Message:
@@ -95,19 +96,21 @@ class Witness(RoundCallback):
     def on_replies(self, trainer: Any) -> None:
         self.means.append(dict(trainer.arrays))
 
+    def on_fit_end(self, trainer: Any) -> None:
+        self.metrics = dict(trainer.callback_metrics)
+
 
 def check(
     library: str,
     module: str,
     model: Callable[[], torch.nn.Module],
     client: ClientApp,
-    counts: Sequence[int],
+    counts: Sequence[int] | Callable[[], Collection[tuple[str, int]]],
     *,
     evaluated: Sequence[int] | None = None,
     exchange: WeightExchange | None = None,
     outcome: str = UNCHANGED,
-    same_bytes: bool = True,
-) -> None:
+) -> dict[str, float]:
     """Federate a library's module over three clients and two rounds, and print a row of the table.
 
     Args:
@@ -115,11 +118,14 @@ def check(
         module: What of it is federated.
         model: Makes the module that the server starts from.
         client: What each client runs.
-        counts: True number of training examples of each client.
+        counts: True number of training examples of each client; or a function that gives, after a run, the
+            client and the number of each of its fits.
         evaluated: True number of validation examples of each client; None if clients do not evaluate.
         exchange: What of the model travels. Default: all of it.
         outcome: What a user has to do for it.
-        same_bytes: Whether a fit of this library reproduces. If not, order and resume are not compared.
+
+    Returns:
+        The metrics of the run.
 
     Raises:
         CheckFailed: A count, a mean or a digest is wrong, or a client failed.
@@ -152,36 +158,59 @@ def check(
 
         whole = Witness()
         digest = run("whole", whole)
-        _compare_counts("train", whole, counts)
+        _compare_counts("train", whole, counts() if callable(counts) else counts)
         if evaluated is not None:
             _compare_counts("evaluate", whole, evaluated)
         _compare_means(whole)
-        if same_bytes:
-            if digest != run("reversed", Witness(), arrival=lambda messages: messages[::-1]):
-                raise CheckFailed("another arrival order gave another digest")
-            run("stopped", Witness(stop=ROUNDS))
-            if digest != run("stopped", resumed := Witness()) or len(resumed.means) != 1:
-                raise CheckFailed("the run that was stopped and went on gave another digest")
+        other = run("reversed", reversed_ := Witness(), arrival=lambda messages: messages[::-1])
+        _compare_runs("another arrival order", digest, whole, other, reversed_)
+        run("stopped", Witness(stop=ROUNDS))
+        other = run("stopped", resumed := Witness())
+        if len(resumed.means) != 1:
+            raise CheckFailed("the run that was stopped did not go on where it was")
+        _compare_runs("a run that was stopped and went on", digest, whole, other, resumed)
     print_row(library, module, outcome, time.perf_counter() - start)
+    return whole.metrics
 
 
 def print_row(library: str, module: str, outcome: str, seconds: float) -> None:
     """Print a row of the table."""
-    print(f"| {library} | {version(library)} | `{module}` | {outcome} | {seconds:.0f} |", flush=True)
+    print(
+        "| " + " | ".join(_cells(library, version(library), f"`{module}`", outcome, f"{seconds:.0f}")) + " |"
+    )
+
+
+def print_header() -> None:
+    """Print the head of the table."""
+    print("| " + " | ".join(_cells("library", "version", "module", "outcome", "seconds")) + " |")
+    print("|---" * 5 + "|", flush=True)
+
+
+def _cells(*texts: str) -> list[str]:
+    return [text.ljust(width) for text, width in zip(texts, (27, 7, 32, 72, 7), strict=True)]
 
 
 def quiet() -> None:
     """Silence what libraries say about themselves."""
     warnings.simplefilter("ignore")
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)
     torch.set_num_threads(1)  # the models are tiny
 
 
-def _compare_counts(kind: str, witness: Witness, true: Sequence[int]) -> None:
-    expected = {(str(client), count) for client, count in enumerate(true)}
+def _compare_counts(kind: str, witness: Witness, true: Collection[Any]) -> None:
+    numbered = [one if isinstance(one, tuple) else (str(client), one) for client, one in enumerate(true)]
+    expected = set(numbered)
     told = {(client, count) for client, count, _ in witness.sent.get(kind, [])}
     if told != expected:
         raise CheckFailed(f"{kind}: expected (client, examples) {sorted(expected)}. Got {sorted(told)}")
+
+
+def _compare_runs(what: str, digest: str, whole: Witness, other: str, witness: Witness) -> None:
+    """Compare digests, and the metrics of the last round, NaN being equal to itself."""
+    if digest != other:
+        raise CheckFailed(f"{what} gave another digest")
+    if repr(sorted(whole.metrics.items())) != repr(sorted(witness.metrics.items())):
+        raise CheckFailed(f"{what} gave other metrics: {whole.metrics} against {witness.metrics}")
 
 
 def _compare_means(witness: Witness) -> None:
@@ -197,7 +226,3 @@ def _compare_means(witness: Witness) -> None:
             error = np.abs(value - expected)
             if not np.all(error <= 2.0**-22 * np.abs(expected) + 1e-10):
                 raise CheckFailed(f"round {number + 1}, {name}: off numpy's mean by {error.max():.3g}")
-
-
-if __name__ == "__main__":
-    sys.exit("Run `python -m ecosystem`, or one script: `python -m ecosystem.timm`.")

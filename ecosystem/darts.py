@@ -1,4 +1,4 @@
-"""darts: `fit` makes the Trainer itself, so the bridge goes into its callbacks, in a client written by hand."""
+"""darts: `fit` makes the Trainer itself. The bridge goes into its callbacks, in a client written by hand."""
 
 import numpy as np
 from darts import TimeSeries

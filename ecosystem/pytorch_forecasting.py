@@ -19,7 +19,12 @@ def series(length, seed=0):
 
 def model():
     return TemporalFusionTransformer.from_dataset(
-        series(40), hidden_size=4, attention_head_size=1, hidden_continuous_size=4, loss=QuantileLoss(), lstm_layers=1
+        series(40),
+        hidden_size=4,
+        attention_head_size=1,
+        hidden_continuous_size=4,
+        loss=QuantileLoss(),
+        lstm_layers=1,
     )
 
 

@@ -1,6 +1,6 @@
 """pytorch-tabular: the model and the loaders that its `TabularModel` prepares.
 
-Its data module can be set up once only, which `TabularModel` has done, so a Trainer must be given the loaders.
+Its data module can be set up once only, which `TabularModel` has done: a Trainer must be given the loaders.
 """
 
 import numpy as np
@@ -45,4 +45,11 @@ def data(context):
 if __name__ == "__main__":
     quiet()
     options = {"evaluated": (6, 7, 8), "outcome": "with its loaders in the place of its data module"}
-    check("pytorch_tabular", "CategoryEmbeddingModel", model, client_app(model, data, CPU), (28, 18, 12), **options)
+    check(
+        "pytorch_tabular",
+        "CategoryEmbeddingModel",
+        model,
+        client_app(model, data, CPU),
+        (28, 18, 12),
+        **options,
+    )

@@ -1,8 +1,8 @@
 """scvi-tools: its variational autoencoder in its own training plan, on its own data module.
 
-Its weight of the KL term follows `current_epoch`, which begins at 0 in every round unless `keep_optimizer` has
-it go on. Cells are split into training and validation by the machine's entropy, anew in each round, unless
-`scvi.settings.seed` is set.
+Its weight of the KL term follows `current_epoch`, which begins at 0 in every round unless `keep_optimizer`
+has it go on. Cells are split into training and validation by the machine's entropy, anew in each round,
+unless `scvi.settings.seed` is set.
 """
 
 import anndata
@@ -36,4 +36,6 @@ if __name__ == "__main__":
     quiet()
     client = client_app(model, data, CPU | {"max_epochs": 2}, keep_optimizer=True)
     outcome = "with `scvi.settings.seed = 0` and `keep_optimizer=True`"
-    check("scvi-tools", "TrainingPlan(VAE)", model, client, (24, 16, 12), evaluated=(6, 4, 3), outcome=outcome)
+    check(
+        "scvi-tools", "TrainingPlan(VAE)", model, client, (24, 16, 12), evaluated=(6, 4, 3), outcome=outcome
+    )

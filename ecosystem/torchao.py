@@ -1,7 +1,6 @@
-"""torchao: a base that is quantized and stays at home, and a head that travels.
+"""torchao: a base that is quantized and stays at home, and a head that travels."""
 
-Quantized tensors have no mean: without the option the server refuses to send them, by name.
-"""
+import time
 
 import lightning.pytorch as L
 import torch
@@ -9,8 +8,10 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-from ecosystem._harness import CPU, CheckFailed, Site, check, quiet
+from ecosystem._harness import CPU, CheckFailed, Site, check, print_row, quiet
 from lightning_fl_ext import FederatedTrainer, LocalGrid, WeightExchange, client_app
+
+MODULE = "quantize_(Int8WeightOnlyConfig)"
 
 
 class Quantized(L.LightningModule):
@@ -42,11 +43,15 @@ def data(context):
 
 
 def check_refusal():
+    start = time.perf_counter()
     try:
-        FederatedTrainer(enable_progress_bar=False).fit(Quantized, LocalGrid(client_app(Quantized, data, CPU), 3))
+        FederatedTrainer(enable_progress_bar=False).fit(
+            Quantized, LocalGrid(client_app(Quantized, data, CPU), 3)
+        )
     except TypeError as error:
         if "`base.0.weight` cannot travel" in str(error) and "`exclude`" in str(error):
-            return
+            because = "not, because quantized tensors have no mean: refused by name"
+            return print_row("torchao", MODULE, because, time.perf_counter() - start)
         raise
     raise CheckFailed("quantized tensors were not refused")
 
@@ -56,6 +61,6 @@ if __name__ == "__main__":
     check_refusal()
     exchange = WeightExchange(include="head.*")
     client = client_app(Quantized, data, CPU, exchange=exchange)
-    outcome = 'with `exchange=WeightExchange(include="head.*")`; quantized tensors are refused by name'
+    outcome = 'with `exchange=WeightExchange(include="head.*")`'
     options = {"evaluated": (5, 6, 7), "exchange": exchange, "outcome": outcome}
-    check("torchao", "quantize_(..., Int8WeightOnlyConfig())", Quantized, client, (26, 17, 11), **options)
+    check("torchao", MODULE, Quantized, client, (26, 17, 11), **options)

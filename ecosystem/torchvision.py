@@ -35,7 +35,9 @@ def example():
 def data(context):
     size = (13, 9, 7)[context.node_config["partition-id"]]
     examples = [example() for _ in range(size)]
-    return DataLoader(examples, batch_size=4, shuffle=True, collate_fn=lambda batch: tuple(zip(*batch, strict=True)))
+    return DataLoader(
+        examples, batch_size=4, shuffle=True, collate_fn=lambda batch: tuple(zip(*batch, strict=True))
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ class Tuned(L.LightningModule):
         with torch.random.fork_rng():
             torch.manual_seed(0)  # stands for pretrained weights
             base = BertForSequenceClassification(config)
-        self.net = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]))
+        self.net = get_peft_model(
+            base, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
+        )
 
     def training_step(self, batch, _):
         return self.net(**batch).loss
@@ -33,7 +35,10 @@ class Tuned(L.LightningModule):
 
 def texts(size):
     tokens, labels = torch.randint(50, (size, 12)), torch.randint(2, (size,))
-    rows = [{"input_ids": tokens[i], "attention_mask": torch.ones(12).long(), "labels": labels[i]} for i in range(size)]
+    rows = [
+        {"input_ids": tokens[i], "attention_mask": torch.ones(12).long(), "labels": labels[i]}
+        for i in range(size)
+    ]
     return DataLoader(rows, batch_size=5, shuffle=True)
 
 

@@ -63,9 +63,11 @@ def describe_local(module: torch.nn.Module, names: Collection[str]) -> dict[str,
 
 
 def describe(value: Any) -> str:
-    """Give a tensor's dtype and shape, or the type of something else."""
+    """Give a tensor's dtype and shape, or the type of something else, as which it is read again."""
     if not isinstance(value, torch.Tensor):
-        return type(value).__qualname__
+        return next(
+            (kind.__name__ for kind in (dict, tuple) if isinstance(value, kind)), type(value).__qualname__
+        )
     return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
 
 
