@@ -46,13 +46,13 @@ class Failure:
 
 
 def described(error: BaseException) -> str:
-    """Give an exception's type, message and the user's own line.
+    """Give an exception's type, message and the user's own line, as plain text of bounded length.
 
     Example:
         >>> described(ValueError("one"))
         'ValueError: one'
     """
-    words = f"{type(error).__name__}: {error}".rstrip(".: ")
+    words = f"{type(error).__name__}: {shown(error, 2000)}".rstrip(".: ")
     return str(Failure(words, own_line(error)))
 
 

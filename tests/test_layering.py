@@ -13,7 +13,7 @@ import lightning_fl_ext
 ROOT = Path(lightning_fl_ext.__file__).parent
 PACKAGE = ROOT.name
 
-FREE = {"arguments", "errors", "failures", "lazy", "lightnings", "locks", "seeds", "text"}
+FREE = {"arguments", "errors", "failures", "lazy", "lightnings", "locks", "metric_names", "seeds", "text"}
 """Parts that every part may import."""
 
 MAY_IMPORT = {
@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "failures": set(),
     "lazy": set(),
     "lightnings": set(),
+    "metric_names": set(),
     "seeds": set(),
     "text": set(),
     "locks": set(),
@@ -77,7 +78,7 @@ ROOMS = {
         "algorithms": {"instruction_limits", "messages"},
         "bridge": {"algorithms", "identity", "messages", "metrics", "notices", "results", "round"},
         "persistence": {"bridge", "messages", "notices", "results"},
-        "secure": {"identity", "messages"},
+        "secure": {"identity", "instruction_limits", "messages"},
         "app": {
             *("bridge", "factories", "identity", "messages", "notices", "persistence", "secure"),
             "trainers",
@@ -93,6 +94,7 @@ MAY_USE = {
     "failures": set(),
     "lazy": set(),
     "lightnings": set(),
+    "metric_names": set(),
     "seeds": {"torch"},
     "text": set(),
     "locks": set(),

@@ -60,7 +60,8 @@ def check_pack(module: nn.Module, pack: MetricPack) -> None:
         configuration than the server's.
           threshold: expected 0.5, got 0.4
         Build the metric with the same arguments, and use the same torchmetrics, everywhere. One that depends
-        on each client's data has a weighted mean: `average_metrics=('acc',)` of FederatedTrainer.
+        on each client's data has a weighted mean: `FederatedTrainer(average_metrics=('acc',))`, on the
+        command line `--average-metrics acc`.
     """
     check_declared(declared_metrics(module), pack)
 
@@ -106,8 +107,8 @@ def _problem(name: str, declared: Declared, sent: MetricStates) -> str | None:
         return (
             f"other configuration than the server's.\n{listed}\n"
             "Build the metric with the same arguments, and use the same torchmetrics, everywhere. One that"
-            f" depends on each client's data has a weighted mean: `average_metrics=({shorten(name)},)` of"
-            " FederatedTrainer."
+            f" depends on each client's data has a weighted mean: `FederatedTrainer(average_metrics="
+            f"({shorten(name)},))`, on the command line `--average-metrics {name}`."
         )
     if not sent.updates:
         return None

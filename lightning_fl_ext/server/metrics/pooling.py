@@ -21,6 +21,7 @@ from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.metrics.merging import linked_names, merge_packs, without
 from lightning_fl_ext.server.screening.limits import Limits, screen_count, screen_name
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected, Rejection
+from lightning_fl_ext.text import listed, shown
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ def reduce_scalars(updates: Mapping[str, ClientUpdate], clients: Mapping[str, St
         usual = votes[0][0]
         odd = sorted(client for client, scalar in by_client.items() if scalar.reduction != usual)
         if odd:
-            log.warning("`%s` is reduced by %s, but not by client(s) %s", name, usual, ", ".join(odd))
+            log.warning("`%s` is reduced by %s, but not by client(s) %s", shown(name), usual, listed(odd))
         terms = [
             (by_client[client].num_examples if client in by_client else update.num_examples, value)
             for client, update in sorted(updates.items())
@@ -204,7 +205,9 @@ def _missing(
 def _compute(module: nn.Module, server_round: int) -> dict[str, float]:
     values, problems = computed_values(module)
     for name, problem in problems.items():
-        log.warning("metric `%s` of round %d cannot be computed: %s", name, server_round, problem)
+        log.warning(
+            "metric `%s` of round %d cannot be computed: %s", name, server_round, shown(problem, 1000)
+        )
     return values
 
 
@@ -238,6 +241,6 @@ def _agreed(name: str, values: set[float], addresses: list[str]) -> float:
     if len(values) > 1:
         log.warning(
             "`%s` may be the value of any of %s: log the metric object itself to have it pooled",
-            *(name, ", ".join(f"`{address}`" for address in addresses)),
+            *(shown(name), listed(addresses, named=10)),
         )
     return values.pop() if len(values) == 1 else math.nan

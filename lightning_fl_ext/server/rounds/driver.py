@@ -102,6 +102,7 @@ class StrategyDriver:
             )
             if self.calls.secure:
                 summaries, sum_digest = self._take_outcome(messages, summaries)
+                metrics = MetricRecord({k: v for k, v in (metrics or {}).items() if not self._owned(k)})
         else:
             replies = messages.collect()
             summaries = {client: replace(update, arrays={}) for client, _, update in replies}
@@ -203,8 +204,11 @@ class StrategyDriver:
             return screen(reply, client, server_round, limits, codec.like)
 
         def tell(reply: ClientUpdate | Rejection) -> None:
-            update = phase == "train" and not (self.calls.secure and isinstance(reply, ClientUpdate))
-            self._call_hook("on_reply", reply if update else None)
+            if phase == "evaluate":
+                self._call_hook("on_evaluation_reply", reply)
+            else:
+                unseen = self.calls.secure and isinstance(reply, ClientUpdate)
+                self._call_hook("on_reply", None if unseen else reply)
 
         messages = RoundMessages(
             self.grid,

@@ -14,6 +14,7 @@ from lightning_fl_ext.failures import described
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server.rounds.quorum import innermost
 from lightning_fl_ext.server.screening.checks import ValueLimits
+from lightning_fl_ext.text import listed
 
 
 def read_from(clients: Collection[str]) -> str:
@@ -25,9 +26,7 @@ def read_from(clients: Collection[str]) -> str:
     """
     if not clients:
         return ""
-    ids = sorted(clients)
-    more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
-    return f" It had read the replies of client(s) {', '.join(f'`{c}`' for c in ids[:10])}{more}."
+    return f" It had read the replies of client(s) {listed(sorted(clients), named=10)}."
 
 
 class StrategyCalls:

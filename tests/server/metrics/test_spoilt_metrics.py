@@ -92,7 +92,8 @@ def test_the_others_are_pooled_over_all_clients_and_it_is_named(tmp_path, kind):
     for client in "123":
         (rejection,) = metrics_left_out(trainer, client)
         assert rejection.key == "elbo"
-        assert "`average_metrics=('elbo',)` of FederatedTrainer" in rejection.got
+        assert "`FederatedTrainer(average_metrics=('elbo',))`" in rejection.got
+        assert "`--average-metrics elbo`" in rejection.got
 
 
 @pytest.mark.parametrize("kind", [Elbo, ElboByState, Breaks])
