@@ -1,4 +1,4 @@
-"""Batches that are drawn by chance, as for DP-SGD, count what was drawn; an empty one, also the first, nothing."""
+"""Batches that are drawn by chance, as for DP-SGD, count what was drawn, and an empty one counts nothing."""
 
 import pytest
 import torch
