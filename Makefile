@@ -42,7 +42,7 @@ endif
 test-fast: $(READY)  ## Run the tests that start no other engine
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not engines'
 
-fuzz: $(READY)  ## Feed damaged input to everything the server decodes, for ten minutes or FUZZ="--seconds 60"
+fuzz: $(READY)  ## Feed damaged input to everything that is decoded, for ten minutes or FUZZ="--seconds 60"
 	@$(BIN)/python tests/fuzz/_decoders.py $(FUZZ)
 
 test-portable: $(READY)  ## Run the tests that start no other engine on arithmetic like another processor's

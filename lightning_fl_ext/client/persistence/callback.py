@@ -22,7 +22,8 @@ from lightning_fl_ext.client.persistence.local_entries import (
     fingerprints,
     load_local,
 )
-from lightning_fl_ext.client.persistence.state_folder import SavedState, StateFolder, encode_state
+from lightning_fl_ext.client.persistence.saved_state import SavedState, encode_state
+from lightning_fl_ext.client.persistence.state_folder import StateFolder
 from lightning_fl_ext.client.persistence.training_state import (
     describe_training,
     limit_fit,
