@@ -13,7 +13,7 @@ import lightning_fl_ext
 ROOT = Path(lightning_fl_ext.__file__).parent
 PACKAGE = ROOT.name
 
-FREE = {"arguments", "errors", "lazy", "lightnings", "locks", "seeds", "text"}
+FREE = {"arguments", "errors", "lazy", "lightnings", "locks", "metric_names", "seeds", "text"}
 """Parts that every part may import."""
 
 MAY_IMPORT = {
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "errors": set(),
     "lazy": set(),
     "lightnings": set(),
+    "metric_names": set(),
     "seeds": set(),
     "text": set(),
     "locks": set(),
@@ -91,6 +92,7 @@ MAY_USE = {
     "errors": set(),
     "lazy": set(),
     "lightnings": set(),
+    "metric_names": set(),
     "seeds": {"torch"},
     "text": set(),
     "locks": set(),

@@ -199,8 +199,11 @@ class StrategyDriver:
             return screen(reply, client, server_round, limits, codec.like)
 
         def tell(reply: ClientUpdate | Rejection) -> None:
-            update = phase == "train" and not (self.calls.secure and isinstance(reply, ClientUpdate))
-            self._call_hook("on_reply", reply if update else None)
+            if phase == "evaluate":
+                self._call_hook("on_evaluation_reply", reply)
+            else:
+                unseen = self.calls.secure and isinstance(reply, ClientUpdate)
+                self._call_hook("on_reply", None if unseen else reply)
 
         messages = RoundMessages(
             self.grid,
