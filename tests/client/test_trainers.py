@@ -136,9 +136,7 @@ def test_a_client_that_seeds_torch_in_its_data_is_told_once(kit, tmp_path, caplo
     assert len([r for r in caplog.records if "seeds torch" in r.getMessage()]) == 1
 
 
-@pytest.mark.parametrize(
-    "other", ["experiment-2", "experiment-1/../experiment-2", "experiment-1/", "../x", ".."]
-)
+@pytest.mark.parametrize("other", ["experiment-2", "experiment-1/../x", "experiment-1/", "../x", ".."])
 def test_a_run_whose_id_begins_alike_or_leads_elsewhere_leaves_the_files_of_another_alone(tmp_path, other):
     kept = tmp_path / "files" / "experiment-1" / "a" / "round-00001" / "model.ckpt"
     kept.parent.mkdir(parents=True)
