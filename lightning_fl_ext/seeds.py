@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,32 @@ def seeded(seed: int, *, torch: bool = True) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextmanager
+def seeded_ranks(seed: int) -> Iterator[None]:
+    """Have Lightning seed the processes that it starts, and the shuffles that they share, with this seed.
+
+    It takes the seed from an environment variable, which is put back at the end.
+
+    Args:
+        seed: In [0, 2^32).
+
+    Example:
+        >>> with seeded_ranks(3):
+        ...     os.environ["PL_GLOBAL_SEED"]
+        '3'
+    """
+    name = "PL_GLOBAL_SEED"
+    before = os.environ.get(name)
+    os.environ[name] = str(seed)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 @contextmanager

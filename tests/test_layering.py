@@ -76,13 +76,15 @@ ROOMS = {
         "instruction_limits": set(),
         "messages": {"instruction_limits", "results"},
         "algorithms": {"instruction_limits", "messages"},
+        "launcher": set(),
         "bridge": {"algorithms", "identity", "messages", "metrics", "notices", "results", "round"},
         "persistence": {"bridge", "messages", "notices", "results"},
         "secure": {"identity", "instruction_limits", "messages"},
         "app": {
-            *("bridge", "factories", "identity", "messages", "notices", "persistence", "secure"),
-            "trainers",
+            *("bridge", "factories", "identity", "launcher", "messages", "notices", "persistence"),
+            *("results", "secure", "trainers"),
         },
+        "worker": {"launcher"},
     },
 }
 """The rooms of the two crowded parts, lowest first, and which others each may import."""

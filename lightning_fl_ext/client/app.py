@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -24,10 +24,16 @@ from lightning_fl_ext.client.bridge.refusals import (
 )
 from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.client.identity import client_id
-from lightning_fl_ext.client.messages import query_reply, read_run_id, read_seed
+from lightning_fl_ext.client.launcher.launchers import Launcher, Processes, launcher_of
+from lightning_fl_ext.client.launcher.needs import processes_needed
+from lightning_fl_ext.client.launcher.rank import is_inside
+from lightning_fl_ext.client.launcher.remote import answer_in_processes
+from lightning_fl_ext.client.launcher.work import set_work
+from lightning_fl_ext.client.messages import outcome_kind, query_reply, read_run_id, read_seed
 from lightning_fl_ext.client.notices import warn_if_seeded, warn_of_training_rows
 from lightning_fl_ext.client.persistence.callback import StatePersistence
 from lightning_fl_ext.client.persistence.state_folder import default_root
+from lightning_fl_ext.client.results.store import UPDATE
 from lightning_fl_ext.client.secure import SecureAggregation, refuse_plain
 from lightning_fl_ext.client.trainers import check_trainer, give_folder, trainer_arguments
 from lightning_fl_ext.failures import signed
@@ -58,6 +64,8 @@ def client_app(
     secure: str = "auto",
     trusted_keys: str | os.PathLike[str] | None = None,
     signing_key: str | os.PathLike[str] | None = None,
+    launcher: str | Sequence[str] | Launcher | None = "auto",
+    fit_timeout: float | None = None,
 ) -> ClientApp:
     """Make a Flower ``ClientApp`` that trains, evaluates, and tells who it is.
 
@@ -99,6 +107,13 @@ def client_app(
             (``"required"``): a server that asks for a plain one then gets an error and no weights.
         trusted_keys: See :class:`SecureAggregation`.
         signing_key: See :class:`SecureAggregation`.
+        launcher: Who starts the processes of a fit or evaluation. ``"auto"`` starts none for one device, nor
+            for strategies that start their own (``ddp_fork``, ``ddp_spawn``), and else an interpreter for
+            each device of this machine. A command, such as ``["torchrun", "--nproc-per-node", "4"]`` or
+            ``["srun", "--ntasks", "8"]``, starts them in every case. ``"in-process"``, or None: never. The
+            processes import this app, so it must stand at the top level of a file.
+        fit_timeout: Seconds after which the processes of a fit or evaluation are ended, and the client
+            answers with an error. With it, there is a process for one device, too. Default: no limit.
 
     ``model``, ``data`` and ``trainer`` may have a parameter ``context``, for the client's ``Context``, and
     one named ``round``, for its :class:`ClientRound`; annotated so, they may have other names.
@@ -109,7 +124,8 @@ def client_app(
     Raises:
         TypeError: ``model`` or ``data`` cannot be called, ``trainer`` holds no arguments of a Trainer, or
             ``exchange``, ``keep_optimizer``, ``keep_local`` or ``batch_size`` is of another type.
-        ValueError: ``num_threads`` is below 1, ``keep_optimizer`` and ``keep_local`` contradict, or
+        ValueError: ``num_threads`` is below 1, ``fit_timeout`` is not above 0, or without processes that
+            could be ended, ``keep_optimizer`` and ``keep_local`` contradict, or
             ``secure`` is something else.
         LightningFLError: ``trusted_keys`` or ``signing_key`` cannot be read.
 
@@ -137,29 +153,41 @@ def client_app(
     root, training = _folder(keep_optimizer, keep_local), keep_optimizer is not False
     app = ClientApp()
 
-    @contextmanager
-    def run(
-        message: Message, context: Context, fits: bool = False
-    ) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge]]:
+    chosen = launcher_of(launcher)
+    _check_timeout(fit_timeout, launcher)
+    named = chosen is not None or fit_timeout is not None
+
+    def opened(message: Message, context: Context) -> tuple[FlowerBridge, list[StatePersistence]]:
         bridge = FlowerBridge.from_message(message, context, **options)
         bridge._remedy = _REMEDY
         bridge.keeps_local = True  # or is not to
+        if root is None:
+            return bridge, []
+        return bridge, [StatePersistence.from_message(bridge, message, context, root, training)]
+
+    def arguments(message: Message, context: Context, bridge: FlowerBridge, given: Any) -> dict[str, Any]:
+        check_trainer(given)
+        own = trainer_arguments(given)
+        owner = bridge.client_id or f"node-{context.node_id}"
         kind = message.metadata.message_type.split(".")[0]
+        give_folder(
+            own, read_run_id(message, context), owner, bridge.server_round, kind, clear=not is_inside()
+        )
+        return own
+
+    def work(message: Message, context: Context) -> Message | None:
+        """Fit or evaluate in this process; None on a rank that has no answer."""
+        bridge, persistence = opened(message, context)
+        kind, fits = message.metadata.message_type.split(".")[0], outcome_kind(message) == UPDATE
         seed = derive_seed(read_seed(message), bridge.server_round, bridge.client_id, kind)
         build_seed = derive_seed(read_seed(message), 0, bridge.client_id, "model")
         with ExitStack() as around:
             around.enter_context(signed(bridge.client_id))
-            persistence = (
-                [StatePersistence.from_message(bridge, message, context, root, training)] if root else []
-            )
-            if persistence and fits:
+            if persistence and fits and not is_inside():  # there, the client itself holds it
                 around.enter_context(persistence[0].alone())
             for manager in (bridge.seeded(), _threads(num_threads), quiet(), _collected()):
                 around.enter_context(manager)
-            check_trainer(given := make_trainer(bridge.round))
-            own = trainer_arguments(given)
-            owner = bridge.client_id or f"node-{context.node_id}"
-            give_folder(own, read_run_id(message, context), owner, bridge.server_round, kind)
+            own = arguments(message, context, bridge, make_trainer(bridge.round))
             own["callbacks"] = [bridge, *persistence, *own["callbacks"]]
             with seeded(build_seed):  # alike in every round: what stays at home and is frozen is not kept
                 module = make_model(bridge.round)
@@ -167,28 +195,57 @@ def client_app(
             warn_if_seeded(seed, read_run_id(message, context))
             lightning = _lightning_of(module)
             local = lightning.Trainer(**own)
-            refuse_script_launcher(local)
+            if not is_inside():
+                refuse_script_launcher(local)
             refuse_other_data(source)
-            yield local, module, data_for(lightning, source), bridge
+            data_here = data_for(lightning, source)
+            if fits:
+                local.fit(module, data_here)
+            else:
+                refuse_without_validation(module)
+                warn_of_training_rows(data_here, read_run_id(message, context))
+                local.validate(module, data_here, verbose=False)
+            if not local.is_global_zero:
+                return None
             for callback in persistence:
                 callback.remember_round(context)
+            return bridge.reply()
 
+    def processes(message: Message, context: Context) -> int:
+        """Tell how many processes to start; if any, have nothing in their folder."""
+        if launcher in (None, "in-process"):
+            return 0
+        bridge = FlowerBridge.from_message(message, context, **options)
+        with bridge.seeded(), quiet():
+            check_trainer(given := make_trainer(bridge.round))
+            count = processes_needed(given, named)
+            if count:
+                arguments(message, context, bridge, given)
+        return count
+
+    def answer(message: Message, context: Context) -> Message:
+        if not (count := processes(message, context)):
+            reply = work(message, context)
+            assert reply is not None  # in one process, rank 0 is here
+            return reply
+        bridge, persistence = opened(message, context)
+        with ExitStack() as around:
+            around.enter_context(signed(bridge.client_id))
+            if persistence and outcome_kind(message) == UPDATE:
+                around.enter_context(persistence[0].alone())
+            return answer_in_processes(app, message, context, chosen or Processes(), count, fit_timeout)
+
+    set_work(app, work)
     plain: list[Any] = [refuse_plain] if secure == "required" else []
 
     @app.train(ACTION, mods=[half])
     @app.train(mods=plain)
     def train(message: Message, context: Context) -> Message:
-        with run(message, context, fits=True) as (local, module, source, bridge):
-            local.fit(module, source)
-            return bridge.reply()
+        return answer(message, context)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        with run(message, context) as (local, module, source, bridge):
-            refuse_without_validation(module)
-            warn_of_training_rows(source, read_run_id(message, context))
-            local.validate(module, source, verbose=False)
-            return bridge.reply()
+        return answer(message, context)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
@@ -210,6 +267,17 @@ def _check_arguments(model: Any, data: Any, trainer: Any) -> None:
         )
     if trainer is not None and not callable(trainer):
         check_trainer(trainer)
+
+
+def _check_timeout(fit_timeout: Any, launcher: Any) -> None:
+    if fit_timeout is None:
+        return
+    if not isinstance(fit_timeout, int | float) or not fit_timeout > 0:
+        raise ValueError(f"`fit_timeout` must be a number of seconds above 0. Got {fit_timeout!r}.")
+    if launcher in (None, "in-process"):
+        raise ValueError(
+            "`fit_timeout` ends processes, and `launcher='in-process'` starts none. Leave one of them out."
+        )
 
 
 def _folder(keep_optimizer: Any, keep_local: Any) -> Path | None:

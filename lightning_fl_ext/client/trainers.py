@@ -68,7 +68,15 @@ def trainer_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"max_epochs": 1, **_QUIET, **dict.fromkeys(needed, True), **own, "callbacks": callbacks}
 
 
-def give_folder(arguments: dict[str, Any], run_id: str, client: str, server_round: int, kind: str) -> None:
+def give_folder(
+    arguments: dict[str, Any],
+    run_id: str,
+    client: str,
+    server_round: int,
+    kind: str,
+    *,
+    clear: bool = True,
+) -> None:
     """Have callbacks, loggers and profilers write to a folder of this run, client and round.
 
     It is ``<run>/<client>/round-NNNNN``, for an evaluation with ``-evaluate``; below the Trainer's
@@ -81,13 +89,14 @@ def give_folder(arguments: dict[str, Any], run_id: str, client: str, server_roun
         client: The client's id.
         server_round: The round.
         kind: ``"train"`` or ``"evaluate"``.
+        clear: Whether to remove what is there: not in one of several processes.
     """
     name = f"round-{server_round:05d}" + ("" if kind == "train" else f"-{kind}")
     own = os.path.join(file_name(run_id), file_name(client), name)
 
     def below(root: Any) -> str:
         folder = os.path.join(os.fspath(root), own)
-        if os.path.isdir(folder):
+        if clear and os.path.isdir(folder):
             shutil.rmtree(folder)
         return folder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flwr.app import Error, Message
+from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -47,3 +47,16 @@ def node_unavailable(instruction: Message) -> Message:
 def empty_run(run_id: int) -> Run:
     """Describe a run that no SuperLink knows."""
     return Run.create_empty(run_id)
+
+
+def described_metadata(message: Message) -> dict[str, Any]:
+    """Tell a message's metadata as plain values."""
+    return dict(message.metadata.__dict__)
+
+
+def restored_message(content: RecordDict, metadata: dict[str, Any]) -> Message:
+    """Make the message anew that metadata was told of, and this process one of the node it was sent to."""
+    ensure_identity()
+    restored = Message(content, metadata["_dst_node_id"], metadata["_message_type"])
+    restored.metadata.__dict__.update(metadata)
+    return restored

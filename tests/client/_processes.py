@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_fl_ext import FlowerBridge, LightningFLError, client_app, digest
 from lightning_fl_ext.engines.private import ensure_identity, set_message_id
+from lightning_fl_ext.seeds import derive_seed, seeded_ranks
 from lightning_fl_ext.wire import from_record, to_record
 
 
@@ -161,10 +162,15 @@ class WithAdam(Lit):
         return torch.optim.Adam(self.parameters(), 0.05)
 
 
+def round_seed(server_round):
+    return derive_seed(0, server_round, "a", "train")
+
+
 class TakesWeights(Callback):
-    """Starts every epoch from the weights that the server sends."""
+    """Starts every epoch from the weights that the server sends, and shuffles as in a round of its own."""
 
     def on_train_epoch_start(self, trainer, module):
+        trainer.train_dataloader.sampler.seed = round_seed(trainer.current_epoch + 1)
         with torch.no_grad():
             module.layer.weight.fill_(0.5)
             module.layer.bias.fill_(0.0)
@@ -174,7 +180,8 @@ def keeps(strategy):
     """A client asked three times, whose optimizer is kept in files, and one long fit."""
     local = trainer(strategy, TakesWeights(), epochs=3)
     module = WithAdam()
-    local.fit(module, loader(101))
+    with seeded_ranks(round_seed(1)):
+        local.fit(module, loader(101))
     with tempfile.TemporaryDirectory() as root:
         options = {"accelerator": "cpu", "devices": 2, "strategy": strategy}
         client = client_app(WithAdam, lambda _: loader(101), options, keep_optimizer=root)

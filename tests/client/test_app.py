@@ -249,11 +249,18 @@ def test_bad_options_are_refused_when_the_app_is_made(kit):
         client_app(kit.Lit, lambda _: kit.loader(), submit="best")
 
 
-def test_a_strategy_that_would_start_the_engine_again_is_refused(kit, source):
+def test_an_app_that_no_other_process_can_import_is_named(kit, source):
     client = client_app(
         kit.Lit, lambda _: kit.loader(), {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
     )
-    with pytest.raises(ValueError, match="strategy='ddp_spawn'"):
+    with pytest.raises(LightningFLError, match=r"no module holds it.*top level of a file"):
+        client(kit.message(source), kit.context())
+
+
+def test_a_strategy_that_would_start_the_engine_again_is_refused_in_this_process(kit, source):
+    trainer = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
+    client = client_app(kit.Lit, lambda _: kit.loader(), trainer, launcher=None)
+    with pytest.raises(ValueError, match="whose `launcher` starts processes for the fit alone"):
         client(kit.message(source), kit.context())
 
 

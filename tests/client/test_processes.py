@@ -12,13 +12,17 @@ import torch
 from _scripts import run_script
 from torch.utils.data import DistributedSampler
 
+from lightning_fl_ext.seeds import derive_seed
+
 run = partial(run_script, Path(__file__).with_name("_processes.py"))
 
 
-def reference(n, epochs=2, ranks=2):
+def reference(n, epochs=2, ranks=2, seed=0):
     """The same fit in one plain loop: batches of 10 on each rank, gradients averaged over the ranks."""
     x = torch.randn(n, 3, generator=torch.Generator().manual_seed(1))
-    samplers = [DistributedSampler(x, ranks, rank) for rank in range(ranks)]  # Lightning shuffles them
+    samplers = [
+        DistributedSampler(x, ranks, rank, seed=seed) for rank in range(ranks)
+    ]  # Lightning shuffles them
     layer = torch.nn.Linear(3, 1)
     torch.nn.init.constant_(layer.weight, 0.5)
     torch.nn.init.zeros_(layer.bias)
@@ -74,7 +78,8 @@ def test_a_spool_filled_by_workers_stays(forked):
 def test_a_client_app_over_forked_workers(forked):
     assert forked["app"]["counts"] == [101, 101]
     assert forked["app"]["metrics"] == ["num-examples", "val_loss"]
-    assert_trained_as(reference(101, epochs=1), forked["app"]["weights"])
+    shuffle = derive_seed(0, 1, "a", "train")
+    assert_trained_as(reference(101, epochs=1, seed=shuffle), forked["app"]["weights"])
 
 
 def test_an_optimizer_kept_by_forked_workers_goes_on(forked):

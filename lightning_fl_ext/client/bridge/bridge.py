@@ -13,6 +13,7 @@ from lightning_fl_ext.client.algorithms.choice import algorithm_of
 from lightning_fl_ext.client.bridge.counting import REMEDY
 from lightning_fl_ext.client.bridge.fit_hooks import FitHooks
 from lightning_fl_ext.client.bridge.reported_size import ReportedSize
+from lightning_fl_ext.client.bridge.script_launcher import guard_script_launchers
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import (
     outcome_kind,
@@ -29,7 +30,7 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import signed
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult, order_results
-from lightning_fl_ext.seeds import derive_seed, seeded
+from lightning_fl_ext.seeds import derive_seed, seeded, seeded_ranks
 from lightning_fl_ext.wire import Exchange, RoundInfo, WeightExchange
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ class FlowerBridge(FitHooks):
             LightningFLError: The message does not hold exactly one array record, or what no server of this
                 package sends (what and which bound is told), or names an algorithm that clients do not know.
         """
+        guard_script_launchers()
         options.setdefault("keep", "all" if options.get("submit") == "mean" else "last")
         options.setdefault("client_id", client_id(context))
         bridge = cls(**options)
@@ -201,7 +203,7 @@ class FlowerBridge(FitHooks):
         """
         kind = "train" if self._message is None else self._message.metadata.message_type.split(".")[0]
         seed = derive_seed(self._info.run_seed, self.server_round, self.client_id, kind)
-        with self._signed(), seeded(seed):
+        with self._signed(), seeded(seed), seeded_ranks(seed):
             yield
 
     def receive(self, arrays: Arrays, server_round: int = 0) -> None:
@@ -214,6 +216,11 @@ class FlowerBridge(FitHooks):
         self._global = arrays
         self._info = replace(self._info, server_round=server_round)
         self._store.drop(UPDATE)
+
+    @property
+    def answers_message(self) -> bool:
+        """Whether it was made from a message, so that the process belongs to an engine."""
+        return self._message is not None
 
     @property
     def server_round(self) -> int:

@@ -73,13 +73,15 @@ def refuse_script_launcher(trainer: Any) -> None:
     """Refuse to start the running script again from inside a client.
 
     Raises:
-        ValueError: The strategy is ``ddp`` with several devices, outside a cluster that starts processes.
+        ValueError: The strategy would, as ``ddp`` does with several devices.
     """
     if type(trainer.strategy.launcher).__name__ == "_SubprocessScriptLauncher":
+        kind = type(trainer.strategy).__name__
         raise ValueError(
-            "`strategy='ddp'` starts the running script once more for every device, which inside a client"
-            " would start the engine again and never return. Use `strategy='ddp_spawn'` or 'ddp_fork', or"
-            " `devices=1`."
+            f"`{kind}` with {trainer.world_size} process(es) starts the running script once more for every"
+            " device, which inside a client would start the engine again and never return. Use"
+            " `client_app`, whose `launcher` starts processes for the fit alone; or"
+            " `strategy='ddp_fork'` or 'ddp_spawn', or `devices=1`."
         )
 
 

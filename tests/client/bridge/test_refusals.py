@@ -112,7 +112,7 @@ def test_inside_a_client_no_strategy_may_start_the_script_again(kit, strategy, a
     if allowed:
         refuse_script_launcher(trainer)
         return
-    with pytest.raises(ValueError, match=r"`strategy='ddp'` starts the running script.*'ddp_spawn'"):
+    with pytest.raises(ValueError, match=r"`DDPStrategy` .* starts the running script.*'ddp_spawn'"):
         refuse_script_launcher(trainer)
 
 
@@ -127,3 +127,13 @@ def test_evaluating_a_module_without_validation_step_says_what_to_do():
     refuse_without_validation(Telling())
     with pytest.raises(ValueError, match=r"`Mute` has no `validation_step`.*fraction_evaluate=0.0"):
         refuse_without_validation(Mute())
+
+
+def test_a_client_by_hand_on_several_devices_is_refused_before_anything_starts(kit):
+    message = kit.message(kit.arrays_of(kit.fresh_module(0)))
+    bridge = FlowerBridge.from_message(message, kit.context())
+    options = {k: v for k, v in kit.QUIET.items() if k != "devices"}
+    trainer = L.Trainer(**options, devices=2, callbacks=[bridge], max_epochs=1)
+    with pytest.raises(ValueError, match=r"Use `client_app`, whose `launcher`"):
+        trainer.fit(kit.Lit(), kit.loader())
+    assert trainer.strategy.launcher.procs == []

@@ -1,0 +1,61 @@
+"""How many processes a client's Trainer needs, and whether they are to be started for it."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from lightning_fl_ext.errors import LightningFLError
+
+_PLACING = ("accelerator", "strategy", "devices", "num_nodes", "precision", "plugins")
+_FORKING = "_MultiProcessingLauncher"
+_SCRIPTS = "_SubprocessScriptLauncher"
+
+
+def starts_scripts(trainer: Any) -> bool:
+    """Tell whether a Trainer would start the running script once more for every other device."""
+    return type(trainer.strategy.launcher).__name__ == _SCRIPTS
+
+
+def processes_needed(given: Mapping[str, Any], named: bool = False) -> int:
+    """Tell how many processes must be started for a Trainer; 0 if it needs none, or starts them itself.
+
+    Args:
+        given: The Trainer's arguments. They stay as they are.
+        named: Whether the user has named a launcher: it is then asked for one device, too.
+
+    Raises:
+        LightningFLError: A launcher is named, and the strategy forks or spawns processes of its own.
+    """
+    if not named and _is_alone(given):
+        return 0
+    placing = {name: copy.deepcopy(given[name]) for name in _PLACING if name in given}
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    trainer = _lightning_of(placing.get("strategy")).Trainer(
+        **placing, **quiet, enable_model_summary=False, barebones=False
+    )
+    if named and type(trainer.strategy.launcher).__name__ == _FORKING:
+        raise LightningFLError(
+            f"`launcher` starts the processes, and so does the strategy {given.get('strategy')!r}, by forking"
+            " or spawning. Use `strategy='ddp'` with the launcher; or leave `launcher` out."
+        )
+    return int(trainer.world_size) if starts_scripts(trainer) else int(named)
+
+
+def _is_alone(given: Mapping[str, Any]) -> bool:
+    """Tell what is plainly one device in this process, at no cost."""
+    if given.get("strategy", "auto") != "auto" or given.get("num_nodes", 1) != 1 or "plugins" in given:
+        return False
+    devices = given.get("devices", "auto")
+    few = given.get("accelerator") == "cpu" or torch.cuda.device_count() < 2
+    return devices in (1, "1") or (devices == "auto" and few)
+
+
+def _lightning_of(strategy: Any) -> Any:
+    other = type(strategy).__module__.startswith("pytorch_lightning.")
+    return importlib.import_module("pytorch_lightning") if other else pl

@@ -1,0 +1,138 @@
+"""Has a message answered by processes that a launcher starts, and ends them whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
+
+from lightning_fl_ext.client.launcher.launchers import WORKER, Launcher
+from lightning_fl_ext.client.launcher.message_file import read_reply, write_message
+from lightning_fl_ext.client.launcher.naming import app_name
+from lightning_fl_ext.errors import LightningFLError
+
+Started = subprocess.Popen[bytes]
+
+_POLL = 0.02
+_LAST_WORDS = 1.0
+"""Seconds that the other processes have to say what became of them, after the first has failed."""
+
+
+class ProcessesFailedError(LightningFLError):
+    """The processes of a client did not answer: one raised, was killed, or took too long."""
+
+
+def answer_in_processes(
+    app: Any, message: Message, context: Context, launcher: Launcher, count: int, timeout: float | None
+) -> Message:
+    """Have processes answer a message.
+
+    The message, the context, the reply and what a process raised lie in a folder that nobody else can read,
+    until this function ends.
+
+    Args:
+        app: The ClientApp, which each process imports.
+        message: To answer.
+        context: Its state is replaced by that which rank 0 leaves.
+        launcher: Starts the processes.
+        count: How many the strategy needs.
+        timeout: Seconds after which they are ended; None for no limit.
+
+    Raises:
+        LightningFLError: No other process can import the app.
+        ProcessesFailedError: They did not answer.
+    """
+    name = app_name(app)
+    with tempfile.TemporaryDirectory(prefix="lightning-fl-") as folder:
+        given, out = Path(folder, "message.safetensors"), Path(folder, "out")
+        out.mkdir(mode=0o700)
+        write_message(given, message, context)
+        read_end, write_end = os.pipe()  # closed with this process: then they end
+        started: list[Started] = []
+        try:
+            started = _start(launcher, [*WORKER, str(given), str(out), name], count, read_end)
+            failed = _wait(started, timeout)
+            if failed is not None:
+                raise ProcessesFailedError(_why(failed, started, out, timeout))
+        finally:
+            os.close(write_end)
+            os.close(read_end)
+            _end(started, launcher.grace)
+        if not (out / "reply.safetensors").exists():
+            raise ProcessesFailedError(
+                f"{launcher!r} ended well, and no process of rank 0 has left a reply in `{out}`. On several"
+                " machines, have TMPDIR name a folder that all of them see."
+            )
+        content, context.state = read_reply(out / "reply.safetensors")
+        return Message(content, reply_to=message)
+
+
+def _start(launcher: Launcher, worker: Sequence[str], count: int, stdin: int) -> list[Started]:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}
+    try:
+        return launcher.start(worker, count, env=env, stdin=stdin, start_new_session=True)
+    except OSError as error:
+        raise ProcessesFailedError(f"{launcher!r} could not be started: {error}") from None
+
+
+def _wait(started: list[Started], timeout: float | None) -> int | None:
+    """Wait for all to end well; give the index of the first that did not, or -1 if time is up."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        codes = [process.poll() for process in started]
+        if all(code == 0 for code in codes):
+            return None
+        if any(codes):
+            end = time.monotonic() + _LAST_WORDS
+            while time.monotonic() < end and any(process.poll() is None for process in started):
+                time.sleep(_POLL)
+            return next(i for i, code in enumerate(codes) if code)
+        if deadline is not None and time.monotonic() > deadline:
+            return -1
+        time.sleep(_POLL)
+
+
+def _end(started: list[Started], grace: float) -> None:
+    """End what is left, with all that it has started."""
+    if grace:
+        for process in started:
+            if process.poll() is None:
+                process.terminate()
+        end = time.monotonic() + grace
+        while time.monotonic() < end and any(process.poll() is None for process in started):
+            time.sleep(_POLL)
+    for process in started:
+        with suppress(ProcessLookupError, PermissionError):  # all gone
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _why(failed: int, started: list[Started], out: Path, timeout: float | None) -> str:
+    told = [json.loads(path.read_bytes()) for path in out.glob("error-*.json")]
+    if told:
+        first = min(told, key=lambda error: error["time"])
+        return f"process {first['rank']} of {first['count']} raised:\n{first['traceback'].rstrip()}"
+    if failed < 0:
+        return (
+            f"a fit or evaluation in several processes took more than `fit_timeout={timeout}` seconds and was"
+            " ended. Give it more, or look for a rank that waits for another."
+        )
+    code = started[failed].returncode
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " The system may have run out of memory." if name == "SIGKILL" else ""
+        return f"process {failed} of {len(started)} was killed by {name}.{hint}"
+    return (
+        f"process {failed} of {len(started)} ended with code {code} and left no traceback. What it printed is"
+        f" in the client's own output. It ran {started[failed].args!r}."
+    )

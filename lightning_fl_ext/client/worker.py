@@ -1,0 +1,74 @@
+"""One of a client's processes: ``python -m lightning_fl_ext.client.worker IN OUT MODULE:NAME``.
+
+IN is a file that holds a message; OUT a folder, where rank 0 leaves the reply, and each that raises its
+traceback. MODULE:NAME is the ClientApp. The process ends when its standard input does: with the client.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from lightning_fl_ext.client.launcher.message_file import read_message, write_reply
+from lightning_fl_ext.client.launcher.naming import load_app
+from lightning_fl_ext.client.launcher.rank import enter, rank
+from lightning_fl_ext.client.launcher.work import work_of
+from lightning_fl_ext.files import write_file
+
+LOST = 3
+"""Exit code of a process whose client is gone."""
+
+
+def main(given: str, out: str, name: str) -> None:
+    """Answer one message.
+
+    Args:
+        given: The file with the message.
+        out: The folder for what comes of it.
+        name: Of the ClientApp, ``MODULE:NAME`` or ``FILE.py:NAME``.
+    """
+    enter()
+    threading.Thread(target=_end_with_client, daemon=True).start()
+    try:
+        message, context = read_message(Path(given))
+        reply = work_of(load_app(name))(message, context)
+        if reply is not None:
+            write_reply(Path(out, "reply.safetensors"), reply.content, context.state)
+    except BaseException as error:
+        _leave_traceback(Path(out), error)
+        os._exit(1)  # an orderly end may wait for the other ranks
+    _leave_group()
+
+
+def _end_with_client() -> None:
+    try:
+        while os.read(0, 1024):
+            pass
+    except OSError:
+        return  # there is no standard input to go by
+    os._exit(LOST)
+
+
+def _leave_traceback(out: Path, error: BaseException) -> None:
+    trace = "".join(traceback.format_exception(error))
+    count = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1"
+    told = {"rank": rank(), "count": count, "time": time.time(), "traceback": trace}
+    sys.stderr.write(trace)
+    sys.stderr.flush()
+    write_file(out / f"error-{rank()}.json", json.dumps(told).encode())
+
+
+def _leave_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
