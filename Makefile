@@ -23,7 +23,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-portable floors fuzz engines faults ecosystem lint docs pictures \
+.PHONY: help demo processes test test-fast test-portable floors fuzz engines faults ecosystem lint docs pictures \
     examples bench clean
 
 help:  ## List the targets
@@ -51,6 +51,9 @@ test-portable: $(READY)  ## Run the tests that start no other engine on arithmet
 floors: $(READY)  ## Run the tests that start no other engine with the lowest and with the newest versions of all libraries
 	$(BIN)/python tests/floors.py lowest
 	$(BIN)/python tests/floors.py newest
+
+processes: $(READY)  ## Run clients over two processes: every launcher, sharded modules, ranks that fail
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/client/launcher tests/client/test_processes.py
 
 engines: $(READY)  ## Train one federation on every engine, and compare the digests
 	@$(BIN)/python tests/engines/_comparison.py

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore  # as torch.distributed has it, which does not declare it
 
 
 class Launcher(ABC):
@@ -48,7 +48,7 @@ class Processes(Launcher):
 
     def start(self, worker: Sequence[str], count: int, **options: Any) -> list[subprocess.Popen[bytes]]:
         """Start one process for each rank, each told its own as ``torchrun`` tells it."""
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         common = {
             **options.pop("env", os.environ),
             "MASTER_ADDR": "127.0.0.1",

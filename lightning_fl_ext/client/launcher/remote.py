@@ -118,6 +118,11 @@ def _end(started: list[Started], grace: float) -> None:
 
 
 def _why(failed: int, started: list[Started], out: Path, timeout: float | None) -> str:
+    for i, process in enumerate(started):
+        name = signal.Signals(-process.returncode).name if (process.returncode or 0) < 0 else ""
+        if name not in ("", "SIGABRT"):  # a rank aborts when another is gone
+            hint = " The system may have run out of memory." if name == "SIGKILL" else ""
+            return f"process {i} of {len(started)} was killed by {name}.{hint}"
     told = [json.loads(path.read_bytes()) for path in out.glob("error-*.json")]
     if told:
         first = min(told, key=lambda error: error["time"])
@@ -128,10 +133,6 @@ def _why(failed: int, started: list[Started], out: Path, timeout: float | None) 
             " ended. Give it more, or look for a rank that waits for another."
         )
     code = started[failed].returncode
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = " The system may have run out of memory." if name == "SIGKILL" else ""
-        return f"process {failed} of {len(started)} was killed by {name}.{hint}"
     return (
         f"process {failed} of {len(started)} ended with code {code} and left no traceback. What it printed is"
         f" in the client's own output. It ran {started[failed].args!r}."

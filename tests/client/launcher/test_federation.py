@@ -12,22 +12,22 @@ run = partial(run_script, Path(__file__).with_name("_federation.py"))
 
 @pytest.fixture(scope="module")
 def out():
-    return run("ddp,train:1,train:2,evaluate:1", "fork,train:1,train:2,evaluate:1")
+    return run("ddp,train:1", "fork,train:1,train:2")
 
 
 def test_ddp_in_processes_of_its_own_gives_the_bytes_of_forked_workers(out):
-    assert out["ddp"] == out["fork"], "Python's random, dropout and shuffles included"
-    assert [reply["metrics"]["num-examples"] for reply in out["ddp"]] == [101, 101, 101]
+    assert out["ddp"][0] == out["fork"][0], "Python's random, dropout and shuffles included"
+    assert out["ddp"][0]["metrics"]["num-examples"] == 101
 
 
 def test_every_round_shuffles_anew(out):
-    first, second, _ = out["ddp"]
+    first, second = out["fork"]
     assert first["digest"] != second["digest"]
 
 
 @pytest.fixture(scope="module")
 def failed():
-    return run("failing,train:1,train:2,train:4")["failing"]
+    return run("failing,train:1,train:4")["failing"]
 
 
 def test_a_rank_that_raises_is_told_with_its_traceback(failed):
@@ -35,24 +35,32 @@ def test_a_rank_that_raises_is_told_with_its_traceback(failed):
     assert 'raise OSError("no such disk")' in failed[0]["error"]
 
 
-def test_a_rank_that_is_killed_is_told(failed):
-    assert "process 1 of 2 was killed by SIGKILL" in failed[1]["error"]
-
-
 def test_the_round_after_a_failure_works(failed):
-    assert failed[2]["metrics"]["num-examples"] == 101
+    assert failed[1]["metrics"]["num-examples"] == 101
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_is_told():
+    (told,) = run("failing,train:2")["failing"]
+    assert "process 1 of 2 was killed by SIGKILL" in told["error"]
 
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_ended(monkeypatch):
-    monkeypatch.setenv("LIMIT", "40")
+    monkeypatch.setenv("LIMIT", "60")
     (told,) = run("failing,train:3")["failing"]
-    assert "took more than `fit_timeout=40.0` seconds" in told["error"]
+    assert "took more than `fit_timeout=60.0` seconds" in told["error"]
 
 
 @pytest.mark.slow
-def test_torchrun_and_sharded_strategies_answer():
-    out = run("ddp,train:1", "torchrun,train:1", "fsdp2,train:1")
-    assert out["torchrun"] == out["ddp"]
+def test_torchrun_and_evaluations_give_the_same():
+    out = run("torchrun,train:1,evaluate:1", "fork,train:1,evaluate:1")
+    assert out["torchrun"] == out["fork"]
+
+
+@pytest.mark.slow
+def test_a_sharded_module_answers():
+    """As the same module in replicas does, but for the order of sums."""
+    out = run("ddp,train:1", "fsdp2,train:1")
     for name, values in out["fsdp2"][0]["weights"].items():
-        np.testing.assert_allclose(values, out["ddp"][0]["weights"][name], rtol=1e-5)
+        np.testing.assert_allclose(values, out["ddp"][0]["weights"][name], rtol=1e-4)
