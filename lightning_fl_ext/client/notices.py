@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Hashable
+from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import IterableDataset
 
 from lightning_fl_ext.lightnings import lightning_name
 
@@ -47,6 +50,31 @@ def warn_of_training_rows(source: object, run: object) -> None:
             " `val_dataloader`. To have no such metrics, set `fraction_evaluate=0.0` in the strategy."
         )
         warn_once(log, run, text)
+
+
+def warn_of_unsharded(trainer: Any, run: object) -> None:
+    """Say so, once in a run, if every rank may see all of an iterable data set.
+
+    Args:
+        trainer: A Lightning Trainer with several processes, whose fit has its loaders.
+        run: Tells the run.
+    """
+    replicas = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", trainer.world_size)
+    loaders = tree_leaves(trainer.train_dataloader) if replicas > 1 else []
+    kinds = {
+        type(d).__name__
+        for d in (getattr(x, "dataset", None) for x in loaders)
+        if isinstance(d, IterableDataset)
+    }
+    if kinds:
+        text = (
+            f"Lightning gives the whole of an iterable data set ({', '.join(sorted(kinds))}) to each of"
+            f" {replicas} processes. Unless it looks at its rank, each example is seen, and counted in the"
+            f" client's weight, {replicas} times. Have its `__iter__` skip by rank:"
+            " `itertools.islice(items, rank, None, world_size)` with `torch.distributed.get_rank()`; or"
+            " return a data set with `__getitem__`."
+        )
+        warn_once(log, run, text, topic="unsharded")
 
 
 def warn_if_seeded(seed: int, run: object) -> None:

@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_fl_ext import FlowerBridge, LightningFLError, client_app, digest
 from lightning_fl_ext.engines.private import ensure_identity, set_message_id
@@ -57,6 +57,11 @@ class Sharded(Lit):
         if self.layer is None:
             self.layer = nn.Linear(3, 1)
             fully_shard(self.layer, mesh=self.device_mesh["data_parallel"])
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(loader(20).dataset)
 
 
 def loader(n):
@@ -126,6 +131,8 @@ def validate(strategy):
     trainer(strategy, bridge).fit(module, loader(20))
     before = bridge.update.digest
     trainer(strategy, bridge).validate(module, loader(51), verbose=False)
+    iterable = FlowerBridge()
+    trainer(strategy, iterable, epochs=1).fit(Lit(), DataLoader(Stream(), batch_size=10))
     return {
         "counts": [bridge.evaluation.num_examples, bridge.update.num_examples],
         "metrics": sorted(bridge.evaluation.metrics),

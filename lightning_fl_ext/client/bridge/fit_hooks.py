@@ -28,7 +28,7 @@ from lightning_fl_ext.client.bridge.refusals import (
     refuse_to_follow_averaging,
     refuse_zero3,
 )
-from lightning_fl_ext.client.notices import warn_once
+from lightning_fl_ext.client.notices import warn_of_unsharded, warn_once
 from lightning_fl_ext.client.results.retention import Retention
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
@@ -107,6 +107,8 @@ class FitHooks(EvaluationHooks):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when training begins: notes where the Trainer's count of steps stands."""
         self._first_step = trainer.global_step
+        if trainer.world_size > 1 and trainer.is_global_zero:
+            warn_of_unsharded(trainer, self._message.metadata.run_id if self._message else 0)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when a validation begins: outside a fit, as when a fit begins."""

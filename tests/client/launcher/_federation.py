@@ -84,10 +84,11 @@ def parallel(context):
     return two(strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1))
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 APPS = {
     "ddp": client_app(Lit, data, two(), keep_local=False),
     "fork": client_app(Lit, data, two(strategy="ddp_fork"), keep_local=False),
-    "torchrun": client_app(Lit, data, two(), launcher=["torchrun", "--nproc-per-node", "2"]),
+    "torchrun": client_app(Lit, data, two(), launcher=TORCHRUN),
     "fsdp2": client_app(Sharded, data, parallel, keep_local=False),
     "failing": client_app(
         failing, data, two(), keep_local=False, fit_timeout=float(os.getenv("LIMIT", "60"))
