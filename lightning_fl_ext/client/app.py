@@ -16,6 +16,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from lightning_fl_ext.arguments import choice
+from lightning_fl_ext.client.algorithms.base import ClientAlgorithm
+from lightning_fl_ext.client.algorithms.choice import check_halves
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.bridge.refusals import (
     refuse_other_data,
@@ -26,6 +28,7 @@ from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import query_reply, read_run_id, read_seed
 from lightning_fl_ext.client.notices import warn_if_seeded
+from lightning_fl_ext.client.persistence.algorithm_states import FolderMemory
 from lightning_fl_ext.client.persistence.callback import StatePersistence
 from lightning_fl_ext.client.persistence.state_folder import default_root
 from lightning_fl_ext.client.secure import SecureAggregation, refuse_plain
@@ -57,6 +60,7 @@ def client_app(
     secure: str = "auto",
     trusted_keys: str | os.PathLike[str] | None = None,
     signing_key: str | os.PathLike[str] | None = None,
+    algorithms: tuple[type[ClientAlgorithm], ...] = (),
 ) -> ClientApp:
     """Make a Flower ``ClientApp`` that trains, evaluates, and tells who it is.
 
@@ -97,6 +101,8 @@ def client_app(
             (``"required"``): a server that asks for a plain one then gets an error and no weights.
         trusted_keys: See :class:`SecureAggregation`.
         signing_key: See :class:`SecureAggregation`.
+        algorithms: Client halves of your own algorithms, classes derived from :class:`ClientAlgorithm`. What
+            they keep lies where ``keep_local`` says; with False, in Flower's ``Context``.
 
     ``model``, ``data`` and ``trainer`` may have a parameter ``context``, for the client's ``Context``, and
     one named ``round``, for its :class:`ClientRound`; annotated so, they may have other names.
@@ -129,6 +135,7 @@ def client_app(
         "min_examples": min_examples,
         "batch_size": batch_size,
     }
+    halves = check_halves(algorithms)
     FlowerBridge(**options)  # complains now rather than in the first round
     choice("secure", secure, ("auto", "required"))
     half = SecureAggregation(trusted_keys, signing_key)
@@ -139,12 +146,16 @@ def client_app(
     def run(
         message: Message, context: Context, fits: bool = False
     ) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge]]:
-        bridge = FlowerBridge.from_message(message, context, **options)
+        bridge = FlowerBridge.from_message(message, context, algorithms=halves, **options)
         bridge._remedy = _REMEDY
         persistence = (
             [StatePersistence.from_message(bridge, message, context, root, training)] if root else []
         )
         bridge.keeps_local = True  # or is not to
+        if root and bridge._part:
+            owner = bridge.client_id or f"node {context.node_id}"
+            run_id = read_run_id(message, context)
+            bridge._part.memory = FolderMemory(root, owner, run_id, bridge._part.half.name)
         kind = message.metadata.message_type.split(".")[0]
         seed = derive_seed(read_seed(message), bridge.server_round, bridge.client_id, kind)
         build_seed = derive_seed(read_seed(message), 0, bridge.client_id, "model")

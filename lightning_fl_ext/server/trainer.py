@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -46,6 +46,7 @@ from lightning_fl_ext.server.trainer_arguments import (
     logger_list,
     make_module,
     strategy_object,
+    train_settings,
 )
 from lightning_fl_ext.wire import Exchange, WeightExchange
 
@@ -74,6 +75,8 @@ class FederatedTrainer:
             :class:`RoundEarlyStopping` use it unless they have one of their own.
         mode: Whether a ``"min"`` or ``"max"`` of ``monitor`` is best.
         limits: What one reply of a client may hold at most; None for the defaults of :class:`Limits`.
+        train_config: Settings that clients are told with each training message, by name; or a function that
+            gives them for a round. ``learning-rate`` and ``proximal-mu`` are known to all clients.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -107,6 +110,7 @@ class FederatedTrainer:
         monitor: str | None = None,
         mode: str = "min",
         limits: Limits | None = None,
+        train_config: Mapping[str, Any] | Callable[[int], Mapping[str, Any]] | None = None,
     ) -> None:
         self.max_rounds = whole_number("max_rounds", max_rounds, 0)
         self.strategy = self._strategy = strategy_object(ExactFedAvg() if strategy is None else strategy)
@@ -122,6 +126,7 @@ class FederatedTrainer:
         self.monitor = None if monitor is None else metric_name(monitor)
         self.mode = choice("mode", mode, ("min", "max"))
         self.limits = limits_object(Limits() if limits is None else limits)
+        self.train_config = train_settings({} if train_config is None else train_config)
         if enable_progress_bar and not any(isinstance(c, RoundProgressBar) for c in self.callbacks):
             self.callbacks.insert(0, RoundProgressBar())
         # As in Lightning, checkpoints are written last, when the other callbacks' state is what it will be.
