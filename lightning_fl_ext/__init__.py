@@ -40,12 +40,14 @@ if TYPE_CHECKING:
     from lightning_fl_ext.results import select_zeroeth_element as select_zeroeth_element
     from lightning_fl_ext.secure import write_site_keys as write_site_keys
     from lightning_fl_ext.server import AlgorithmStrategy as AlgorithmStrategy
+    from lightning_fl_ext.server import Ditto as Ditto
     from lightning_fl_ext.server import ExactFedAvg as ExactFedAvg
     from lightning_fl_ext.server import FedDyn as FedDyn
     from lightning_fl_ext.server import FederatedTrainer as FederatedTrainer
     from lightning_fl_ext.server import FedNova as FedNova
     from lightning_fl_ext.server import FedPM as FedPM
     from lightning_fl_ext.server import FedProx as FedProx
+    from lightning_fl_ext.server import FedRep as FedRep
     from lightning_fl_ext.server import Limits as Limits
     from lightning_fl_ext.server import RoundCallback as RoundCallback
     from lightning_fl_ext.server import RoundCheckpoint as RoundCheckpoint
@@ -91,6 +93,8 @@ _HOME = {
     "FedNova": "server",
     "FedPM": "server",
     "FedProx": "server",
+    "Ditto": "server",
+    "FedRep": "server",
     "Scaffold": "server",
     "MaskExchange": "wire",
     "MaskedModule": "gates",

@@ -77,10 +77,11 @@ ROOMS = {
         "algorithms": {"instruction_limits"},
         "bridge": {"algorithms", "identity", "messages", "metrics", "notices", "results", "round"},
         "persistence": {"bridge", "messages", "notices", "results"},
+        "personal": {"algorithms", "bridge", "instruction_limits"},
         "secure": {"identity", "messages"},
         "app": {
             *("algorithms", "bridge", "factories", "identity", "messages", "notices", "persistence"),
-            *("secure", "trainers"),
+            *("personal", "secure", "trainers"),
         },
     },
 }

@@ -5,13 +5,15 @@ from functools import partial
 import lightning.pytorch as L
 import numpy as np
 import torch
+from flwr.clientapp import ClientApp
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_fl_ext import FederatedTrainer, LocalGrid, client_app
+from lightning_fl_ext import FederatedTrainer, FlowerBridge, LocalGrid, client_app
 
 SIZES = 8, 12, 4, 16
 """Examples of each client: 2, 3, 1 and 4 steps an epoch."""
 
+CLIENTS = 4
 BATCH, EPOCHS, RATE = 4, 2, 0.1
 CPU = {"accelerator": "cpu", "devices": 1}
 
@@ -55,12 +57,26 @@ def app(model=Quadratic, trainer=None, **options):
     return client_app(model, data, {**CPU, "max_epochs": EPOCHS, **(trainer or {})}, **options)
 
 
-def run(strategy, client, rounds=3, *, clients=len(SIZES), fit=None, grid=None, model=Quadratic, **options):
+def handwritten(kit):
+    """The client by hand, with the tests' own fixture of fits."""
+    made = ClientApp()
+
+    @made.train()
+    def train(message, context):
+        bridge = FlowerBridge.from_message(message, context)
+        kit.fit(bridge, module=Quadratic(), data=data(context), max_epochs=EPOCHS)
+        return bridge.reply()
+
+    return made
+
+
+def run(strategy, client, rounds=3, *, clients=CLIENTS, model=Quadratic, evaluate=0.0, **options):
     """Federate; returns the trainer, whose `result` is the outcome."""
-    strategy.fraction_evaluate = 0.0
+    strategy.fraction_evaluate = evaluate
     strategy.min_available_nodes = strategy.min_train_nodes = strategy.min_evaluate_nodes = 1
+    fit, grid = options.pop("fit", {}), options.pop("grid", {})
     trainer = FederatedTrainer(rounds, strategy, seed=3, enable_progress_bar=False, **options)
-    trainer.fit(model, LocalGrid(client, clients, **(grid or {})), **(fit or {}))
+    trainer.fit(model, LocalGrid(client, clients, **grid), **fit)
     return trainer
 
 
@@ -71,7 +87,7 @@ def weights(trainer):
 # In numpy
 
 
-def optimum(clients=range(len(SIZES))):
+def optimum(clients=(0, 1, 2, 3)):
     """Where the federation's loss, weighted by examples, is least."""
     both = [examples(i) for i in clients]
     return sum((a * t).sum(0) for a, t in both) / sum(a.sum(0) for a, _ in both)
@@ -115,7 +131,7 @@ def fedprox(rounds, mu):
     return w
 
 
-def scaffold(rounds, rate=1.0, clients=len(SIZES)):
+def scaffold(rounds, rate=1.0, clients=CLIENTS):
     """Algorithm 1 with option II, as it is printed but for the weights of clients."""
     x, c, own = np.zeros(3), np.zeros(3), [np.zeros(3) for _ in range(clients)]
     for sampled in rounds:
@@ -140,7 +156,7 @@ def fednova(rounds, momentum=0.0):
     return x
 
 
-def feddyn(rounds, alpha, clients=len(SIZES)):
+def feddyn(rounds, alpha, clients=CLIENTS):
     w, h, own = np.zeros(3), np.zeros(3), [np.zeros(3) for _ in range(clients)]
     for sampled in rounds:
         ends = {}

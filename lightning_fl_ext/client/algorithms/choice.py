@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from lightning_fl_ext.client.algorithms.alternating import AlternatingParts
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm
 from lightning_fl_ext.client.algorithms.drift import ControlVariates, DynamicRegularizer, NormalizedSteps
 from lightning_fl_ext.client.algorithms.proximal import ProximalTerm
@@ -19,8 +20,9 @@ KNOWN: tuple[type[ClientAlgorithm], ...] = (
     ControlVariates,
     NormalizedSteps,
     DynamicRegularizer,
+    AlternatingParts,
 )
-"""The client halves that every client knows."""
+"""The client halves that every client knows; `client_app` knows Ditto besides."""
 
 
 def algorithm_of(

@@ -79,6 +79,7 @@ class FlowerBridge(FitHooks):
             belongs to metrics is not among them, nor another name of a tensor that was received.
         keeps_local: Whether another callback keeps them from round to round.
         keeps_optimizer: Whether another callback keeps optimizers and schedules from round to round.
+        personal_metrics: Metrics of a model of the client's own, for the reply.
 
     Raises:
         TypeError: ``exchange`` is not an exchange, or a text is given where a tuple of names is meant.
@@ -145,6 +146,7 @@ class FlowerBridge(FitHooks):
         self.local_entries: list[str] = []
         self.keeps_local = self.keeps_optimizer = False
         self._round: ClientRound | None = None
+        self.personal_metrics: dict[str, float] = {}
 
     def __repr__(self) -> str:
         shown = f"client_id={self.client_id!r}, server_round={self.server_round}, submit={self.submit!r}"
@@ -297,6 +299,7 @@ class FlowerBridge(FitHooks):
             outcome = replace(outcome, arrays=joined(weights, extras))
         if self._part is not None and self._part.half.keeps:
             self._part.keep(self.server_round, self._store.get(KEPT).arrays)
+        outcome = replace(outcome, metrics={**outcome.metrics, **self.personal_metrics})
         stages = {s: self._store.get(s).arrays[METRIC_STATES].tobytes() for s in STAGES if self._store.has(s)}
         return outcome_reply(self._message, outcome, stages, self.exchange.coded)
 
