@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm, LocalFit, Parameters
+from lightning_fl_ext.client.algorithms.proximal import Scratch
 from lightning_fl_ext.client.instruction_limits import number
 from lightning_fl_ext.errors import LightningFLError
 
@@ -147,6 +148,7 @@ class DynamicRegularizer(ClientAlgorithm):
     def __init__(self, settings: Mapping[str, object]) -> None:
         super().__init__(settings)
         self.alpha = number("feddyn-alpha", settings.get("feddyn-alpha"))
+        self._scratch = Scratch()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(alpha={self.alpha:g})"
@@ -163,8 +165,8 @@ class DynamicRegularizer(ClientAlgorithm):
         """Add both terms."""
         for name, parameter in parameters.items():
             assert parameter.grad is not None
-            parameter.grad.add_(parameter.detach() - self._near[name], alpha=self.alpha)
-            parameter.grad.sub_(self._linear[name])
+            moved = self._scratch.difference(parameter, self._near[name])
+            parameter.grad.add_(moved, alpha=self.alpha).sub_(self._linear[name])
 
     def on_fit_end(self, fit: LocalFit) -> Mapping[str, torch.Tensor]:
         """Make the new linear term."""

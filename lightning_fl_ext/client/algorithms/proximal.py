@@ -11,6 +11,26 @@ from lightning_fl_ext.client.algorithms.base import ClientAlgorithm, LocalFit, P
 from lightning_fl_ext.client.instruction_limits import InstructionError, number
 
 
+class Scratch:
+    """Room for one tensor of a step, taken once: to allocate a large one for every step costs more than to sum.
+
+    Example:
+        >>> Scratch().difference(torch.ones(2, 2), torch.zeros(2, 2)).sum()
+        tensor(4.)
+    """
+
+    def __init__(self) -> None:
+        self._room: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+
+    def difference(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Give ``one - other``, which holds until the next call."""
+        key, size = (one.dtype, one.device), one.numel()
+        room = self._room.get(key)
+        if room is None or room.numel() < size:
+            room = self._room[key] = torch.empty(size, dtype=one.dtype, device=one.device)
+        return torch.sub(one, other, out=room[:size].view(one.shape))
+
+
 class ProximalTerm(ClientAlgorithm):
     """Adds ``mu * (w - w_global)`` to gradients: FedProx (Li et al. 2020, arXiv:1812.06127, section 3.2).
 
@@ -40,6 +60,7 @@ class ProximalTerm(ClientAlgorithm):
             )
         self.mu = number("proximal-mu", settings["proximal-mu"])
         self._near: dict[str, torch.Tensor] = {}
+        self._scratch = Scratch()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(mu={self.mu:g})"
@@ -53,4 +74,5 @@ class ProximalTerm(ClientAlgorithm):
         if self.mu:
             for name, parameter in parameters.items():
                 assert parameter.grad is not None
-                parameter.grad.add_(parameter.detach() - self._near[name], alpha=self.mu)
+                moved = self._scratch.difference(parameter, self._near[name])
+                parameter.grad.add_(moved, alpha=self.mu)

@@ -12,12 +12,15 @@ from lightning_fl_ext import (
     FederatedTrainer,
     FedProx,
     LightningFLError,
+    LocalGrid,
     RoundCallback,
     RoundCheckpoint,
     Scaffold,
     WeightExchange,
 )
 from lightning_fl_ext.server import CheckpointError
+
+FEW = {"rounds": 2, "clients": 2}
 
 
 def at_rate(rate):
@@ -29,9 +32,9 @@ def at_rate(rate):
 
 
 def test_a_learning_rate_of_the_server_is_that_of_the_optimizer():
-    told = run(ExactFedAvg(), app(), train_config={"learning-rate": 0.03})
-    assert told.result.digest == run(ExactFedAvg(), app(at_rate(0.03))).result.digest
-    assert told.result.digest != run(ExactFedAvg(), app()).result.digest
+    told = run(ExactFedAvg(), app(), train_config={"learning-rate": 0.03}, **FEW)
+    assert told.result.digest == run(ExactFedAvg(), app(at_rate(0.03)), **FEW).result.digest
+    assert told.result.digest != run(ExactFedAvg(), app(), **FEW).result.digest
 
 
 @pytest.mark.parametrize("by", ["function", "callback"])
@@ -58,8 +61,8 @@ def test_settings_of_any_name_reach_the_module():
     def model(round):
         return at_rate(round.config["my-rate"])()
 
-    told = run(ExactFedAvg(), app(model), train_config={"my-rate": 0.03})
-    assert told.result.digest == run(ExactFedAvg(), app(at_rate(0.03))).result.digest
+    told = run(ExactFedAvg(), app(model), train_config={"my-rate": 0.03}, **FEW)
+    assert told.result.digest == run(ExactFedAvg(), app(at_rate(0.03)), **FEW).result.digest
 
 
 def test_a_rate_that_would_be_overwritten_or_hides_others_is_refused():
@@ -87,10 +90,10 @@ def test_fedprox_goes_with_a_server_optimizer_and_with_local_batch_norm(tmp_path
     def adam():
         return FedAdam(eta=0.1)
 
-    pulled = run(adam(), app(), train_config={"proximal-mu": 0.3})
-    assert np.abs(weights(pulled) - weights(run(adam(), app()))).max() > 1e-4
-    exact = run(FedAvg(), app(), train_config={"proximal-mu": 0.3})
-    np.testing.assert_allclose(weights(exact), weights(run(FedProx(0.3), app())), rtol=1e-9)
+    pulled = run(adam(), app(), train_config={"proximal-mu": 0.3}, **FEW)
+    assert np.abs(weights(pulled) - weights(run(adam(), app(), **FEW))).max() > 1e-4
+    exact = run(FedAvg(), app(), train_config={"proximal-mu": 0.3}, **FEW)
+    np.testing.assert_allclose(weights(exact), weights(run(FedProx(0.3), app(), **FEW)), rtol=1e-9)
     local = {"exchange": WeightExchange(exclude="seen")}
     run(FedProx(0.3), app(keep_local=tmp_path, **local), rounds=1, **local)
 
@@ -126,9 +129,9 @@ def test_a_pull_beside_another_algorithm_is_refused(strategy, tmp_path):
 def test_a_wrapper_that_changes_updates_on_their_way_is_refused(tmp_path):
     from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping as Private
 
+    trainer = FederatedTrainer(strategy=Private(Scaffold(), 0.1, 0.5, 4), enable_progress_bar=False)
     with pytest.raises(LightningFLError, match="changes updates on their way to Scaffold"):
-        trainer = FederatedTrainer(strategy=Private(Scaffold(), 0.1, 0.5, 4), enable_progress_bar=False)
-        trainer.fit(Quadratic, __import__("lightning_fl_ext").LocalGrid(app(keep_local=tmp_path), 4))
+        trainer.fit(Quadratic, LocalGrid(app(keep_local=tmp_path), 4))
 
 
 def test_a_run_goes_on_with_the_settings_it_had(tmp_path):
