@@ -68,6 +68,8 @@ TEST, TRAIN = range(450), range(450, len(labels))
 
 
 class LitDigits(L.LightningModule):
+    """A body and a head."""
+
     def __init__(self) -> None:
         super().__init__()
         self.body = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU())
@@ -180,7 +182,7 @@ def draw(curves: dict[str, tuple[Any, Any]], path: str) -> None:
     print(f"plot: {path}")
 
 
-def cost(repeats: int = 9, batches: int = 60) -> None:
+def cost(repeats: int = 7, batches: int = 25) -> None:
     """Processor time of a fit with each half, over the same fit without, side by side."""
     halves: dict[str, Callable[[], ClientAlgorithm]] = {
         "FedProx": lambda: ProximalTerm({"proximal-mu": 0.1}),
@@ -212,9 +214,7 @@ def cost(repeats: int = 9, batches: int = 60) -> None:
         for name, make in halves.items():
             before, with_half, after = fit(None), fit(make()), fit(None)
             ratios[name].append(2 * with_half / (before + after))
-    print(
-        f"fit of {batches} batches with a half, over the fits without just before and after: median of {repeats}"
-    )
+    print(f"fit of {batches} batches with a half, over those just before and after: median of {repeats}")
     for name, values in ratios.items():
         print(f"  {name:25} {np.median(values):5.2f} x  ({min(values):.2f}-{max(values):.2f})")
 

@@ -8,6 +8,15 @@ its learning rates; everything else (messages, screening, the exact sum, checkpo
 Expected output (the digits may differ on other hardware or torch builds):
 
     round  FedAvg   FedCM
+        0  0.0422  0.0422
+        1  0.3089  0.3089
+        2  0.3444  0.5533
+        3  0.5578  0.7378
+        4  0.6111  0.7533
+        5  0.7356  0.8289
+        6  0.8133  0.8533
+        7  0.8378  0.8733
+        8  0.8711  0.8689
 """
 
 import logging

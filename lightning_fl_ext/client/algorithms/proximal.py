@@ -12,7 +12,7 @@ from lightning_fl_ext.client.instruction_limits import InstructionError, number
 
 
 class Scratch:
-    """Room for one tensor of a step, taken once: to allocate a large one for every step costs more than to sum.
+    """Room for one tensor of a step, taken once: a large one for every step costs more than the sum.
 
     Example:
         >>> Scratch().difference(torch.ones(2, 2), torch.zeros(2, 2)).sum()
