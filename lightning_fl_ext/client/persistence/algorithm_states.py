@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_fl_ext.client.persistence.local_entries import describe
-from lightning_fl_ext.client.persistence.state_folder import SavedState, StateFolder
+from lightning_fl_ext.client.persistence.saved_state import SavedState
+from lightning_fl_ext.client.persistence.state_folder import StateFolder
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.wire import to_numpy, to_torch
 
