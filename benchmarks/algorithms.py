@@ -1,6 +1,6 @@
 """Algorithms with two halves on digits: accuracy by round and by bytes; and what their hooks cost in a fit.
 
-    python benchmarks/algorithms.py                  # three seeds, table and plot (about six minutes)
+    python benchmarks/algorithms.py                  # three seeds (about two minutes on two idle cores)
     python benchmarks/algorithms.py --seeds 1 --rounds 5
     python benchmarks/algorithms.py cost             # hooks, on the 4 MB model of benchmarks/bridge.py
 
@@ -48,7 +48,7 @@ from lightning_fl_ext.client.algorithms.hooks import AlgorithmHooks
 from lightning_fl_ext.client.algorithms.proximal import ProximalTerm
 
 CLIENTS = 10
-SHOWN = 1, 2, 5, 10, 15, 20
+SHOWN = 1, 2, 5, 8, 10, 15, 20
 STRATEGIES: dict[str, Callable[..., ExactFedAvg]] = {
     "FedAvg": ExactFedAvg,
     "FedProx": lambda **options: FedProx(0.1, **options),
@@ -143,20 +143,21 @@ def federate(name: str, seed: int, rounds: int) -> dict[str, Any]:
 
 
 def compare(seeds: int, rounds: int, plot: str | None) -> None:
-    logs = {name: [federate(name, seed, rounds) for seed in range(seeds)] for name in STRATEGIES}
     shown = [n for n in SHOWN if n <= rounds]
-    curves: dict[str, tuple[Any, Any]] = {}
-    for name, runs in logs.items():
-        for kind, label in (("global", name), ("own", f"{name}, own models")):
-            if runs[0][kind] is not None and not np.isnan(runs[0][kind]).all():
-                curves[label] = np.array([r[kind] for r in runs]), runs[0]["bytes"] / 1e6
     print(f"accuracy after a round: mean of {seeds} seeds (least to most in the last); MB in all")
-    print(f"{'':20}" + "".join(f"{n:7d}" for n in shown) + f"{'range':>16}{'MB':>7}")
-    for label, (values, megabytes) in curves.items():
-        means = "".join(f"{values[:, n - 1].mean():7.3f}" for n in shown)
-        ends = values[:, shown[-1] - 1]
-        spread = f"({ends.min():.3f}-{ends.max():.3f})"
-        print(f"{label:20}{means}{spread:>16}{megabytes[shown[-1] - 1]:7.2f}")
+    print(f"{'':20}" + "".join(f"{n:7d}" for n in shown) + f"{'range':>16}{'MB':>7}", flush=True)
+    curves: dict[str, tuple[Any, Any]] = {}
+    for name in STRATEGIES:
+        runs = [federate(name, seed, rounds) for seed in range(seeds)]
+        for kind, label in (("global", name), ("own", f"{name}, own models")):
+            if runs[0][kind] is None or np.isnan(runs[0][kind]).all():
+                continue
+            values, megabytes = np.array([run[kind] for run in runs]), runs[0]["bytes"] / 1e6
+            curves[label] = values, megabytes
+            means = "".join(f"{values[:, n - 1].mean():7.3f}" for n in shown)
+            ends = values[:, shown[-1] - 1]
+            spread = f"({ends.min():.3f}-{ends.max():.3f})"
+            print(f"{label:20}{means}{spread:>16}{megabytes[shown[-1] - 1]:7.2f}", flush=True)
     if plot:
         draw(curves, plot)
 
@@ -223,7 +224,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("part", nargs="?", choices=["accuracy", "cost"], default="accuracy")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--plot", default=None)
     chosen = parser.parse_args()
     torch.set_num_threads(1)

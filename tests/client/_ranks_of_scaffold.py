@@ -1,4 +1,4 @@
-"""Two rounds of SCAFFOLD on one process with whole batches, and on two that halve them; prints the weights."""
+"""Two rounds of SCAFFOLD on one process with whole batches, and on two that halve them: prints weights."""
 
 import json
 import logging
