@@ -12,6 +12,7 @@ from lightning_fl_ext.client.algorithms.base import ClientAlgorithm, LocalFit, P
 from lightning_fl_ext.client.algorithms.proximal import Scratch
 from lightning_fl_ext.client.instruction_limits import number
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.text import shown
 
 
 class ControlVariates(ClientAlgorithm):
@@ -32,11 +33,16 @@ class ControlVariates(ClientAlgorithm):
         Raises:
             LightningFLError: The server's is of other parameters than those trained here.
         """
-        refuse_others(self, fit, fit.received)
+        buffers = dict(fit.module.named_buffers())  # Flower's own `start` does not tell them from parameters
+        received = {name: c for name, c in fit.received.items() if name not in buffers}
+        self._still = {name: torch.zeros_like(c) for name, c in fit.received.items() if name in buffers}
+        refuse_others(fit, received, "the server's control variates")
+        if fit.kept:
+            refuse_others(fit, fit.kept, "this client's control variates")
         self._shift: dict[str, torch.Tensor] = {}
         self._sums: dict[str, torch.Tensor] = {}
         self._steps: Counter[str] = Counter()
-        for name, control in fit.received.items():
+        for name, control in received.items():
             own = fit.kept.get(name)
             shift = control if own is None else control - own
             parameter = fit.parameters[name]
@@ -59,7 +65,7 @@ class ControlVariates(ClientAlgorithm):
             steps = self._steps[name]
             changes[name] = (total / steps).cpu() - own if steps else torch.zeros_like(own)
             fit.kept[name] = own + changes[name]  # what the server adds up, to the bit
-        return changes
+        return {**changes, **self._still}
 
 
 class NormalizedSteps(ClientAlgorithm):
@@ -154,11 +160,18 @@ class DynamicRegularizer(ClientAlgorithm):
         return f"{type(self).__name__}(alpha={self.alpha:g})"
 
     def on_fit_start(self, fit: LocalFit) -> None:
-        """Note the global weights, and this client's linear term."""
+        """Note the global weights, and this client's linear term.
+
+        Raises:
+            LightningFLError: That is of other parameters than those trained here.
+        """
+        if fit.kept:
+            refuse_others(fit, fit.kept, "this client's linear terms")
         self._near = {name: parameter.detach().clone() for name, parameter in fit.parameters.items()}
         self._linear = {
             name: fit.kept[name].to(near.device, near.dtype) if name in fit.kept else torch.zeros_like(near)
             for name, near in self._near.items()
+            if near.is_floating_point()
         }
 
     def before_step(self, fit: LocalFit, parameters: Parameters, optimizer: Any) -> None:
@@ -170,14 +183,19 @@ class DynamicRegularizer(ClientAlgorithm):
 
     def on_fit_end(self, fit: LocalFit) -> Mapping[str, torch.Tensor]:
         """Make the new linear term."""
-        for name, parameter in fit.parameters.items():
-            moved = parameter.detach() - self._near[name]
-            fit.kept[name] = (self._linear[name] - self.alpha * moved).cpu()
+        for name, linear in self._linear.items():
+            moved = fit.parameters[name].detach() - self._near[name]
+            fit.kept[name] = (linear - self.alpha * moved).cpu()
         return {}
 
 
-def refuse_others(algorithm: ClientAlgorithm, fit: LocalFit, received: Mapping[str, torch.Tensor]) -> None:
-    """Refuse what the server sent beside the weights, if it is not for the parameters that travel.
+def refuse_others(fit: LocalFit, arrays: Mapping[str, torch.Tensor], whose: str) -> None:
+    """Refuse arrays that are not those of the parameters that travel.
+
+    Args:
+        fit: The fit.
+        arrays: One for each of its floating parameters, of its shape.
+        whose: For the message.
 
     Raises:
         LightningFLError: Names the difference.
@@ -185,12 +203,15 @@ def refuse_others(algorithm: ClientAlgorithm, fit: LocalFit, received: Mapping[s
     floats = {name: p for name, p in fit.parameters.items() if p.is_floating_point()}
     wrong = sorted(
         name
-        for name in {*floats, *received}
-        if name not in floats or name not in received or floats[name].shape != received[name].shape
+        for name in {*floats, *arrays}
+        if name not in floats
+        or name not in arrays
+        or floats[name].shape != arrays[name].shape
+        or not arrays[name].is_floating_point()
     )
     if wrong:
         raise LightningFLError(
-            f"the server's algorithm `{algorithm.name}` sent arrays for {len(received)} parameters, and"
-            f" {len(floats)} travel here. They differ at {wrong[:5]}. Both sides must use the same model and"
-            " the same exchange."
+            f"{whose} are for {len(arrays)} parameters, and {len(floats)} travel here. They differ at"
+            f" {shown(wrong[:5])}. Both sides must use the same model and the same exchange, in all rounds of a"
+            " run."
         )

@@ -56,7 +56,7 @@ class AlgorithmStrategy(ExactFedAvg):
     parameters: list[str] | None = None
 
     _before: Arrays | None = None
-    _asked: int = 0
+    _connected: int = 0
     _folded: int = 0
 
     def __init__(self, **options: Any) -> None:
@@ -122,7 +122,7 @@ class AlgorithmStrategy(ExactFedAvg):
     @property
     def sends_or_keeps(self) -> bool:
         """Whether the server does more than to average and to name the client's half."""
-        own, base, names = type(self), AlgorithmStrategy, ("combine", "extras", "expected")
+        own, base, names = type(self), AlgorithmStrategy, ("combine", "contribution", "extras", "expected")
         return any(getattr(own, name) is not getattr(base, name) for name in names)
 
     def trained(self, arrays: Arrays) -> list[str]:
@@ -148,7 +148,7 @@ class AlgorithmStrategy(ExactFedAvg):
             )
         self._settle(before)
         self._write_config(config, self.settings(server_round))
-        self._asked = len(list(grid.get_node_ids()))
+        self._connected = len(list(grid.get_node_ids()))
         messages = list(super().configure_train(server_round, arrays, config, grid))
         self._before, self._like = before, self._sums(before)
         if extras := self.extras(before):
@@ -172,12 +172,12 @@ class AlgorithmStrategy(ExactFedAvg):
         before, self._folded = self._before, 0
         record, metrics = super().aggregate_train(server_round, replies)
         self._before = None
-        if record is None or before is None:
+        if record is None or before is None or not self.sends_or_keeps:
             return record, metrics
         mean, extras = parted(from_record(record))
-        new, self._next = self.combine(before, mean, extras, self._folded / max(self._asked, 1))
+        new, self._next = self.combine(before, mean, extras, self._folded / max(self._connected, 1))
         new = {name: np.asarray(new[name]).astype(array.dtype, copy=False) for name, array in before.items()}
-        self._next_digest = digest(new)
+        self._next_digest = digest(new) if self._next or self.kept else ""
         return to_record(new), metrics
 
     def _updates(

@@ -17,7 +17,8 @@ from _quadratic import (
     weights,
 )
 
-from lightning_fl_ext import FedDyn, LightningFLError, RoundCallback, RoundCheckpoint, Scaffold
+from lightning_fl_ext import FedDyn, LightningFLError, LocalGrid, RoundCallback, RoundCheckpoint, Scaffold
+from lightning_fl_ext.files import read_folder, tensors_from_bytes, tensors_to_bytes, write_folder
 from lightning_fl_ext.wire import from_record, to_record
 
 STRATEGIES = {"scaffold": Scaffold, "feddyn": lambda **options: FedDyn(0.2, **options)}
@@ -184,6 +185,33 @@ def test_each_of_several_optimizers_counts_its_own_steps_under_manual_optimizati
     (tensors,) = kept_controls(tmp_path).values()
     for part, count in (("head", 4), ("tail", 2)):
         np.testing.assert_allclose(tensors[f"state.{part}"], -trainer.arrays[part] / (count * 0.1))
+
+
+def test_flower_s_own_loop_drives_both_halves_too():
+    """Without a trainer nobody tells buffers from parameters, or which round counted last."""
+    grid = LocalGrid(app(keep_local=False), 3)
+    start = {name: tensor.numpy() for name, tensor in Quadratic().state_dict().items()}
+    strategy = Scaffold(fraction_evaluate=0.0)
+    end = from_record(strategy.start(grid, to_record(start), num_rounds=2).arrays)
+    w = np.concatenate([end["head"], end["tail"]])
+    np.testing.assert_allclose(w, scaffold([range(3)] * 2, clients=3), rtol=1e-9)
+    assert end["seen"] > 0
+
+
+def test_a_state_of_another_model_is_refused(tmp_path):
+    class Swap(RoundCallback):
+        def on_round_end(self, trainer):
+            for folder in tmp_path.glob("0-*/*/round-00001"):
+                files = read_folder(folder)
+                tensors = tensors_from_bytes(files["tensors.safetensors"])
+                files["tensors.safetensors"] = tensors_to_bytes({n: t[:1] for n, t in tensors.items()})
+                write_folder(folder, files)
+
+    trainer = run(Scaffold(), app(keep_local=tmp_path), rounds=2, clients=3, callbacks=[Swap()])
+    (left_out,) = trainer.rounds[1].rejected
+    assert left_out.client_id == "0"
+    told = "this client's control variates are for 2 parameters, and 2 travel here. They differ at ['head']"
+    assert told in left_out.got
 
 
 def test_weights_other_than_the_last_are_refused(tmp_path):
