@@ -212,6 +212,6 @@ def refuse_others(fit: LocalFit, arrays: Mapping[str, torch.Tensor], whose: str)
     if wrong:
         raise LightningFLError(
             f"{whose} are for {len(arrays)} parameters, and {len(floats)} travel here. They differ at"
-            f" {shown(wrong[:5])}. Both sides must use the same model and the same exchange, in all rounds of a"
-            " run."
+            f" {shown(wrong[:5])}. Both sides must use the same model and the same exchange, in all rounds of"
+            " a run."
         )
