@@ -11,7 +11,7 @@ ROWS = [
     for line in (ROOT / "docs" / "surprises.md").read_text(encoding="utf-8").splitlines()
     if line.startswith("| ") and not line.startswith("| behaviour")
 ]
-NOT_OURS = ("Lightning itself warns", "ecosystem")
+NOT_OURS = ("Lightning itself warns", "make ecosystem", "install the wheel")
 """What a row says where a library does it all, or where the ecosystem suite holds it."""
 
 

@@ -1,11 +1,14 @@
 """The global weights reach every module before anything looks at it, in the dtypes they came in."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lightning_fl_ext import FlowerBridge, LightningFLError
+from lightning_fl_ext import FlowerBridge, LightningFLError, WeightExchange
+from lightning_fl_ext.client.bridge.model_state import pack_state
 from lightning_fl_ext.wire import from_record
 
 
