@@ -21,7 +21,11 @@ from lightning_fl_ext.secure.errors import SecureAggregationError
 SEED_BYTES = 16
 """Bytes of a secret that is shared: what Shamir's scheme over GF(2^128) takes."""
 
-TAG_BYTES = 16
+KEY_BYTES = 32
+"""Bytes of a public key, and of every key that is derived."""
+
+SEALED_BYTES = 2 * SEED_BYTES + 16
+"""Bytes of a neighbour's two shares, sealed."""
 
 
 def new_seed() -> bytes:
@@ -81,9 +85,7 @@ def agree(own: X25519PrivateKey, peer: bytes, purpose: str, context: bytes = b""
 def digest_of(*fields: bytes) -> bytes:
     """Compute the SHA-256 over fields, each prefixed with its length."""
     sha = Hash(SHA256())
-    for field in fields:
-        sha.update(len(field).to_bytes(8, "little"))
-        sha.update(field)
+    sha.update(b"".join(part for field in fields for part in (len(field).to_bytes(8, "little"), field)))
     return sha.finalize()
 
 
@@ -111,11 +113,7 @@ def authenticate(key: bytes, fields: Iterable[bytes | memoryview]) -> bytes:
         >>> len(authenticate(bytes(32), [b"a", b"b"]))
         16
     """
-    tag = Poly1305(key)
-    for field in fields:
-        tag.update(len(field).to_bytes(8, "little"))
-        tag.update(field)
-    return tag.finalize()
+    return _tag(key, fields).finalize()
 
 
 def verify(key: bytes, fields: Iterable[bytes | memoryview], tag: bytes) -> None:
@@ -124,11 +122,15 @@ def verify(key: bytes, fields: Iterable[bytes | memoryview], tag: bytes) -> None
     Raises:
         SecureAggregationError: It is another message's.
     """
-    check = Poly1305(key)
-    for field in fields:
-        check.update(len(field).to_bytes(8, "little"))
-        check.update(field)
     try:
-        check.verify(tag)
+        _tag(key, fields).verify(tag)
     except (InvalidSignature, TypeError):
         raise SecureAggregationError("altered, or of another client or round") from None
+
+
+def _tag(key: bytes, fields: Iterable[bytes | memoryview]) -> Poly1305:
+    made = Poly1305(key)
+    for field in fields:
+        made.update(len(field).to_bytes(8, "little"))
+        made.update(field)
+    return made

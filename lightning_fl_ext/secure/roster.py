@@ -10,9 +10,8 @@ from typing import Any
 
 from lightning_fl_ext.secure.errors import SecureAggregationError
 from lightning_fl_ext.secure.graph import neighbours, threshold_of
-from lightning_fl_ext.secure.keys import digest_of
-
-KEY_BYTES = 32
+from lightning_fl_ext.secure.keys import KEY_BYTES, digest_of
+from lightning_fl_ext.secure.messages import parts
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,14 @@ class Roster:
         """Give who holds shares of a member's secrets, itself among them; the first holds share 1."""
         return sorted([member, *self.neighbours[member]])
 
+    def number(self, client_id: str) -> int:
+        """Give a member's number, by its id."""
+        return self._numbers[client_id]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {member.client_id: i for i, member in enumerate(self.members)}
+
     def name(self, member: int) -> str:
         """Give a member's id, in backticks."""
         return f"`{self.members[member].client_id}`"
@@ -147,8 +154,7 @@ class Roster:
             "asked": self.terms.asked,
             "threshold": self.terms.threshold,
             "ids": [m.client_id for m in self.members],
-            "mask-keys": [m.mask_key for m in self.members],
-            "share-keys": [m.share_key for m in self.members],
+            "keys": b"".join(m.mask_key + m.share_key for m in self.members),
             "signatures": [m.signature for m in self.members],
             "server-key": self.server_key,
             "wide": self.wide,
@@ -163,15 +169,20 @@ class Roster:
             SecureAggregationError: It is something else.
         """
         try:
-            members = zip(
-                *(data["ids"], data["mask-keys"], data["share-keys"], data["signatures"]), strict=True
-            )
+            ids, signatures = data["ids"], data["signatures"]
+            if not all(isinstance(signature, bytes) for signature in signatures):
+                raise TypeError("signatures")
+            keys = parts(data, "keys", 2 * KEY_BYTES, len(ids))
+            members = zip(ids, keys, signatures, strict=True)
             return cls(
                 Terms(data["session"], data["asked"], data["threshold"]),
-                tuple(Announcement(str(i), bytes(m), bytes(s), bytes(sig)) for i, m, s, sig in members),
-                bytes(data["server-key"]),
+                tuple(
+                    Announcement(str(i), both[:KEY_BYTES], both[KEY_BYTES:], signature)
+                    for i, both, signature in members
+                ),
+                *parts(data, "server-key", KEY_BYTES, 1),
                 bool(data["wide"]),
                 tuple(map(str, data["metrics"])),
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, SecureAggregationError):
             raise SecureAggregationError("expected the roster of a round, got something else") from None

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from lightning_fl_ext.aggregation import exact_mean
 from lightning_fl_ext.results import digest
 from lightning_fl_ext.secure import SecureAggregationError, masks
-from lightning_fl_ext.secure.keys import agree, derive, private_key
+from lightning_fl_ext.secure.keys import SEED_BYTES, agree, derive, private_key
+from lightning_fl_ext.secure.messages import parts
 from lightning_fl_ext.secure.shares import combine
 from lightning_fl_ext.secure.vector import Metric
 
@@ -177,7 +178,8 @@ def _opened(messages):
     for names, values in (("survivors", "self-shares"), ("dropped", "key-shares")):
         found = {}
         for holder, message in enumerate(last, start=1):
-            for j, share in zip(message[names], message[values], strict=True):
+            of = message[names]
+            for j, share in zip(of, parts(message, values, SEED_BYTES, len(of)), strict=True):
                 found.setdefault(j, {})[holder] = share
         opened.append({j: combine(shares, 3) for j, shares in found.items()})
     return opened
