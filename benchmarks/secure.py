@@ -123,7 +123,7 @@ def compare(parameters: int, repeats: int) -> None:
     seeds = [os.urandom(32) for _ in range(18)]
     ten, forty, unmasking = Ours(arrays, 10), Ours(arrays, 40), Ours(arrays, 10)
     masked = flower_mask(layers, seeds[:1])
-    degree = len(forty.server.roster.neighbours[0])
+    degree = len(forty.server.roster.neighbours(0))
     best = best_of(
         {
             "mask, 10 clients": ten.mask,

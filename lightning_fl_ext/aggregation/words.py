@@ -51,7 +51,7 @@ def too_large(mean: ExactMean, times: int) -> str | None:
     return None
 
 
-def to_words(mean: ExactMean, wide: bool) -> Words:
+def to_words(mean: ExactMean, wide: bool) -> list[Words]:
     """Give the sums of a mean.
 
     Args:
@@ -59,19 +59,20 @@ def to_words(mean: ExactMean, wide: bool) -> Words:
         wide: Whether each number has a second word. One does where `fits_one_word`.
 
     Returns:
-        Floating arrays by name, then the others by name; the second words after all first ones.
+        Parts, to be joined: floating arrays by name, then the others by name; the second words after all
+        first ones.
 
     Example:
         >>> mean = ExactMean({"w": np.zeros(1)})
         >>> mean.add({"w": np.array([2.0**-44])}, weight=3)
         >>> to_words(mean, wide=False)
-        array([3], dtype=uint64)
+        [array([3], dtype=uint64)]
     """
-    total, high = mean._floats.words()
     integers = [mean._integers[name].words() for name in sorted(mean._integers)]
-    first = [total.view(np.uint64), *(low for low, _ in integers)]
-    second = [high.view(np.uint64), *(above for _, above in integers)] if wide else []
-    return np.concatenate([*first, *second])
+    parts = [mean._floats.words().view(np.uint64), *(low for low, _ in integers)]
+    if wide:
+        parts += [mean._floats.second_words().view(np.uint64), *(above for _, above in integers)]
+    return parts
 
 
 def from_words(like: Arrays, words: Words, wide: bool, total_weight: int, num_updates: int) -> ExactMean:
@@ -93,7 +94,7 @@ def from_words(like: Arrays, words: Words, wide: bool, total_weight: int, num_up
         >>> for value in (1.0, 2.0):
         ...     mean = ExactMean(like)
         ...     mean.add({"w": np.full(2, value, np.float32), "steps": np.array(7)}, weight=1)
-        ...     total += to_words(mean, wide=False)
+        ...     total += np.concatenate(to_words(mean, wide=False))
         >>> from_words(like, total, wide=False, total_weight=2, num_updates=2).result()
         {'w': array([1.5, 1.5], dtype=float32), 'steps': array(7)}
     """
@@ -102,7 +103,7 @@ def from_words(like: Arrays, words: Words, wide: bool, total_weight: int, num_up
     if words.shape != (number_of_words(like, wide),):
         raise ValueError(f"`words`: expected {number_of_words(like, wide)}, got shape {words.shape}")
     first, second = words[:numbers], words[numbers:] if wide else None
-    floats = mean._floats.words()[0].size
+    floats = mean._floats.words().size
     mean._floats.set_words(
         first[:floats].view(np.int64), None if second is None else second[:floats].view(np.int64)
     )

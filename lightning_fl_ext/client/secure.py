@@ -37,7 +37,9 @@ from lightning_fl_ext.wire.typed_records import records_of
 log = logging.getLogger(__name__)
 warn_once = functools.cache(log.warning)  # not in every round
 
-STATE = ("secure-round", "secure-update", "secure-metrics", "secure-about")
+SECRETS, UPDATE, METRICS, ABOUT, ROSTER = (
+    f"secure-{kind}" for kind in ("round", "update", "metrics", "about", "roster")
+)
 """Records of the context that hold a round's secrets between its messages, and only then."""
 
 Train = Callable[[Message, Context], Message]
@@ -102,8 +104,8 @@ class SecureAggregation:
         secret = ClientRound(declared, terms)
         announcement = secret.announce(self._keys.sign)
         # The global weights' own bytes are not kept: shapes and dtypes are the update's.
-        context.state[STATE[1]] = to_record({name: arrays[name] for name in like})
-        context.state[STATE[2]] = ConfigRecord(
+        context.state[UPDATE] = to_record({name: arrays[name] for name in like})
+        context.state[METRICS] = ConfigRecord(
             {
                 "names": list(summed),
                 "values": [m.value for m in summed.values()],
@@ -111,8 +113,8 @@ class SecureAggregation:
                 "weight": weight,
             }
         )
-        context.state[STATE[3]] = ConfigRecord({"client-id": declared, "server-round": server_round})
-        context.state[STATE[0]] = ConfigRecord(secret.to_dict())
+        context.state[ABOUT] = ConfigRecord({"client-id": declared, "server-round": server_round})
+        context.state[SECRETS] = ConfigRecord(secret.to_dict())
         told: dict[str, Any] = {
             "client-id": declared,
             "mask-key": announcement.mask_key,
@@ -122,23 +124,27 @@ class SecureAggregation:
             "metrics": sorted(summed),
         }
         return Message(
-            RecordDict({SECURE: ConfigRecord(told), CLIENT: context.state[STATE[3]]}), reply_to=message
+            RecordDict({SECURE: ConfigRecord(told), CLIENT: context.state[ABOUT]}), reply_to=message
         )
 
-    def _step(self, context: Context, asked: Mapping[str, Any]) -> RecordDict:
-        kept = context.state.get(STATE[0])
+    def _step(self, context: Context, asked: ConfigRecord) -> RecordDict:
+        kept = context.state.get(SECRETS)
         if not isinstance(kept, ConfigRecord) or kept["session"] != asked.get("session"):
             raise SecureAggregationError("this client takes no part in the round that is asked for")
-        secret = ClientRound.from_dict(kept)
-        content = RecordDict({CLIENT: context.state[STATE[3]]})
+        known = context.state.get(ROSTER)
+        secret = ClientRound.from_dict(
+            kept, Roster.from_dict(known) if isinstance(known, ConfigRecord) else None
+        )
+        content = RecordDict({CLIENT: context.state[ABOUT]})
         step = asked[STEP]
         if step == SHARE:
             secret, answer = secret.share(Roster.from_dict(asked), self._keys.check)
+            context.state[ROSTER] = asked
         elif step == MASK:
             words = _vector(context, secret)
             secret, answer = secret.mask(asked, words)
             content[MASKED] = to_record({MASKED: words}, bare=[MASKED])
-            for name in STATE[1:3]:
+            for name in (UPDATE, METRICS):
                 context.state.pop(name)
         elif step == UNMASK:
             answer = secret.unmask(asked)
@@ -148,7 +154,7 @@ class SecureAggregation:
         if step == UNMASK:
             forget(context)
         else:
-            context.state[STATE[0]] = ConfigRecord(secret.to_dict())
+            context.state[SECRETS] = ConfigRecord(secret.to_dict())
         return content
 
 
@@ -166,7 +172,7 @@ def refuse_plain(message: Message, context: Context, train: Train) -> Message:
 
 def forget(context: Context) -> None:
     """Remove what is left of a round."""
-    for name in STATE:
+    for name in (SECRETS, UPDATE, METRICS, ABOUT, ROSTER):
         context.state.pop(name, None)
 
 
@@ -216,8 +222,8 @@ def _metrics(
 
 
 def _vector(context: Context, secret: ClientRound) -> Words:
-    record = context.state[STATE[1]]
-    told: Mapping[str, Any] = context.state[STATE[2]]
+    record = context.state[UPDATE]
+    told: Mapping[str, Any] = context.state[METRICS]
     assert isinstance(record, ArrayRecord)
     assert secret.roster is not None
     arrays = from_record(record)

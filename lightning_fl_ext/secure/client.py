@@ -66,10 +66,11 @@ class ClientRound:
     tag_secret: bytes = field(default=b"", repr=False)
     shares: Mapping[int, bytes] = field(default_factory=dict, repr=False)
     masked: bool = False
-    public_keys: tuple[bytes, bytes] = ()  # type: ignore[assignment]  # computed if it is not given
+    public_keys: tuple[bytes, bytes] = (b"", b"")
+    """Computed if they are not given."""
 
     def __post_init__(self) -> None:
-        if not self.public_keys:
+        if not all(self.public_keys):
             keys = public_key(self.mask_seed), public_key(self.share_seed)
             object.__setattr__(self, "public_keys", keys)
 
@@ -113,7 +114,7 @@ class ClientRound:
         of_self, of_key = (split(seed, t, len(holders)) for seed in (self_seed, self.mask_seed))
         shares = dict(zip(holders, map(b"".join, zip(of_self, of_key, strict=True)), strict=True))
         own_key = private_key(self.share_seed)
-        pair_keys = {j: _agree(own_key, roster, j, "share") for j in roster.neighbours[me]}
+        pair_keys = {j: _agree(own_key, roster, j, "share") for j in roster.neighbours(me)}
         sealed = (seal(key, me, shares[j], roster.digest) for j, key in pair_keys.items())
         done = replace(
             self,
@@ -146,7 +147,7 @@ class ClientRound:
             raise SecureAggregationError("this client has masked its update in this round already")
         senders = members(mailbox, "from")
         sealed = parts(mailbox, "sealed", SEALED_BYTES, len(senders))
-        if strangers := [j for j in senders if j not in roster.neighbours[me]]:
+        if strangers := [j for j in senders if j not in roster.neighbours(me)]:
             raise SecureAggregationError(f"shares of {len(strangers)} that are no neighbours")
         if len(senders) + 1 < roster.share_threshold:
             raise SecureAggregationError(
@@ -204,8 +205,8 @@ class ClientRound:
     # Between messages
 
     def to_dict(self) -> Plain:
-        """Give all of it as plain values. They are secret."""
-        state: Plain = {
+        """Give all of it but the roster as plain values. They are secret."""
+        return {
             "client-id": self.client_id,
             "session": self.terms.session,
             "asked": self.terms.asked,
@@ -220,15 +221,11 @@ class ClientRound:
             "holds": list(self.shares),
             "shares": joined(self.shares.values(), 2 * SEED_BYTES),
         }
-        known = self.roster.to_dict() if self.roster else {}
-        return state | {f"roster.{name}": value for name, value in known.items()}
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> ClientRound:
-        """Take what :meth:`to_dict` gave."""
-        known = {k.removeprefix("roster."): v for k, v in state.items() if k.startswith("roster.")}
-        roster = Roster.from_dict(known) if known else None
-        neighbours = roster.neighbours[roster.number(state["client-id"])] if roster else ()
+    def from_dict(cls, state: Mapping[str, Any], roster: Roster | None = None) -> ClientRound:
+        """Take what :meth:`to_dict` gave, and the roster, if the client had one."""
+        neighbours = roster.neighbours(roster.number(state["client-id"])) if roster else ()
         pair_keys = parts(state, "pair-keys", KEY_BYTES, len(neighbours))
         shares = parts(state, "shares", 2 * SEED_BYTES, len(state["holds"]))
         mask_key, share_key = parts(state, "public-keys", KEY_BYTES, 2)

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from lightning_fl_ext.secure.errors import SecureAggregationError
-from lightning_fl_ext.secure.graph import neighbours, threshold_of
+from lightning_fl_ext.secure.graph import Graph, threshold_of
 from lightning_fl_ext.secure.keys import KEY_BYTES, digest_of
 from lightning_fl_ext.secure.messages import parts
 
@@ -98,10 +98,13 @@ class Roster:
             *(name.encode() for name in self.metrics),
         )
 
+    def neighbours(self, member: int) -> tuple[int, ...]:
+        """Give the numbers of a member's neighbours."""
+        return self._graph.neighbours(member)
+
     @cached_property
-    def neighbours(self) -> list[tuple[int, ...]]:
-        """The numbers of each member's neighbours."""
-        return neighbours(len(self.members), self.digest)
+    def _graph(self) -> Graph:
+        return Graph(len(self.members), self.digest)
 
     @cached_property
     def share_threshold(self) -> int:
@@ -110,7 +113,7 @@ class Roster:
 
     def holders(self, member: int) -> list[int]:
         """Give who holds shares of a member's secrets, itself among them; the first holds share 1."""
-        return sorted([member, *self.neighbours[member]])
+        return sorted([member, *self.neighbours(member)])
 
     def number(self, client_id: str) -> int:
         """Give a member's number, by its id."""
@@ -172,6 +175,7 @@ class Roster:
             ids, signatures = data["ids"], data["signatures"]
             if not all(isinstance(signature, bytes) for signature in signatures):
                 raise TypeError("signatures")
+            (server_key,) = parts(data, "server-key", KEY_BYTES, 1)
             keys = parts(data, "keys", 2 * KEY_BYTES, len(ids))
             members = zip(ids, keys, signatures, strict=True)
             return cls(
@@ -180,7 +184,7 @@ class Roster:
                     Announcement(str(i), both[:KEY_BYTES], both[KEY_BYTES:], signature)
                     for i, both, signature in members
                 ),
-                *parts(data, "server-key", KEY_BYTES, 1),
+                server_key,
                 bool(data["wide"]),
                 tuple(map(str, data["metrics"])),
             )

@@ -78,7 +78,7 @@ class ServerRound:
             SecureAggregationError: They are not what this client sent in this round, or came already.
         """
         self._check(member, "share", message, self.sharers)
-        neighbours = self.roster.neighbours[member]
+        neighbours = self.roster.neighbours(member)
         sealed = parts(message, "sealed", SEALED_BYTES, len(neighbours))
         for j, box in zip(neighbours, sealed, strict=True):
             self._boxes[j][member] = box
@@ -154,7 +154,7 @@ class ServerRound:
                 raise SecureAggregationError(f"the shares of client {roster.name(j)}'s own mask do not fit")
             minus.append(derive(seed, "self", roster.digest))
         for i in sorted(set(self.sharers) - set(self.survivors)):
-            present = [j for j in roster.neighbours[i] if j in self.survivors]
+            present = [j for j in roster.neighbours(i) if j in self.survivors]
             if not present:
                 continue
             seed = self._combined("key", self._key_shares, i, t)

@@ -56,9 +56,9 @@ def encode(mean: ExactMean, wide: bool, metrics: Mapping[str, Metric], names: Se
     """
     if missing := [name for name in names if name not in metrics]:
         raise SecureAggregationError(f"asked for metrics that this client does not have: {missing[:3]}")
-    parts = [to_words(mean, wide), _tail(mean.total_weight)]
+    parts = [*to_words(mean, wide), _tail(mean.total_weight)]
     for name in names:
-        parts += [to_words(_mean_of(metrics[name]), True), _tail(metrics[name].weight)]
+        parts += [*to_words(_mean_of(metrics[name]), True), _tail(metrics[name].weight)]
     return np.concatenate(parts)
 
 

@@ -76,7 +76,7 @@ def run(updates, like, threshold=None, drops=None, names=(), metrics=None):
     number_of = {client: int(client.removeprefix("site-")) for client in ids}
 
     def at_rest(client):
-        return ClientRound.from_dict(client.to_dict())
+        return ClientRound.from_dict(client.to_dict(), client.roster)
 
     for j, client in enumerate(ids):
         if alive(number_of[client], "share"):
