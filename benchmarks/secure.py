@@ -36,9 +36,9 @@ from flwr.common.secure_aggregation.ndarrays_arithmetic import (
 from flwr.common.secure_aggregation.quantization import dequantize, quantize
 from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 
-from lightning_fl_ext import ExactFedAvg, LocalGrid, SecureAggregation, SecureFedAvg
+from lightning_fl_ext import ExactFedAvg, ExactMean, LocalGrid, SecureAggregation, SecureFedAvg
 from lightning_fl_ext.secure import ClientRound, ServerRound, Terms
-from lightning_fl_ext.secure.checks import checked_mean
+from lightning_fl_ext.secure.checks import check_update
 from lightning_fl_ext.secure.vector import decode, encode
 from lightning_fl_ext.wire import to_record
 
@@ -58,7 +58,9 @@ class Ours:
             self.server.take_shares(i, message)
 
     def mask(self, i: int = 0) -> tuple[ClientRound, dict, np.ndarray]:
-        mean = checked_mean(self.arrays, self.arrays, 100 + i, self.count)
+        check_update(self.arrays, self.arrays, 100 + i, self.count)
+        mean = ExactMean(self.arrays)
+        mean.add(self.arrays, 100 + i)
         words = encode(mean, False, {}, ())
         client, message = self.clients[f"{i:03d}"].mask(self.server.mailbox(i), words)
         return client, message, words

@@ -6,10 +6,13 @@ mean, whatever was added to them on the way and taken off again.
 
 from __future__ import annotations
 
+from math import ceil
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_fl_ext.aggregation.arithmetic import LIMIT
+from lightning_fl_ext.aggregation.arithmetic import LIMIT, SHIFT
 from lightning_fl_ext.aggregation.exact import ExactMean
 from lightning_fl_ext.aggregation.float_sums import ONE_WORD
 from lightning_fl_ext.aggregation.integer_sum import IntegerSum
@@ -29,26 +32,43 @@ def number_of_words(like: Arrays, wide: bool) -> int:
     return (2 if wide else 1) * numbers
 
 
-def fits_one_word(mean: ExactMean, times: int) -> bool:
-    """Tell whether the sums of this many means, each as large as this one, need one word a number.
+def largest(array: NDArray[Any]) -> float | int:
+    """Give the largest magnitude in an array: of complex numbers, that of either part.
+
+    Returns:
+        A float, NaN if there is one among the values; an integer for integers and bools.
+
+    Example:
+        >>> largest(np.array([1 - 2j])), largest(np.array([-128], np.int8))
+        (2.0, 128)
+    """
+    if not array.size:
+        return 0
+    if array.dtype.kind == "c":
+        array = np.require(array, requirements="C").view(array.real.dtype)
+    number = int if array.dtype.kind in "biu" else float
+    with np.errstate(invalid="ignore"):  # narrow floats' NaN
+        return max(number(array.max()), -number(array.min()))
+
+
+def fits(array: NDArray[Any], peak: float | int, weight: int, times: int, wide: bool) -> bool:
+    """Tell whether this many clients can sum an array times its weight, each as large as this one.
 
     Args:
-        mean: Of one client.
+        array: Of one client.
+        peak: What `largest` says of it; finite.
+        weight: The client's.
         times: How many such clients.
+        wide: Whether each number has two words.
+
+    Example:
+        >>> [fits(np.ones(1), 1.0, 1000, times, wide=False) for times in (500, 600)]
+        [True, False]
     """
-    floats = all(bound * times < ONE_WORD for bound in mean._floats.bounds.values())
-    return floats and all(total.bound * times < 2**63 for total in mean._integers.values())
-
-
-def too_large(mean: ExactMean, times: int) -> str | None:
-    """Name an array whose sum over this many means could leave the range of two words, if there is one."""
-    for name, bound in mean._floats.bounds.items():
-        if bound * times >= LIMIT:
-            return name
-    for name, total in mean._integers.items():
-        if (total.bound >> 36) + 1 >= 2**62 // times:
-            return name
-    return None
+    if array.dtype.kind in "biu":
+        term = weight * int(peak)
+        return (term >> SHIFT) + 1 < 2**62 // times if wide else term * times < 2**63
+    return ceil(weight * peak) * times < (LIMIT if wide else ONE_WORD)
 
 
 def to_words(mean: ExactMean, wide: bool) -> list[Words]:

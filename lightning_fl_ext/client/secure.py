@@ -7,21 +7,21 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from lightning_fl_ext.aggregation import ExactMean
-from lightning_fl_ext.aggregation.words import fits_one_word
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import read_round
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES, StageMetrics
 from lightning_fl_ext.secure import ClientRound, SecureAggregationError, Terms, UpdateRefused
-from lightning_fl_ext.secure.checks import checked_mean
-from lightning_fl_ext.secure.masks import Words
+from lightning_fl_ext.secure.checks import check_update
 from lightning_fl_ext.secure.roster import Roster
 from lightning_fl_ext.secure.signatures import SiteKeys
-from lightning_fl_ext.secure.vector import Metric, can_be_summed, encode
+from lightning_fl_ext.secure.vector import Metric, can_be_summed, encode, length
 from lightning_fl_ext.wire import from_record, to_record
 from lightning_fl_ext.wire.client_record import CLIENT, declared_id
+from lightning_fl_ext.wire.layout import Blank
 from lightning_fl_ext.wire.secure_record import (
     ANNOUNCE,
     MASK,
@@ -99,7 +99,7 @@ class SecureAggregation:
             return reply
         declared = declared_id(reply.content) or client_id(context) or str(context.node_id)
         arrays, weight, metrics = _read(reply, asked["count-key"])
-        mean = checked_mean(arrays, like, weight, terms.asked, asked.get("max-update-norm"))
+        wide = check_update(arrays, like, weight, terms.asked, asked.get("max-update-norm"))
         summed = {name: m for name, m in metrics.items() if can_be_summed(m, terms.asked)}
         secret = ClientRound(declared, terms)
         announcement = secret.announce(self._keys.sign)
@@ -120,7 +120,7 @@ class SecureAggregation:
             "mask-key": announcement.mask_key,
             "share-key": announcement.share_key,
             "signature": announcement.signature,
-            "wide": not fits_one_word(mean, terms.asked),
+            "wide": wide,
             "metrics": sorted(summed),
         }
         return Message(
@@ -141,9 +141,9 @@ class SecureAggregation:
             secret, answer = secret.share(Roster.from_dict(asked), self._keys.check)
             context.state[ROSTER] = asked
         elif step == MASK:
-            words = _vector(context, secret)
-            secret, answer = secret.mask(asked, words)
-            content[MASKED] = to_record({MASKED: words}, bare=[MASKED])
+            room = _vector(context, secret)
+            secret, answer = secret.mask(asked, room.writable())
+            content[MASKED] = to_record({MASKED: room.written()}, bare=[MASKED])
             for name in (UPDATE, METRICS):
                 context.state.pop(name)
         elif step == UNMASK:
@@ -221,7 +221,8 @@ def _metrics(
     return found, sorted(set(numbers) - set(found))
 
 
-def _vector(context: Context, secret: ClientRound) -> Words:
+def _vector(context: Context, secret: ClientRound) -> Blank:
+    """Write the vector down where it lies in a message."""
     record = context.state[UPDATE]
     told: Mapping[str, Any] = context.state[METRICS]
     assert isinstance(record, ArrayRecord)
@@ -231,4 +232,8 @@ def _vector(context: Context, secret: ClientRound) -> Words:
     metrics = {name: Metric(value, weight) for name, value, weight in logged}
     mean = ExactMean(arrays)
     mean.add(arrays, told["weight"])
-    return encode(mean, secret.roster.wide, metrics, secret.roster.metrics)
+    wide, names = secret.roster.wide, secret.roster.metrics
+    # Of as many words as `encode` writes; their bytes are not looked at.
+    room = Blank(np.broadcast_to(np.uint64(0), length(arrays, wide, names)), bare=True)
+    encode(mean, wide, metrics, names, out=room.writable())
+    return room

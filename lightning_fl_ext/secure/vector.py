@@ -42,7 +42,13 @@ class Total(NamedTuple):
     metrics: dict[str, float]
 
 
-def encode(mean: ExactMean, wide: bool, metrics: Mapping[str, Metric], names: Sequence[str]) -> Words:
+def encode(
+    mean: ExactMean,
+    wide: bool,
+    metrics: Mapping[str, Metric],
+    names: Sequence[str],
+    out: Words | None = None,
+) -> Words:
     """Make a client's vector.
 
     Args:
@@ -50,6 +56,7 @@ def encode(mean: ExactMean, wide: bool, metrics: Mapping[str, Metric], names: Se
         wide: Whether each number of the arrays has a second word; metrics always have.
         metrics: What the client has.
         names: Which of them are summed, and in which order.
+        out: Of `length`, to be written to; by default a new array.
 
     Raises:
         SecureAggregationError: The client lacks a metric.
@@ -59,7 +66,7 @@ def encode(mean: ExactMean, wide: bool, metrics: Mapping[str, Metric], names: Se
     parts = [*to_words(mean, wide), _tail(mean.total_weight)]
     for name in names:
         parts += [*to_words(_mean_of(metrics[name]), True), _tail(metrics[name].weight)]
-    return np.concatenate(parts)
+    return np.concatenate(parts, out=out)
 
 
 def can_be_summed(metric: Metric, clients: int) -> bool:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lightning_fl_ext.aggregation import ExactMean
-from lightning_fl_ext.aggregation.words import fits_one_word
 from lightning_fl_ext.secure import ClientRound, ServerRound, Terms
+from lightning_fl_ext.secure.checks import check_update
 from lightning_fl_ext.secure.vector import decode, encode
 
 STEPS = ("announce", "share", "mask", "unmask")
@@ -68,7 +68,7 @@ def run(updates, like, threshold=None, drops=None, names=(), metrics=None):
     for i, (arrays, weight) in enumerate(updates):
         means[name(i)] = ExactMean(like)
         means[name(i)].add(arrays, weight)
-    wide = not all(fits_one_word(mean, number) for mean in means.values())
+    wide = any(check_update(arrays, like, weight, number) for arrays, weight in updates)
     clients = {name(i): ClientRound(name(i), terms) for i in range(number) if alive(i, "announce")}
     server = ServerRound(terms, [c.announce() for c in clients.values()], wide, names)
     seen.server = server

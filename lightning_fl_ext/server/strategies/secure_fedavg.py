@@ -219,13 +219,13 @@ class _Asked:
         return ServerRound(self.terms, [found[client][1] for client in order], wide, metrics), metrics
 
     def _share(self, server: ServerRound, outcome: SecureOutcome) -> None:
-        roster = server.roster.to_dict()
+        roster = self._step(SHARE, server.roster.to_dict())
 
         def take(member: int, reply: Message) -> None:
             server.take_shares(member, step_record(reply.content))
 
         members = range(len(server.roster.members))
-        self._ask(SHARE, dict.fromkeys(members, roster), take, outcome, "sharing keys")
+        self._ask(dict.fromkeys(members, roster), take, outcome, "sharing keys")
 
     def _mask(self, server: ServerRound, outcome: SecureOutcome, size: int) -> None:
         def take(member: int, reply: Message) -> None:
@@ -237,35 +237,33 @@ class _Asked:
             server.take_masked(member, record, words)
             outcome.bytes_up += words.nbytes
 
-        boxes = {i: server.mailbox(i) for i in sorted(server.sharers)}
-        self._ask(MASK, boxes, take, outcome, "masking")
+        boxes = {i: self._step(MASK, server.mailbox(i)) for i in sorted(server.sharers)}
+        self._ask(boxes, take, outcome, "masking")
 
     def _unmask(self, server: ServerRound, survivors: list[int], outcome: SecureOutcome) -> None:
-        request = server.request()
+        request = self._step(UNMASK, server.request())
         lost = SecureOutcome()  # who is lost now stays in the sum
 
         def take(member: int, reply: Message) -> None:
             server.take_unmask(member, step_record(reply.content))
 
-        self._ask(UNMASK, dict.fromkeys(survivors, request), take, lost, "unmasking")
+        self._ask(dict.fromkeys(survivors, request), take, lost, "unmasking")
         for node, why in lost.left_out.items():
             log.info("node %d is in the sum, but gave no shares to unmask it: %s", node, why.got)
 
+    def _step(self, step: str, content: Mapping[str, Any]) -> ConfigRecord:
+        return ConfigRecord({**content, STEP: step, "session": self.terms.session})
+
     def _ask(
         self,
-        step: str,
-        contents: Mapping[int, Mapping[str, Any]],
+        contents: Mapping[int, ConfigRecord],
         take: Callable[[int, Message], None],
         outcome: SecureOutcome,
         while_: str,
     ) -> None:
         """Send each member its message, and take what comes; who answers badly or not at all is left out."""
         messages = [
-            Message(
-                RecordDict({SECURE: ConfigRecord({**content, STEP: step, "session": self.terms.session})}),
-                self.nodes[member],
-                f"train.{ACTION}",
-            )
+            Message(RecordDict({SECURE: content}), self.nodes[member], f"train.{ACTION}")
             for member, content in contents.items()
         ]
         member_of = {self.nodes[member]: member for member in contents}
