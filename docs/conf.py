@@ -10,7 +10,14 @@ project = "lightning_fl_ext"
 author = "the lightning_fl_ext developers"
 release = version = installed_version("lightning-fl-ext")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "mathml"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "mathml",
+    "sidebar",
+]
 exclude_patterns = ["_build"]
 toc_object_entries_show_parents = "hide"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
