@@ -75,7 +75,7 @@ class Ours:
         check_update(self.arrays, self.arrays, 100 + i, self.count)
         mean = ExactMean(self.arrays)
         mean.add(self.arrays, 100 + i)
-        words = encode(mean, False, {}, ())
+        words = encode(mean, False)
         client, message = self.clients[f"{i:03d}"].mask(self.server.mailbox(i), words)
         return client, message, words
 
@@ -94,7 +94,7 @@ class Ours:
         def unmask() -> object:
             self.server._total = total.copy()
             words = self.server.unmasked()
-            return decode(self.arrays, words, False, (), len(present)).mean.result()
+            return decode(self.arrays, words, False, len(present)).mean.result()
 
         return unmask
 

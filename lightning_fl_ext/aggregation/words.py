@@ -6,6 +6,7 @@ mean, whatever was added to them on the way and taken off again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
@@ -19,6 +20,8 @@ from lightning_fl_ext.aggregation.integer_sum import IntegerSum
 from lightning_fl_ext.aggregation.structure import Arrays
 
 Words = NDArray[np.uint64]
+
+_MASK = 2**64 - 1
 
 
 def number_of_words(like: Arrays, wide: bool) -> int:
@@ -93,6 +96,25 @@ def to_words(mean: ExactMean, wide: bool) -> list[Words]:
     if wide:
         parts += [mean._floats.second_words().view(np.uint64), *(above for _, above in integers)]
     return parts
+
+
+def words_of_numbers(numbers: Sequence[int]) -> tuple[Words, Words]:
+    """Give whole numbers as words: each modulo 2^64, and its multiples of 2^36, rounded down.
+
+    Example:
+        >>> numbers_from_words(*words_of_numbers([-1, 2**90]))
+        [-1, 1237940039285380274899124224]
+    """
+    low = np.array([number & _MASK for number in numbers], np.uint64)
+    return low, np.array([(number >> SHIFT) & _MASK for number in numbers], np.uint64)
+
+
+def numbers_from_words(low: Words, high: Words) -> list[int]:
+    """Read sums of what `words_of_numbers` gave, of magnitudes under 2^97."""
+    return [
+        (multiples << SHIFT) + ((first - (multiples << SHIFT)) & _MASK)
+        for first, multiples in zip(low.tolist(), high.view(np.int64).tolist(), strict=True)
+    ]
 
 
 def from_words(like: Arrays, words: Words, wide: bool, total_weight: int, num_updates: int) -> ExactMean:

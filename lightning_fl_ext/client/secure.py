@@ -11,14 +11,16 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from lightning_fl_ext.aggregation import ExactMean
+from lightning_fl_ext.aggregation.words import words_of_numbers
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import read_round
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES, StageMetrics
+from lightning_fl_ext.metrics.summing import names_in, summable
 from lightning_fl_ext.secure import ClientRound, SecureAggregationError, Terms, UpdateRefused
 from lightning_fl_ext.secure.checks import check_update
 from lightning_fl_ext.secure.roster import Roster
 from lightning_fl_ext.secure.signatures import SiteKeys
-from lightning_fl_ext.secure.vector import Metric, can_be_summed, encode, length
+from lightning_fl_ext.secure.vector import encode, length
 from lightning_fl_ext.wire import from_record, to_record
 from lightning_fl_ext.wire.client_record import CLIENT, declared_id
 from lightning_fl_ext.wire.layout import Blank
@@ -98,19 +100,20 @@ class SecureAggregation:
         if reply.has_error():
             return reply
         declared = declared_id(reply.content) or client_id(context) or str(context.node_id)
-        arrays, weight, metrics = _read(reply, asked["count-key"])
+        record, weight, numbers = _read(reply, asked["count-key"], terms.asked)
+        arrays = from_record(record)
         wide = check_update(arrays, like, weight, terms.asked, asked.get("max-update-norm"))
-        summed = {name: m for name, m in metrics.items() if can_be_summed(m, terms.asked)}
         secret = ClientRound(declared, terms)
         announcement = secret.announce(self._keys.sign)
+        words = [words_of_numbers(found) for found in numbers.values()]
         # The global weights' own bytes are not kept: shapes and dtypes are the update's.
-        context.state[UPDATE] = to_record({name: arrays[name] for name in like})
+        context.state[UPDATE] = record
         context.state[METRICS] = ConfigRecord(
             {
-                "names": list(summed),
-                "values": [m.value for m in summed.values()],
-                "weights": [m.weight for m in summed.values()],
                 "weight": weight,
+                "entries": list(numbers),
+                "low": [low.astype("<u8").tobytes() for low, _ in words],
+                "high": [high.astype("<u8").tobytes() for _, high in words],
             }
         )
         context.state[ABOUT] = ConfigRecord({"client-id": declared, "server-round": server_round})
@@ -121,7 +124,7 @@ class SecureAggregation:
             "share-key": announcement.share_key,
             "signature": announcement.signature,
             "wide": wide,
-            "metrics": sorted(summed),
+            "metrics": list(numbers),
         }
         return Message(
             RecordDict({SECURE: ConfigRecord(told), CLIENT: context.state[ABOUT]}), reply_to=message
@@ -183,42 +186,27 @@ def _refusal(error: SecureAggregationError) -> dict[str, Any]:
     return told
 
 
-def _read(reply: Message, count_key: str) -> tuple[dict[str, Any], int, dict[str, Metric]]:
-    """Read a plain reply: its arrays, its count of examples, and the metrics that have a mean."""
+def _read(reply: Message, count_key: str, clients: int) -> tuple[ArrayRecord, int, dict[str, list[int]]]:
+    """Read a plain reply: its arrays, its count of examples, and the metrics that can be summed."""
     arrays = list(records_of(reply.content, ArrayRecord).values())
     metrics = list(records_of(reply.content, MetricRecord).values())
     if len(arrays) != 1 or len(metrics) != 1:
         raise UpdateRefused("undecodable", "", "one ArrayRecord and one MetricRecord of the train function")
-    numbers: dict[str, Any] = dict(metrics[0])
-    weight = numbers.pop(count_key, None)
+    values: dict[str, Any] = dict(metrics[0])
+    weight = values.pop(count_key, None)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or weight != int(weight):
         raise UpdateRefused("example-count", count_key, "a whole number")
-    stages = reply.content.pop(METRIC_STATES, None)
-    found, left = _metrics(numbers, int(weight), stages if isinstance(stages, ConfigRecord) else {})
-    if left:
+    states = reply.content.pop(METRIC_STATES, None)
+    told: Mapping[str, Any] = states if isinstance(states, ConfigRecord) else {}
+    stages = {s: StageMetrics.from_bytes(told[s], client_id="") for s in STAGES if s in told}
+    summed = summable(values, int(weight), stages, clients)
+    if left := sorted(set(values) - names_in(summed)):
         warn_once(
-            "under secure aggregation these do not leave this client, since they are no plain means: %s",
+            "under secure aggregation these do not leave this client, since they are no means or sums, nor"
+            " metrics that were logged as objects and whose states are all sums: %s",
             ", ".join(f"`{name}`" for name in left),
         )
-    return from_record(arrays[0]), int(weight), found
-
-
-def _metrics(
-    numbers: Mapping[str, Any], weight: int, stages: Mapping[str, Any]
-) -> tuple[dict[str, Metric], list[str]]:
-    """Find the numbers that are means over examples, and name the others."""
-    told = [StageMetrics.from_bytes(stages[s], client_id="") for s in STAGES if s in stages]
-    weights: dict[str, int] = {}
-    for stage in told:
-        for name, scalar in stage.scalars.items():
-            weights[name] = scalar.num_examples if scalar.reduction == "mean" else 0
-        weights |= dict.fromkeys(stage.names, 0)
-    found = {
-        name: Metric(float(value), weights.get(name, weight))
-        for name, value in numbers.items()
-        if isinstance(value, int | float) and weights.get(name, weight)
-    }
-    return found, sorted(set(numbers) - set(found))
+    return arrays[0], int(weight), summed
 
 
 def _vector(context: Context, secret: ClientRound) -> Blank:
@@ -227,13 +215,18 @@ def _vector(context: Context, secret: ClientRound) -> Blank:
     told: Mapping[str, Any] = context.state[METRICS]
     assert isinstance(record, ArrayRecord)
     assert secret.roster is not None
+    wide, asked = secret.roster.wide, secret.roster.metrics
+    places = {entry: i for i, entry in enumerate(told["entries"])}
+    if strange := [entry for entry in asked if entry not in places]:
+        raise SecureAggregationError(f"asked for {len(strange)} metrics that this client does not have")
+    low, high = (
+        np.frombuffer(b"".join(told[which][places[entry]] for entry in asked), "<u8")
+        for which in ("low", "high")
+    )
     arrays = from_record(record)
-    logged = zip(told["names"], told["values"], told["weights"], strict=True)
-    metrics = {name: Metric(value, weight) for name, value, weight in logged}
     mean = ExactMean(arrays)
     mean.add(arrays, told["weight"])
-    wide, names = secret.roster.wide, secret.roster.metrics
     # Of as many words as `encode` writes; their bytes are not looked at.
-    room = Blank(np.broadcast_to(np.uint64(0), length(arrays, wide, names)), bare=True)
-    encode(mean, wide, metrics, names, out=room.writable())
+    room = Blank(np.broadcast_to(np.uint64(0), length(arrays, wide, low.size)), bare=True)
+    encode(mean, wide, (low, high), room.writable())
     return room

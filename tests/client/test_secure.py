@@ -2,7 +2,7 @@
 
 import lightning.pytorch as L
 import pytest
-from torchmetrics import MeanSquaredError
+from torchmetrics import MeanSquaredError, PearsonCorrCoef
 
 from lightning_fl_ext import (
     ExactFedAvg,
@@ -24,6 +24,7 @@ def lit(kit):
         def __init__(self):
             super().__init__()
             self.error = MeanSquaredError()
+            self.correlation = PearsonCorrCoef()
 
         def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)
@@ -34,6 +35,8 @@ def lit(kit):
             x, y = batch
             self.error(self.layer(self.norm(x)), y)
             self.log("val_error", self.error)
+            self.correlation(self.layer(self.norm(x)).flatten(), y.flatten().float())
+            self.log("val_correlation", self.correlation)
             self.log("val_loss", self.loss(batch), batch_size=len(x))
 
     return Lit
@@ -82,9 +85,11 @@ def test_real_fits_give_the_digest_and_the_means_of_exact_fedavg(federate, caplo
     for ours, theirs in zip(secure.rounds, plain.rounds, strict=True):
         for name in ("loss", "val_loss"):  # weighted by the examples of their own stage
             assert ours.metrics[name] == pytest.approx(theirs.metrics[name], rel=1e-6)
-        assert not {"batches", "val_error"} & set(ours.metrics)
+        assert ours.metrics["batches"] == theirs.metrics["batches"] > 0
+        assert ours.metrics["val_error"] == pytest.approx(theirs.metrics["val_error"], rel=1e-6)
+        assert "val_correlation" not in ours.metrics  # its states are merged, not summed
     said = [record.message for record in caplog.records if "do not leave this client" in record.message]
-    assert len(said) <= 1
+    assert [message.partition(": ")[2] for message in said] in ([], ["`val_correlation`"])
 
 
 def test_one_that_drops_out_while_masking_leaves_the_digest_of_the_plain_run_of_the_others(federate):

@@ -13,10 +13,11 @@ from lightning_fl_ext.aggregation.conform import conform
 from lightning_fl_ext.engines import OrderedGrid
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.metrics.computed_values import copy_metrics
-from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
+from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, StageMetrics
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics, common_metrics
-from lightning_fl_ext.server.metrics.names import owned_by_server
+from lightning_fl_ext.server.metrics.names import owned_by_server, without_owned
+from lightning_fl_ext.server.metrics.pooled_sum import pool_sum
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.rounds.clients import Clients
 from lightning_fl_ext.server.rounds.flower_dtypes import align_replies, to_flower_dtypes
@@ -88,14 +89,15 @@ class StrategyDriver:
         screen = screen_announcement if self.calls.secure else screen_train_reply
         messages = self._send("train", server_round, arrays, screen)
         self._refuse_if_too_few_are_asked(messages)
-        sum_digest = ""
+        sum_digest, stages = "", dict[str, StageMetrics]()
         if self.calls.secure or (self.calls.order_free and not messages.anonymous):
             summaries: dict[str, ClientUpdate] = {}
             new, metrics = self._aggregate(
                 server_round, _without_arrays(messages.accepted(), summaries), summaries
             )
             if self.calls.secure:
-                summaries, sum_digest = self._take_outcome(messages, summaries)
+                metrics = metrics and MetricRecord({k: v for k, v in metrics.items() if not self._owned(k)})
+                summaries, sum_digest, stages = self._take_outcome(messages, summaries)
         else:
             replies = messages.collect()
             summaries = {client: replace(update, arrays={}) for client, _, update in replies}
@@ -116,6 +118,8 @@ class StrategyDriver:
         if new is not None and not void:
             arrays = self._checked(server_round, new, arrays, summaries)
         measured, left_out = self._measure(messages, summaries, metrics)
+        if stages:
+            measured |= pool_sum(self._metrics, stages, server_round)
         if self.calls.asks_to_evaluate:
             told = [messages.stages.get(client, {}).get("validate") for client in summaries]
             names = [{*stage.names, *stage.scalars} for stage in told if stage is not None]
@@ -222,14 +226,15 @@ class StrategyDriver:
 
     def _take_outcome(
         self, messages: RoundMessages, summaries: dict[str, ClientUpdate]
-    ) -> tuple[dict[str, ClientUpdate], str]:
+    ) -> tuple[dict[str, ClientUpdate], str, dict[str, StageMetrics]]:
         """Learn whose updates are in the sum that a secure strategy made, and name the others."""
         outcome = self.trainer.strategy.take_outcome()  # type: ignore[attr-defined]
         for node, why in sorted(outcome.left_out.items(), key=lambda left: self.clients[left[0]]):
             messages.leave_out(self.clients[node], why)
         messages.bytes_up += outcome.bytes_up
         survivors = {self.clients[node] for node in outcome.survivors}
-        return {c: summary for c, summary in summaries.items() if c in survivors}, outcome.digest
+        kept = {c: summary for c, summary in summaries.items() if c in survivors}
+        return kept, outcome.digest, without_owned(outcome.stages, self._owned)[0]
 
     @property
     def _has_worked(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import secrets
@@ -12,14 +13,19 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
+from lightning_fl_ext.aggregation import ExactMean
 from lightning_fl_ext.engines import stream_replies
 from lightning_fl_ext.engines.private import NOT_REACHED
+from lightning_fl_ext.metrics import DamagedMetricPack
+from lightning_fl_ext.metrics.stage_metrics import StageMetrics
+from lightning_fl_ext.metrics.summing import common_entries, read_sum, size_of
 from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.secure import Announcement, SecureAggregationError, ServerRound, Terms
-from lightning_fl_ext.secure.vector import Total, decode, length
+from lightning_fl_ext.secure.vector import decode, length
 from lightning_fl_ext.server.screening.announcements import read_announcement, step_record
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
 from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg
+from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire import from_record
 from lightning_fl_ext.wire.records import written_record
 from lightning_fl_ext.wire.secure_record import (
@@ -35,6 +41,7 @@ from lightning_fl_ext.wire.secure_record import (
 from lightning_fl_ext.wire.typed_records import records_of
 
 log = logging.getLogger(__name__)
+warn_once = functools.lru_cache(256)(log.warning)  # not in every round
 
 
 @dataclass
@@ -46,12 +53,14 @@ class SecureOutcome:
         left_out: Of those that announced keys and are not, by node id, why.
         digest: Of the sum.
         bytes_up: Bytes of masked vectors.
+        stages: The metric states of the survivors, summed.
     """
 
     survivors: tuple[int, ...] = ()
     left_out: dict[int, Rejected] = field(default_factory=dict)
     digest: str = ""
     bytes_up: int = 0
+    stages: dict[str, StageMetrics] = field(default_factory=dict)
 
 
 class SecureFedAvg(ExactFedAvg):
@@ -151,10 +160,11 @@ class SecureFedAvg(ExactFedAvg):
         asked, self._round, self._like = self._round(), None, None
         outcome = SecureOutcome()
         self._outcome = lambda: outcome
-        total = asked.run(replies, outcome)
-        if total is None:
+        found = asked.run(replies, outcome)
+        if found is None:
             return None, None
-        return written_record(asked.like, total.mean.result), MetricRecord(dict(total.metrics))
+        mean, metrics = found
+        return written_record(asked.like, mean.result), MetricRecord(dict(metrics))
 
     def take_outcome(self) -> SecureOutcome:
         """Give what the last round has come to, once."""
@@ -173,29 +183,34 @@ class _Asked:
     nodes: list[int] = field(default_factory=list)
     """Of the roster's members, in its order."""
 
-    def run(self, replies: Iterable[Message], outcome: SecureOutcome) -> Total | None:
+    def run(
+        self, replies: Iterable[Message], outcome: SecureOutcome
+    ) -> tuple[ExactMean, dict[str, float]] | None:
         """Take all steps; None if the round is void, which the outcome then says of everyone."""
         try:
-            server, names = self._open(replies, outcome)
+            server, entries = self._open(replies, outcome)
             self._share(server, outcome)
-            self._mask(server, outcome, length(self.like, server.roster.wide, names))
+            size = length(self.like, server.roster.wide, sum(map(size_of, entries)))
+            self._mask(server, outcome, size)
             survivors = sorted(server.survivors)
             self._unmask(server, survivors, outcome)
             words = server.unmasked()
             outcome.digest = digest({"sum": words})
-            total = decode(self.like, words, server.roster.wide, names, len(survivors))
-        except SecureAggregationError as error:
+            mean, numbers = decode(self.like, words, server.roster.wide, len(survivors))
+            metrics = read_sum(entries, numbers)
+        except (SecureAggregationError, DamagedMetricPack) as error:
             log.warning("the secure round is void: %s", error)
             for node in self.nodes:
                 outcome.left_out.setdefault(node, Rejected(Reason.SECURE, got=f"the round is void: {error}"))
             outcome.digest = ""
             return None
         outcome.survivors = tuple(self.nodes[i] for i in survivors)
-        return total
+        outcome.stages = metrics.stages
+        return mean, metrics.values
 
     def _open(self, replies: Iterable[Message], outcome: SecureOutcome) -> tuple[ServerRound, list[str]]:
         found: dict[str, tuple[int, Announcement]] = {}
-        wide, common = False, None
+        wide, told = False, list[list[str]]()
         for reply in replies:
             if reply.has_error():
                 continue
@@ -210,9 +225,11 @@ class _Asked:
             else:
                 found[announcement.client_id] = node, announcement
                 wide |= needs_two
-                common = set(names) if common is None else common & set(names)
+                told.append(names)
         order = sorted(found)
-        metrics = sorted(common or ())
+        metrics, odd = common_entries(told)
+        for name in sorted(odd):
+            warn_once("metric `%s` is not summed: not all clients of the round have it alike", shown(name))
         self.nodes[:] = [found[client][0] for client in order] + [
             node for node in self.nodes if node in outcome.left_out
         ]
