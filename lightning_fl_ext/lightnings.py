@@ -14,14 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from packaging.version import Version
-
 from lightning_fl_ext.errors import LightningFLError
 
 NAMES = ("lightning.pytorch", "pytorch_lightning")
 """What each is imported as."""
 
-OLDEST = Version("2.6")
+OLDEST = "2.6"
 """The oldest version whose Trainer takes callbacks of the other name."""
 
 _DATA_HOOKS = (
@@ -63,12 +61,16 @@ def lightning_of(module: Any) -> Any:
             f" {type(module).__module__}.{type(module).__qualname__}."
         )
     lightning = importlib.import_module(name)
-    if name == "pytorch_lightning" and Version(lightning.__version__) < OLDEST:
+    if name == "pytorch_lightning" and _version(lightning.__version__) < _version(OLDEST):
         raise LightningFLError(
-            f"pytorch_lightning {lightning.__version__} takes no callbacks of `lightning.pytorch`, as {OLDEST} and"
-            f" newer do. Install one of these: `pip install 'pytorch-lightning>={OLDEST}'`."
+            f"pytorch_lightning {lightning.__version__} takes no callbacks of `lightning.pytorch`, but"
+            f" {OLDEST} and newer do. Install one of these: `pip install 'pytorch-lightning>={OLDEST}'`."
         )
     return lightning
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
 
 
 def overrides(value: Any, method: str) -> bool:

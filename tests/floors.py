@@ -5,8 +5,8 @@
     python tests/floors.py lowest tests/metrics -x
 
 It builds `.venv-lowest` or `.venv-newest` beside the sources, or uses the one that is there. Torch is that of
-`constraints.txt`, since on Linux its other versions may bring a CUDA build of several gigabytes; `--torch 2.7.0`
-chooses another one.
+`constraints.txt`, since on Linux its other versions may bring a CUDA build of several gigabytes;
+`--torch 2.7.0` chooses another one.
 """
 
 from __future__ import annotations
