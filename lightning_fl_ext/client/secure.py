@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 
 from lightning_fl_ext.aggregation import ExactMean
 from lightning_fl_ext.aggregation.words import words_of_numbers
@@ -50,7 +50,7 @@ Train = Callable[[Message, Context], Message]
 class SecureAggregation:
     """Has a client hand in its update masked, so that the server sees the sum and nothing else.
 
-    A Flower mod, for the action ``"secure"`` of a train function::
+    A Flower mod, for the action ``"secure"`` of a train function, and of an evaluate function::
 
         @app.train("secure", mods=[SecureAggregation()])
         @app.train()  # with mods=[refuse_plain], no plain update ever leaves
@@ -93,15 +93,17 @@ class SecureAggregation:
     ) -> Message:
         forget(context)
         server_round = read_round(message)
-        like = from_record(next(iter(records_of(message.content, ArrayRecord).values())))
         terms = Terms(asked["session"], asked["asked"], asked["threshold"])
         terms.check()
+        given = next(iter(records_of(message.content, ArrayRecord).values()))
         reply = train(message, context)
         if reply.has_error():
             return reply
         declared = declared_id(reply.content) or client_id(context) or str(context.node_id)
-        record, weight, numbers = _read(reply, asked["count-key"], terms.asked)
+        trained = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
+        record, weight, numbers = _read(reply, asked["count-key"], terms.asked, trained)
         arrays = from_record(record)
+        like = from_record(given) if trained else {}
         wide = check_update(arrays, like, weight, terms.asked, asked.get("max-update-norm"))
         secret = ClientRound(declared, terms)
         announcement = secret.announce(self._keys.sign)
@@ -162,14 +164,15 @@ class SecureAggregation:
 
 
 def refuse_plain(message: Message, context: Context, train: Train) -> Message:
-    """A Flower mod for a train function whose plain updates must not leave.
+    """A Flower mod for a train or evaluate function whose plain replies must not leave.
 
     Raises:
         SecureAggregationError: Always.
     """
+    what = "update" if message.metadata.message_type.split(".")[0] == MessageType.TRAIN else "evaluation"
     raise SecureAggregationError(
-        "this client hands in its update only under secure aggregation, and was asked for it in the plain."
-        " Nothing was trained or sent. Use `SecureFedAvg` on the server."
+        f"this client hands in its {what} only under secure aggregation, and was asked for it in the plain."
+        " Nothing was computed or sent. Use `SecureFedAvg` on the server."
     )
 
 
@@ -186,12 +189,15 @@ def _refusal(error: SecureAggregationError) -> dict[str, Any]:
     return told
 
 
-def _read(reply: Message, count_key: str, clients: int) -> tuple[ArrayRecord, int, dict[str, list[int]]]:
+def _read(
+    reply: Message, count_key: str, clients: int, trained: bool
+) -> tuple[ArrayRecord, int, dict[str, list[int]]]:
     """Read a plain reply: its arrays, its count of examples, and the metrics that can be summed."""
-    arrays = list(records_of(reply.content, ArrayRecord).values())
+    arrays = list(records_of(reply.content, ArrayRecord).values()) if trained else [ArrayRecord()]
     metrics = list(records_of(reply.content, MetricRecord).values())
     if len(arrays) != 1 or len(metrics) != 1:
-        raise UpdateRefused("undecodable", "", "one ArrayRecord and one MetricRecord of the train function")
+        what = "one MetricRecord" + " and one ArrayRecord" * trained
+        raise UpdateRefused("undecodable", "", f"{what} of the function in the app")
     values: dict[str, Any] = dict(metrics[0])
     weight = values.pop(count_key, None)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or weight != int(weight):

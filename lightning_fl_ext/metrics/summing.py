@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lightning_fl_ext.metrics.bounded_json import JsonLimits, load_json
 from lightning_fl_ext.metrics.errors import DamagedMetricPack
 from lightning_fl_ext.metrics.metric_states import MetricPack, MetricStates, shorten
-from lightning_fl_ext.metrics.stage_metrics import STAGES, StageMetrics
+from lightning_fl_ext.metrics.stage_metrics import STAGES, Scalar, StageMetrics
 
 QUANTA = 2**44
 LARGEST = 2**86
@@ -58,19 +58,19 @@ def summable(
 
     Example:
         >>> summable({"loss": 0.5, "curve": [1.0, 2.0]}, 3, {}, clients=5)
-        {'["mean", "loss"]': [26388279066624, 3]}
+        {'["mean", "", "loss"]': [26388279066624, 3]}
     """
-    scalars = {name: scalar for stage in stages.values() for name, scalar in stage.scalars.items()}
+    logged = {name: (stage, told.scalars[name]) for stage, told in stages.items() for name in told.scalars}
     of_metrics = {name for stage in stages.values() for name in stage.names}
     found = dict(_of_states(stages))
     for name, value in values.items():
-        reduction, weight = scalars.get(name, (MEAN, examples))
+        stage, (reduction, weight) = logged.get(name, ("", (MEAN, examples)))
         if name in of_metrics or not isinstance(value, int | float) or not math.isfinite(value):
             continue
         if reduction == MEAN and weight:
-            found[json.dumps([MEAN, name])] = [round(Fraction(value) * weight * QUANTA), weight]
+            found[json.dumps([MEAN, stage, name])] = [round(Fraction(value) * weight * QUANTA), weight]
         elif reduction == TOTAL:
-            found[json.dumps([TOTAL, name])] = [round(Fraction(value) * QUANTA)]
+            found[json.dumps([TOTAL, stage, name])] = [round(Fraction(value) * QUANTA)]
     fitting = {
         entry for entry, numbers in found.items() if max(map(abs, numbers), default=0) * clients < LARGEST
     }
@@ -96,7 +96,7 @@ def _of_states(stages: Mapping[str, StageMetrics]) -> Iterator[tuple[str, list[i
 def names_in(entries: Iterable[str]) -> set[str]:
     """Give the logged names that have a value in a sum."""
     read = [_read(entry) for entry in entries]
-    return {entry[2] if entry[0] == NAME else entry[1] for entry in read if entry[0] != STATES}
+    return {entry[2] for entry in read if entry[0] != STATES}
 
 
 def common_entries(told: Sequence[Sequence[str]]) -> tuple[list[str], set[str]]:
@@ -109,9 +109,9 @@ def common_entries(told: Sequence[Sequence[str]]) -> tuple[list[str], set[str]]:
         Entries in an order that all agree on; and the logged names that stand in some but not in all.
 
     Example:
-        >>> loss, f1 = '["mean", "loss"]', '["mean", "f1"]'
+        >>> loss, f1 = '["mean", "train", "loss"]', '["mean", "train", "f1"]'
         >>> common_entries([[loss, f1], [loss]])
-        (['["mean", "loss"]'], {'f1'})
+        (['["mean", "train", "loss"]'], {'f1'})
     """
     votes = Counter(entry for entries in told for entry in set(entries) if _is_entry(entry))
     common = sorted(entry for entry, count in votes.items() if count == len(told))
@@ -142,31 +142,30 @@ def read_sum(entries: Sequence[str], numbers: Sequence[int]) -> Sum:
         DamagedMetricPack: They are of something else.
     """
     values: dict[str, float] = {}
-    metrics: dict[str, dict[str, MetricStates]] = {}
-    names: dict[str, dict[str, tuple[str, ...]]] = {}
+    metrics: dict[str, dict[str, MetricStates]] = {stage: {} for stage in STAGES}
+    names: dict[str, dict[str, tuple[str, ...]]] = {stage: {} for stage in STAGES}
+    scalars: dict[str, dict[str, Scalar]] = {stage: {} for stage in ("", *STAGES)}
     start = 0
     for entry in entries:
-        kind, *about = _read(entry)
+        kind, stage, name, *about = _read(entry)
         found = numbers[start : start + size_of(entry)]
         start += len(found)
-        if kind == MEAN:
-            value, examples = found
-            if examples < 1:
-                raise DamagedMetricPack(f"the mean of {shorten(about[0])}: expected examples, got {examples}")
-            values[about[0]] = float(Fraction(value, examples * QUANTA))
-        elif kind == TOTAL:
-            values[about[0]] = found[0] / QUANTA
+        if kind == NAME:
+            names[stage][name] = (about[0],)
         elif kind == STATES:
-            stage, name, class_path, configuration, shapes = about
+            class_path, configuration, shapes = about
             states = _states(shapes, found[1:])
-            metrics.setdefault(stage, {})[name] = MetricStates(class_path, configuration, found[0], states)
+            metrics[stage][name] = MetricStates(class_path, configuration, found[0], states)
         else:
-            stage, logged, address = about
-            names.setdefault(stage, {})[logged] = (address,)
+            examples = found[1] if kind == MEAN else 1
+            if examples < 1:
+                raise DamagedMetricPack(f"the mean of {shorten(name)}: expected examples, got {examples}")
+            values[name] = float(Fraction(found[0], examples * QUANTA))
+            scalars[stage][name] = Scalar(kind, examples)
     stages = {
-        stage: StageMetrics(_checked(MetricPack(metrics[stage])), names.get(stage, {}), {})
+        stage: StageMetrics(_checked(MetricPack(metrics[stage])), names[stage], scalars[stage])
         for stage in STAGES
-        if stage in metrics
+        if metrics[stage] or scalars[stage]
     }
     return Sum(values, stages)
 
@@ -230,24 +229,18 @@ def _is_entry(text: str) -> bool:
 
 def _read(entry: str) -> list[Any]:
     try:
-        read = load_json(entry.encode(), JsonLimits())
-        kind, *about = read
+        kind, *texts = read = load_json(entry.encode(), JsonLimits())
+        length = {MEAN: 2, TOTAL: 2, NAME: 3, STATES: 5}[kind]
+        if len(texts) != length or texts[0] not in (*STAGES, *([""] if length == 2 else [])):
+            raise ValueError(kind)
         if kind == STATES:
-            stage, name, class_path, configuration, shapes = about
-            texts = [stage, name, class_path, *configuration, *configuration.values(), *shapes]
+            *texts, configuration, shapes = texts
+            texts += [*configuration, *configuration.values(), *shapes]
             for dtype, shape in shapes.values():
                 if np.dtype(dtype).kind not in "iuf" or not all(type(n) is int and n >= 0 for n in shape):
                     raise ValueError(dtype)
-        elif kind == NAME:
-            stage, *_ = texts = about
-            if len(about) != 3:
-                raise ValueError(kind)
-        elif kind in (MEAN, TOTAL) and len(about) == 1:
-            stage, texts = STAGES[0], about
-        else:
+        if not all(isinstance(text, str) for text in texts):
             raise ValueError(kind)
-        if stage not in STAGES or not all(isinstance(text, str) for text in texts):
-            raise ValueError(stage)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedMetricPack(f"expected an entry of a sum of metrics, got {shorten(error)}") from None
     return list(read)

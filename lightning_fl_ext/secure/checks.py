@@ -40,7 +40,7 @@ def check_update(
     if odd := sorted(arrays.keys() ^ like.keys()):
         raise UpdateRefused("keys", odd[0], f"the model's {len(like)} keys")
     if not weight:
-        raise UpdateRefused("idle", "", "training examples")
+        raise UpdateRefused("idle", "", "examples")
     if not 1 <= weight <= MAX_WEIGHT:
         raise UpdateRefused("example-count", "", f"a whole number up to {MAX_WEIGHT}")
     structure_of(like)  # complains about what has no mean

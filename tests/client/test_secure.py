@@ -64,14 +64,14 @@ def federate(kit, lit):
     return run
 
 
-def gone(client, step=None):
-    """Client `client` vanishes while training, or at a step of secure rounds."""
+def gone(client, step=None, phase="train"):
+    """Client `client` vanishes while training or evaluating, or at a step of secure rounds."""
 
     def faults(instruction, reply):
         if not reply.has_content() or "client" not in reply.content:
             return reply
         told = instruction.content.get("secure", {}).get("step")
-        kind = instruction.metadata.message_type.startswith("train")
+        kind = instruction.metadata.message_type.startswith(phase)
         is_it = reply.content["client"]["client-id"] == client
         return None if is_it and kind and told == step else reply
 
@@ -98,9 +98,59 @@ def test_one_that_drops_out_while_masking_leaves_the_digest_of_the_plain_run_of_
     assert secure.rounds[-1].accepted == ("0", "1", "3", "4")
 
 
+def test_evaluations_are_summed_under_masks_as_well(federate):
+    seen = []
+
+    def faults(instruction, reply):
+        if instruction.metadata.message_type != "query":
+            seen.append(reply)
+        return reply
+
+    secure = federate(SecureFedAvg(fraction_evaluate=1.0), faults, secure="required")
+    plain = federate(ExactFedAvg())
+    assert secure.digest == plain.digest
+    assert all(set(reply.content) <= {"secure", "client", "masked"} for reply in seen)
+    for ours, theirs in zip(secure.rounds, plain.rounds, strict=True):
+        names = ("val_loss", "val_error", "fit_val_loss", "fit_val_error")
+        assert [ours.metrics[n] for n in names] == pytest.approx([theirs.metrics[n] for n in names], rel=1e-6)
+        assert "val_correlation" not in ours.metrics
+
+
+@pytest.mark.parametrize("step", ["announce", "mask"])
+def test_one_that_drops_out_of_an_evaluation_leaves_the_means_of_the_others(federate, step):
+    secure = federate(SecureFedAvg(fraction_evaluate=1.0), gone("2", step, "evaluate"), rounds=1)
+    plain = federate(ExactFedAvg(), gone("2", phase="evaluate"), rounds=1)
+    for name in ("val_loss", "val_error"):
+        assert secure.rounds[0].metrics[name] == pytest.approx(plain.rounds[0].metrics[name], rel=1e-6)
+    assert [r.client_id for r in secure.rejected] == [r.client_id for r in plain.rejected] == ["2"]
+
+
+def test_an_evaluation_under_the_threshold_tells_nothing_and_the_model_stays(federate):
+    def faults(instruction, reply):
+        lost = [gone(client, "mask", "evaluate")(instruction, reply) for client in ("1", "2")]
+        return None if None in lost else reply
+
+    result = federate(SecureFedAvg(fraction_evaluate=1.0), faults, rounds=1)
+    assert not {"val_loss", "val_error"} & set(result.rounds[0].metrics)
+    assert result.digest == federate(SecureFedAvg(), rounds=1).digest
+
+
 def test_a_client_that_insists_gives_no_plain_update(federate):
     with pytest.raises(LightningFLError, match="Use `SecureFedAvg` on the server"):
         federate(ExactFedAvg(), secure="required", rounds=1)
+
+
+def test_a_client_that_insists_gives_no_plain_evaluation(federate):
+    class Half(SecureFedAvg):
+        def configure_evaluate(self, *args):
+            return ExactFedAvg.configure_evaluate(self, *args)
+
+        def aggregate_evaluate(self, *args):
+            return ExactFedAvg.aggregate_evaluate(self, *args)
+
+    result = federate(Half(fraction_evaluate=1.0), secure="required", rounds=1)
+    assert len(result.rejected) == 5
+    assert "hands in its evaluation only under secure aggregation" in str(result.rejected[0])
 
 
 def test_a_site_without_a_signature_is_refused_by_those_that_trust_keys(federate, tmp_path):

@@ -89,7 +89,7 @@ def test_a_name_counts_if_it_stands_for_one_value_alone_that_is_summed():
 
 
 def test_what_clients_have_unlike_is_not_summed_and_its_names_are_told():
-    mine, yours = '["mean", "loss"]', '["mean", "f1"]'
+    mine, yours = '["mean", "train", "loss"]', '["mean", "train", "f1"]'
     assert common_entries([[mine, yours], [mine], [mine, "nonsense"]]) == ([mine], {"f1"})
 
 
@@ -107,9 +107,14 @@ def test_entries_tell_nothing_of_the_data():
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "[]", "{}", '["mean"]', '["mean", 3]', '["median", "loss"]', '["name", "train", "a"]'),
+        *("", "[]", "{}", '["mean"]', '["mean", "", 3]', '["median", "", "a"]', '["name", "train", "a"]'),
         *('["name", "night", "a", "b"]', '["states", "train", "m", "C", {}, {"tp": ["object", []]}]'),
-        *('["states", "train", "m", "C", {}, {"tp": ["int64", [-1]]}]', "[" * 1000, '["sum", "a", "b"]'),
+        *(
+            '["states", "train", "m", "C", {}, {"tp": ["int64", [-1]]}]',
+            "[" * 1000,
+            '["sum", "a", "b"]',
+            "[[], 1, 2]",
+        ),
     ],
 )
 def test_what_is_no_entry_is_refused(text):
@@ -120,4 +125,4 @@ def test_what_is_no_entry_is_refused(text):
 
 def test_a_sum_of_no_examples_is_refused():
     with pytest.raises(DamagedMetricPack, match="expected examples, got 0"):
-        read_sum(['["mean", "loss"]'], [5, 0])
+        read_sum(['["mean", "", "loss"]'], [5, 0])

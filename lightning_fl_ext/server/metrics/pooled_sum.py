@@ -31,6 +31,8 @@ def pool_sum(module: nn.Module, stages: Stages, server_round: int) -> dict[str, 
     metrics = named_metrics(module)
     whole: dict[str, StageMetrics] = {}
     for stage, told in stages.items():
+        if not told.pack.metrics:
+            continue
         names = {name: found for name, found in told.names.items() if _is_whole(metrics, told, found[0])}
         whole[stage] = replace(told, names=names)
         for name in sorted(told.names.keys() - names.keys()):
