@@ -69,6 +69,7 @@ class SecureRound:
     like: Arrays
     timeout: float | None
     nodes: list[int] = field(default_factory=list)
+    _names: dict[int, str] = field(default_factory=dict)
 
     def run(
         self, replies: Iterable[Message], outcome: SecureOutcome
@@ -117,6 +118,7 @@ class SecureRound:
         metrics, odd = common_entries(told)
         for name in sorted(odd):
             warn_once("metric `%s` is not summed: not all clients of the round have it alike", shown(name))
+        self._names = {node: client for client, (node, _) in found.items()}
         self.nodes[:] = [found[client][0] for client in order] + [
             node for node in self.nodes if node in outcome.left_out
         ]
@@ -173,7 +175,7 @@ class SecureRound:
         member_of = {self.nodes[member]: member for member in contents}
         waiting: dict[str, int] | None = None
         answered: set[int] = set()
-        for reply in stream_replies(self.grid, messages, self.timeout):
+        for reply in stream_replies(self.grid, messages, self.timeout, self._names.__getitem__):
             waiting = waiting or {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
             node = waiting.get(reply.metadata.reply_to_message_id)
             if node is None:
