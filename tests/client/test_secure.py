@@ -2,12 +2,19 @@
 
 import lightning.pytorch as L
 import pytest
+from flwr.app import ConfigRecord
+from flwr.clientapp import ClientApp
 from torchmetrics import MeanSquaredError, PearsonCorrCoef
 
 from lightning_fl_ext import (
     ExactFedAvg,
     FederatedTrainer,
+    FlowerBridge,
     LightningFLError,
+    LocalGrid,
+    RoundCheckpoint,
+    RoundLedger,
+    SecureAggregation,
     SecureFedAvg,
     client_app,
     run_local,
@@ -177,3 +184,49 @@ def test_arguments_are_checked(lit, tmp_path):
     with pytest.raises(LightningFLError, match="cannot be the name of a file"):
         write_site_keys(tmp_path, "../b")
     assert public.exists()
+
+
+@pytest.mark.parametrize("kept", ["spool", "state"])
+def test_nothing_secret_lies_in_a_folder_a_log_or_an_error(kit, tmp_path, caplog, kept):
+    secrets, told = set(), [b""]
+
+    class Grid(LocalGrid):
+        def _execute(self, instruction):
+            reply = super()._execute(instruction)
+            kept = self._contexts[instruction.metadata.dst_node_id].state.get("secure-round", {})
+            secrets.update(kept.get(name, b"") for name in ("mask-seed", "self-seed", "tag-secret"))
+            told.extend(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+            told.append(repr(reply).encode())
+            return reply
+
+    def faults(instruction, reply):
+        step = instruction.content.get("secure", {}).get("step")
+        if step == "share" and reply.content["client"]["client-id"] == "1":  # refused by who opens its shares
+            answer = reply.content["secure"]
+            reply.content["secure"] = ConfigRecord({**answer, "sealed": bytes(len(answer["sealed"]))})
+        return gone("2", "mask")(instruction, reply)
+
+    spooling = ClientApp()
+
+    @spooling.train("secure", mods=[SecureAggregation()])
+    def train(message, context):
+        bridge = FlowerBridge.from_message(message, context, spool_dir=tmp_path / "spool")
+        kit.trainer(callbacks=[bridge], default_root_dir=tmp_path).fit(kit.Lit(), kit.loader())
+        return bridge.reply()
+
+    state = {"keep_optimizer": tmp_path / "state", "trainer": {"default_root_dir": tmp_path, **DEVICE}}
+    keeping = client_app(kit.Lit, lambda _: kit.loader(), **state)
+    caplog.set_level("DEBUG")
+    callbacks = [RoundLedger(), RoundCheckpoint()]
+    options = {"enable_progress_bar": False, "default_root_dir": tmp_path / "run"}
+    trainer = FederatedTrainer(2, SecureFedAvg(), callbacks=callbacks, **options)
+    trainer.fit(kit.Lit(), Grid(spooling if kept == "spool" else keeping, 7, faults=faults))
+    assert (tmp_path / kept).is_dir()
+    assert [record.void for record in trainer.rounds] == [False, False]
+    secrets.discard(b"")
+    assert len(secrets) == 2 * 7 * 3
+    everything = b"|".join([*told, caplog.text.encode(), repr(trainer.rounds).encode()])
+    for secret in secrets:
+        assert secret not in everything
+        assert secret.hex().encode() not in everything
+        assert repr(secret)[2:-1].encode() not in everything
