@@ -145,7 +145,5 @@ def _alter(content, step):
         record = dict(content["secure"])
         name = "mask-key" if step == "announce" else "sealed"
         value = record[name]
-        record[name] = bytes(32) if step == "announce" else [value[0][:-1] + b"\0", *value[1:]]
-        if step == "announce":
-            record[name] = b"\x07" + bytes(30) + b"\x01"
+        record[name] = b"\x07" + bytes(30) + b"\x01" if step == "announce" else bytes(1) + value[1:]
         content["secure"] = ConfigRecord(record)
