@@ -147,7 +147,7 @@ class ClientRound:
             raise SecureAggregationError("this client has masked its update in this round already")
         senders = members(mailbox, "from")
         sealed = parts(mailbox, "sealed", SEALED_BYTES, len(senders))
-        if strangers := [j for j in senders if j not in roster.neighbours(me)]:
+        if strangers := set(senders) - set(roster.neighbours(me)):
             raise SecureAggregationError(f"shares of {len(strangers)} that are no neighbours")
         if len(senders) + 1 < roster.share_threshold:
             raise SecureAggregationError(

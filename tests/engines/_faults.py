@@ -54,9 +54,9 @@ class Federation(Deployment):
         """
         self._order(name, server_round).write_text(what)
 
-    def wait_until_obeyed(self, name: str, server_round: int | str) -> None:
+    def wait_until_obeyed(self, name: str, server_round: int | str, timeout: float = 120.0) -> None:
         """Wait until the client is in the middle of its fit, or of a step."""
-        self.nodes[name].wait_for(f"carrying out {self._order(name, server_round).name}\n", timeout=120)
+        self.nodes[name].wait_for(f"carrying out {self._order(name, server_round).name}\n", timeout)
 
     def release(self, name: str, server_round: int | str) -> None:
         """Let a client go on that waits."""

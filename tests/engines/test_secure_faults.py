@@ -16,15 +16,15 @@ def test_a_supernode_that_drops_out_of_a_secure_round_leaves_the_model_of_the_ot
         for number, step in STEPS.items():
             federation.order("porto", f"{number}-{step}", "wait")
         federation.order("oslo", "4-mask", "wait")  # late
-        run = federation.run(max_rounds=4, step_timeout=60.0, output_dir=tmp_path / "run")
+        run = federation.run(max_rounds=4, step_timeout=90.0, output_dir=tmp_path / "run")
         federation.run_dir = tmp_path / "run"
         for number, step in STEPS.items():
-            federation.wait_until_obeyed("porto", f"{number}-{step}")
+            federation.wait_until_obeyed("porto", f"{number}-{step}", timeout=300)
             federation.nodes["porto"].stop()
             federation.release("porto", f"{number}-{step}")
-            run.wait_for(f"round {number}/4", timeout=180)
+            run.wait_for(f"round {number}/4", timeout=300)
             federation.nodes["porto"].start()
-        run.wait(timeout=300)
+        run.wait(timeout=600)
         federation.release("oslo", "4-mask")
         rounds = federation.rounds()
         assert [record.accepted for record in rounds] == [
@@ -40,7 +40,7 @@ def test_a_supernode_that_drops_out_of_a_secure_round_leaves_the_model_of_the_ot
             ),
             "client `oslo`, round 4: no-reply: expected a reply while masking, got none",
         ]
-        federation.run_locally(lost, max_rounds=4, step_timeout=60.0, output_dir=tmp_path / "local")
+        federation.run_locally(lost, max_rounds=4, step_timeout=90.0, output_dir=tmp_path / "local")
         federation.run_dir = tmp_path / "local"
         assert [record.digest for record in federation.rounds()] == [record.digest for record in rounds]
 
