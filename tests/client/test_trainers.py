@@ -136,6 +136,24 @@ def test_a_client_that_seeds_torch_in_its_data_is_told_once(kit, tmp_path, caplo
     assert len([r for r in caplog.records if "seeds torch" in r.getMessage()]) == 1
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+def test_an_evaluation_on_training_rows_is_told_once(kit, tmp_path, caplog, held_out):
+    class Data(L.LightningDataModule):
+        def __init__(self, context):
+            super().__init__()
+
+        def train_dataloader(self):
+            return kit.loader()
+
+        val_dataloader = train_dataloader
+
+    server = FederatedTrainer(max_rounds=2, enable_progress_bar=False, default_root_dir=tmp_path)
+    data = Data if held_out else lambda context: kit.loader()
+    server.fit(kit.Validated, LocalGrid(client_app(kit.Validated, data, DEVICE), 3))
+    said = [r.getMessage() for r in caplog.records if "rows that they train on" in r.getMessage()]
+    assert len(said) == (not held_out)
+
+
 @pytest.mark.parametrize("other", ["experiment-2", "experiment-1/../x", "experiment-1/", "../x", ".."])
 def test_a_run_whose_id_begins_alike_or_leads_elsewhere_leaves_the_files_of_another_alone(tmp_path, other):
     kept = tmp_path / "files" / "experiment-1" / "a" / "round-00001" / "model.ckpt"

@@ -12,11 +12,13 @@ from flwr.serverapp import Grid
 from lightning_fl_ext.aggregation.conform import conform
 from lightning_fl_ext.engines import OrderedGrid
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.failures import described
 from lightning_fl_ext.metrics.computed_values import copy_metrics
+from lightning_fl_ext.metrics.discovery import named_metrics, require_known
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics, common_metrics
-from lightning_fl_ext.server.metrics.names import owned_by_server, without_owned
+from lightning_fl_ext.server.metrics.names import owned_by_server, told_by_half, without_owned
 from lightning_fl_ext.server.metrics.pooled_sum import pool_sum
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.rounds.clients import Clients
@@ -32,7 +34,6 @@ from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection
 from lightning_fl_ext.server.strategies.buffers import averaged_buffers
 from lightning_fl_ext.server.strategies.secure_round import SecureOutcome
-from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire import RoundInfo, from_record, to_record
 from lightning_fl_ext.wire.client_record import declared_id
 
@@ -52,8 +53,8 @@ class StrategyDriver:
         call_hook: Calls a hook of every callback, by name, with the hook's arguments after the trainer.
 
     Attributes:
-        validated_in_fits: Names that all clients log in the validations of their fits, if the strategy asks
-            clients to evaluate as well: the same names then mean the global model.
+        validated_in_fits: Names that at least half of the clients log in the validations of their fits, if
+            the strategy asks clients to evaluate as well: the same names then mean the global model.
     """
 
     def __init__(self, trainer: FederatedFit, grid: Grid, call_hook: Callable[..., None]) -> None:
@@ -67,6 +68,10 @@ class StrategyDriver:
                 f"{self.calls.name} cannot aggregate what {trainer.exchange!r} sends: use `FedPM`."
             )
         self._metrics = copy_metrics(trainer.model)
+        try:
+            require_known("average_metrics", trainer.average_metrics, named_metrics(self._metrics))
+        except ValueError as error:
+            raise LightningFLError(str(error)) from None
         names = {name for callback in trainer.callbacks for name in callback.metric_names}
         self._owned = owned_by_server(names, except_for=(self.calls.count_key,))
         self._earlier: set[str] = set()
@@ -123,7 +128,7 @@ class StrategyDriver:
             of_clients = [messages.stages.get(client, {}) for client in summaries]
             told = [stages.get("validate") for stages in ([outcome.stages] if outcome else of_clients)]
             names = [{*stage.names, *stage.scalars} for stage in told if stage is not None]
-            self.validated_in_fits = set.intersection(*names) if names else self.validated_in_fits
+            self.validated_in_fits |= told_by_half([found for found in names if found])
         counts = {
             "clients_accepted": len(summaries),
             "clients_rejected": len({r.client_id for r in messages.rejected} - {*summaries}),
@@ -286,14 +291,14 @@ class StrategyDriver:
         stages = {client: messages.stages.get(client, {}) for client in summaries}
         number = messages.server_round
         try:
+            averaged = self.trainer.average_metrics
             found, left_out = aggregate_metrics(
-                summaries, stages, self._metrics, aggregated, function, number
+                summaries, stages, self._metrics, aggregated, function, number, averaged
             )
             return found | pool_sum(self._metrics, outcome.stages if outcome else {}, number), left_out
         except Exception as error:
             raise LightningFLError(
-                f"the metrics of round {number} cannot be made: {type(error).__name__}: {shown(error, 2000)}."
-                f"{read_from(summaries)}"
+                f"the metrics of round {number} cannot be made: {described(error)}.{read_from(summaries)}"
             ) from error
 
     def _aggregate(
