@@ -95,8 +95,9 @@ def client_app(
             With False, every message begins with them as ``model`` builds them.
         batch_size: Gives the number of examples in a batch, the weight of a client; see
             :class:`FlowerBridge`.
-        secure: Whether updates are masked if the server asks for it (``"auto"``), or leave in no other form
-            (``"required"``): a server that asks for a plain one then gets an error and no weights.
+        secure: Whether updates and evaluations are masked if the server asks for it (``"auto"``), or leave in
+            no other form (``"required"``): a server that asks for plain ones then gets an error, and neither
+            weights nor metrics.
         trusted_keys: See :class:`SecureAggregation`.
         signing_key: See :class:`SecureAggregation`.
 
@@ -182,7 +183,8 @@ def client_app(
             local.fit(module, source)
             return bridge.reply()
 
-    @app.evaluate()
+    @app.evaluate(ACTION, mods=[half])
+    @app.evaluate(mods=plain)
     def evaluate(message: Message, context: Context) -> Message:
         with run(message, context) as (local, module, source, bridge):
             refuse_without_validation(module)
