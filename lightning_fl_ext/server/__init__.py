@@ -31,8 +31,14 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server.screening.rejection import BadUpdateError as BadUpdateError
     from lightning_fl_ext.server.screening.rejection import Reason as Reason
     from lightning_fl_ext.server.screening.rejection import Rejection as Rejection
+    from lightning_fl_ext.server.strategies import ExactFedAdagrad as ExactFedAdagrad
+    from lightning_fl_ext.server.strategies import ExactFedAdam as ExactFedAdam
     from lightning_fl_ext.server.strategies import ExactFedAvg as ExactFedAvg
+    from lightning_fl_ext.server.strategies import ExactFedAvgM as ExactFedAvgM
+    from lightning_fl_ext.server.strategies import ExactFedOpt as ExactFedOpt
+    from lightning_fl_ext.server.strategies import ExactFedYogi as ExactFedYogi
     from lightning_fl_ext.server.strategies import FedPM as FedPM
+    from lightning_fl_ext.server.strategies import RobustFedAvg as RobustFedAvg
     from lightning_fl_ext.server.strategies import SecureFedAvg as SecureFedAvg
     from lightning_fl_ext.server.trainer import FederatedTrainer as FederatedTrainer
 
@@ -41,6 +47,12 @@ _HOME = {
     "CallbackError": "callbacks.base",
     "CheckpointError": "durability.checkpoint",
     "ExactFedAvg": "strategies",
+    "ExactFedAdagrad": "strategies",
+    "ExactFedAdam": "strategies",
+    "ExactFedAvgM": "strategies",
+    "ExactFedYogi": "strategies",
+    "RobustFedAvg": "strategies",
+    "ExactFedOpt": "strategies",
     "FedPM": "strategies",
     "FederatedResult": "result",
     "FederatedTrainer": "trainer",

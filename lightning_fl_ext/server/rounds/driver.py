@@ -22,14 +22,14 @@ from lightning_fl_ext.server.rounds.clients import Clients
 from lightning_fl_ext.server.rounds.flower_dtypes import align_replies, to_flower_dtypes
 from lightning_fl_ext.server.rounds.messages import RoundMessages
 from lightning_fl_ext.server.rounds.payload import PayloadCodec
-from lightning_fl_ext.server.rounds.quorum import wait_for_clients
+from lightning_fl_ext.server.rounds.quorum import innermost, wait_for_clients
 from lightning_fl_ext.server.rounds.strategy_calls import StrategyCalls, read_from
 from lightning_fl_ext.server.screening.announcements import screen_announcement
 from lightning_fl_ext.server.screening.checks import ValueLimits, screen_evaluate_reply, screen_train_reply
 from lightning_fl_ext.server.screening.limits import ExpectedContent
 from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection
-from lightning_fl_ext.server.strategies.buffers import averaged_buffers
+from lightning_fl_ext.server.strategies.buffers import averaged_buffers, name_buffers
 from lightning_fl_ext.wire import RoundInfo, from_record, to_record
 from lightning_fl_ext.wire.client_record import declared_id
 
@@ -63,6 +63,7 @@ class StrategyDriver:
             raise LightningFLError(
                 f"{self.calls.name} cannot aggregate what {trainer.exchange!r} sends: use `FedPM`."
             )
+        name_buffers(innermost(trainer.strategy), trainer.model)
         self._metrics = copy_metrics(trainer.model)
         names = {name for callback in trainer.callbacks for name in callback.metric_names}
         self._owned = owned_by_server(names, except_for=(self.calls.count_key,))
@@ -113,6 +114,7 @@ class StrategyDriver:
                 self._aggregate(server_round, [])  # releases nothing, so what it has reserved is free again
         self._refuse_if_all_failed(messages, summaries)
         void = bool(messages.outgoing) and (new is None or len(summaries) < least)
+        self.calls.end_round(void)
         if new is not None and not void:
             arrays = self._checked(server_round, new, arrays, summaries)
         measured, left_out = self._measure(messages, summaries, metrics)

@@ -2,6 +2,24 @@
 
 from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg
 from lightning_fl_ext.server.strategies.fedpm import FedPM
+from lightning_fl_ext.server.strategies.robust_fedavg import RobustFedAvg
 from lightning_fl_ext.server.strategies.secure_fedavg import SecureFedAvg
+from lightning_fl_ext.server.strategies.server_optimizers import (
+    ExactFedAdagrad,
+    ExactFedAdam,
+    ExactFedAvgM,
+    ExactFedOpt,
+    ExactFedYogi,
+)
 
-__all__ = ["ExactFedAvg", "FedPM", "SecureFedAvg"]
+__all__ = [
+    "ExactFedAdagrad",
+    "ExactFedAdam",
+    "ExactFedAvg",
+    "ExactFedAvgM",
+    "ExactFedOpt",
+    "ExactFedYogi",
+    "FedPM",
+    "RobustFedAvg",
+    "SecureFedAvg",
+]

@@ -9,9 +9,21 @@ from torch import nn
 
 from lightning_fl_ext.aggregation.exact import exact_mean
 from lightning_fl_ext.results import Arrays, ClientUpdate
+from lightning_fl_ext.server.strategies.server_optimizers import ExactFedOpt
 
 _OPTIMIZERS = (FedAdagrad, FedAdam, FedYogi, FedAvgM, QFedAvg)
 """Flower's strategies that take a step from the global weights, which may lead beyond all clients' own."""
+
+
+def name_buffers(strategy: Strategy, model: nn.Module) -> None:
+    """Tell a server optimizer of this package which arrays are a model's buffers, unless it was told.
+
+    Args:
+        strategy: At work; the innermost, if there are wrappers.
+        model: Tells buffers from parameters.
+    """
+    if isinstance(strategy, ExactFedOpt) and strategy.buffers is None:
+        strategy.buffers = [name for name, _ in model.named_buffers(remove_duplicate=False)]
 
 
 def averaged_buffers(
