@@ -21,7 +21,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-portable fuzz engines faults lint docs pictures examples bench clean
+.PHONY: help demo test test-fast test-portable floors fuzz engines faults lint docs pictures examples bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ fuzz: $(READY)  ## Feed damaged input to everything the server decodes, for ten 
 
 test-portable: $(READY)  ## Run the tests that start no other engine on arithmetic like another processor's
 	@PYTHON=$(BIN)/python tests/portable.sh
+
+floors: $(READY)  ## Run the tests that start no other engine with the lowest and with the newest versions of all libraries
+	$(BIN)/python tests/floors.py lowest
+	$(BIN)/python tests/floors.py newest
 
 engines: $(READY)  ## Train one federation on every engine, and compare the digests
 	@$(BIN)/python tests/engines/_comparison.py
@@ -78,7 +82,7 @@ bench:  ## List the benchmark commands
 	done
 
 clean:  ## Remove .venv and everything that was built
-	rm -rf $(VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest .venv-newest docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

@@ -14,8 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lightning_fl_ext.errors import LightningFLError
+
 NAMES = ("lightning.pytorch", "pytorch_lightning")
 """What each is imported as."""
+
+OLDEST = "2.6"
+"""The oldest version whose Trainer takes callbacks of the other name."""
 
 _DATA_HOOKS = (
     *("prepare_data", "setup", "teardown", "on_exception", "state_dict", "load_state_dict"),
@@ -47,6 +52,7 @@ def lightning_of(module: Any) -> Any:
 
     Raises:
         TypeError: It is no LightningModule of either.
+        LightningFLError: It is of a `pytorch_lightning` whose Trainers take no callbacks of the other name.
     """
     name = lightning_name(module, "LightningModule")
     if name is None:
@@ -54,7 +60,17 @@ def lightning_of(module: Any) -> Any:
             "expected a LightningModule, of `lightning.pytorch` or of `pytorch_lightning`. Got an instance of"
             f" {type(module).__module__}.{type(module).__qualname__}."
         )
-    return importlib.import_module(name)
+    lightning = importlib.import_module(name)
+    if name == "pytorch_lightning" and _version(lightning.__version__) < _version(OLDEST):
+        raise LightningFLError(
+            f"pytorch_lightning {lightning.__version__} takes no callbacks of `lightning.pytorch`, but"
+            f" {OLDEST} and newer do. Install one of these: `pip install 'pytorch-lightning>={OLDEST}'`."
+        )
+    return lightning
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
 
 
 def overrides(value: Any, method: str) -> bool:

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_fl_ext import (
     ExactFedAvg,
     FederatedTrainer,
+    LightningFLError,
     LocalGrid,
     RoundCallback,
     client_app,
@@ -130,3 +131,12 @@ def test_only_what_the_data_module_has_is_handed_on():
     adapted = data_for(of(NAMES[0]), data_of(NAMES[1])())
     assert overrides(adapted, "train_dataloader")
     assert not overrides(adapted, "predict_dataloader")
+
+
+def test_a_version_whose_trainers_refuse_callbacks_of_the_other_name_is_named(monkeypatch):
+    lightning = of("pytorch_lightning")
+    monkeypatch.setattr(lightning, "__version__", "2.5.6")
+    with pytest.raises(LightningFLError, match=r"2\.5\.6 takes no callbacks.*pytorch-lightning>=2\.6"):
+        lightning_of(module_of("pytorch_lightning")())
+    monkeypatch.setattr(lightning, "__version__", "2.6.0")
+    assert lightning_of(module_of("pytorch_lightning")()) is lightning

@@ -1,7 +1,9 @@
 """References written from the definitions, in exact fractions, and both sets of loops."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -10,6 +12,8 @@ import pytest
 
 from lightning_fl_ext.aggregation import kernels
 from lightning_fl_ext.aggregation.kernels import Kernels
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests import the modules beside them
 
 HIGH, LOW = Fraction(1, 2**8), Fraction(1, 2**44)
 

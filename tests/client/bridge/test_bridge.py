@@ -1,18 +1,15 @@
-"""`FlowerBridge` in real fits, with and without Flower."""
+"""`FlowerBridge` in real fits: what is kept, what is submitted, and the same bridge again."""
 
 import copy
 import pickle
-import sys
 from functools import partial
 
-import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_fl_ext import FlowerBridge, LightningFLError, WeightExchange, client_app
-from lightning_fl_ext.wire import from_record
 
 
 class Recorder(Callback):
@@ -207,111 +204,6 @@ def test_only_what_the_exchange_selects_is_packed_and_loaded(kit):
     kit.assert_same({k: after[k] for k in ("layer.weight",)}, {k: before[k] for k in ("layer.weight",)})
 
 
-# With Flower's messages
-
-
-def test_a_fit_between_message_and_reply(kit):
-    source = kit.arrays_of(kit.fresh_module(1))
-    bridge = FlowerBridge.from_message(kit.message(source, server_round=3), kit.context(4, of=12))
-    module = kit.fit(bridge, module=kit.fresh_module(2), max_epochs=2)
-    reply = bridge.reply()
-
-    reference = kit.fresh_module(2)
-    reference.load_state_dict({k: torch.from_numpy(v) for k, v in source.items()})
-    kit.fit(module=reference, max_epochs=2)
-    kit.assert_same(from_record(reply.content["arrays"]), kit.arrays_of(reference))
-    kit.assert_same(kit.arrays_of(module), kit.arrays_of(reference))
-
-    assert reply.metadata.reply_to_message_id == "train-3"
-    assert dict(reply.content["client"]) == {
-        "client-id": "04",
-        "server-round": 3,
-        "examples-seen": 20,
-        "steps": 6,
-        "epochs": 2,
-    }
-    assert reply.content["metrics"]["num-examples"] == 10
-    assert reply.content["metrics"]["loss"] == pytest.approx(bridge.update.metrics["loss"])
-    assert len(reply.content.array_records) == len(reply.content.metric_records) == 1
-    assert len(bridge.results) == 1, "from_message keeps the last epoch unless told otherwise"
-
-
-def test_from_message_keeps_every_epoch_for_a_mean(kit):
-    message = kit.message(kit.arrays_of(kit.Lit()))
-    bridge = FlowerBridge.from_message(message, kit.context(), submit="mean")
-    kit.fit(bridge, max_epochs=3)
-    assert len(bridge.results) == 3
-
-
-def test_a_message_without_weights_is_refused(kit):
-    with pytest.raises(LightningFLError, match="a train message must hold exactly one ArrayRecord"):
-        FlowerBridge.from_message(kit.message(), kit.context())
-
-
-def test_weights_that_do_not_fit_are_refused_before_training(kit):
-    source = kit.arrays_of(kit.Lit())
-    source["layer.weight"] = source["layer.weight"][:, :2]
-    bridge = FlowerBridge.from_message(kit.message(source), kit.context())
-    module = kit.fresh_module(0)
-    with pytest.raises(
-        LightningFLError, match=r"layer.weight: expected float32\[1, 3\], got float32\[1, 2\]"
-    ):
-        kit.fit(bridge, module=module)
-    assert module.sizes == []
-
-
-@pytest.mark.parametrize("entry", ["validate", "test"])
-def test_an_evaluation_is_of_the_weights_that_were_sent(kit, entry):
-    source = kit.arrays_of(kit.fresh_module(1))
-    bridge = FlowerBridge.from_message(kit.message(source, "evaluate", 2), kit.context(client_id="b"))
-    trainer = kit.trainer(bridge)
-    getattr(trainer, entry)(kit.fresh_module(2, kit.Validated), kit.loader(), verbose=False)
-    reply = bridge.reply()
-
-    reference = kit.trainer()
-    getattr(reference, entry)(kit.fresh_module(1, kit.Validated), kit.loader(), verbose=False)
-    name = {"validate": "val_loss", "test": "test_loss"}[entry]
-    assert reply.content["metrics"][name] == float(reference.callback_metrics[name])
-    assert reply.content["metrics"]["num-examples"] == 10
-    assert reply.content["client"]["server-round"] == 2
-    assert not reply.content.array_records
-    assert bridge.evaluation.num_examples == 10
-
-
-def test_an_evaluation_over_several_loaders_counts_them_all(kit):
-    class Several(kit.Validated):
-        def validation_step(self, batch, batch_idx, dataloader_idx=0):
-            super().validation_step(batch, batch_idx)
-
-    bridge = FlowerBridge()
-    kit.trainer(bridge).validate(Several(), [kit.loader(10), kit.loader(7)], verbose=False)
-    assert bridge.evaluation.num_examples == 17
-
-
-def test_validating_after_a_fit_sees_the_trained_weights_and_keeps_the_update(kit):
-    source = kit.arrays_of(kit.fresh_module(1))
-    bridge = FlowerBridge.from_message(kit.message(source), kit.context())
-    module, trainer = kit.Validated(), kit.trainer(bridge)
-    trainer.fit(module, kit.loader(), kit.loader(n=6))
-    trained = kit.arrays_of(module)
-    module.validated.clear()
-    trainer.validate(module, kit.loader(n=6), verbose=False)
-
-    np.testing.assert_array_equal(module.validated[0].numpy(), trained["layer.weight"])
-    kit.assert_same(from_record(bridge.reply().content["arrays"]), trained)
-    assert bridge.evaluation.num_examples == 6
-
-
-def test_a_reply_needs_a_message_and_an_outcome(kit):
-    with pytest.raises(LightningFLError, match="make the bridge with `FlowerBridge"):
-        FlowerBridge().reply()
-    source = kit.arrays_of(kit.Lit())
-    with pytest.raises(LightningFLError, match="client `0` has no update: no fit has ended"):
-        FlowerBridge.from_message(kit.message(source), kit.context()).reply()
-    with pytest.raises(LightningFLError, match="client `0` has no evaluation: no validation or test"):
-        FlowerBridge.from_message(kit.message(source, "evaluate"), kit.context()).reply()
-
-
 # The same bridge again, and copies of it
 
 
@@ -400,116 +292,3 @@ def test_a_copy_holds_the_same_and_leaves_the_original_alone(kit, tmp_path, twin
         kit.fit(twin, module=kit.fresh_module(9), max_epochs=1)
         assert len(twin.results) == 1
         assert [r.digest for r in bridge.results] == kept
-
-
-# In other hands
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_in_a_trainer_of_pytorch_lightning(kit):
-    import pytorch_lightning as pl
-
-    class Old(pl.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(3, 1)
-
-        def training_step(self, batch, batch_idx):
-            loss = (self.layer(batch[0]) - batch[1]).square().mean()
-            self.log("loss", loss)
-            return loss
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), 0.1)
-
-    source = kit.arrays_of(kit.fresh_module(1, Old))
-    bridge = FlowerBridge.from_message(kit.message(source), kit.context(), keep="all")
-    module = kit.fresh_module(2, Old)
-    pl.Trainer(**kit.QUIET, max_epochs=2, callbacks=[bridge]).fit(module, kit.loader())
-    assert [r.num_examples for r in bridge.results] == [10, 10]
-    kit.assert_same(from_record(bridge.reply().content["arrays"]), kit.arrays_of(module))
-
-    reference = kit.fresh_module(1, Old)
-    pl.Trainer(**kit.QUIET, max_epochs=2).fit(reference, kit.loader())
-    kit.assert_same(kit.arrays_of(module), kit.arrays_of(reference))
-
-    averaging = pl.callbacks.StochasticWeightAveraging(swa_lrs=0.1)
-    with pytest.raises(ValueError, match="`StochasticWeightAveraging` precedes `FlowerBridge`"):
-        pl.Trainer(**kit.QUIET, max_epochs=2, callbacks=[averaging, bridge]).fit(module, kit.loader())
-
-
-@pytest.fixture
-def cli(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["main.py"])
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # what Lightning itself calls
-    pytest.importorskip("docstring_parser", reason="needs `jsonargparse[signatures]`")
-    from lightning.pytorch.cli import LightningCLI
-
-    return partial(LightningCLI, save_config_callback=None, seed_everything_default=False)
-
-
-def test_from_the_command_line(kit, cli):
-    class Data(L.LightningDataModule):
-        def train_dataloader(self):
-            return kit.loader()
-
-    made = cli(
-        kit.Lit,
-        Data,
-        args=[
-            "fit",
-            *(f"--trainer.{option}={str(value).lower()}" for option, value in kit.QUIET.items()),
-            "--trainer.max_epochs=3",
-            "--trainer.callbacks+=lightning_fl_ext.FlowerBridge",
-            "--trainer.callbacks.keep=2",
-            "--trainer.callbacks.submit=mean",
-        ],
-    )
-    bridge = next(c for c in made.trainer.callbacks if isinstance(c, FlowerBridge))
-    assert [r.epoch for r in bridge.results] == [1, 2]
-    assert bridge.update.epochs == 3
-
-
-def test_the_command_line_takes_keep_as_a_word_too(kit, cli):
-    args = ["--trainer.callbacks+=lightning_fl_ext.FlowerBridge", "--trainer.callbacks.keep=all"]
-    made = cli(kit.Lit, run=False, args=args, trainer_defaults=kit.QUIET)
-    assert any(isinstance(c, FlowerBridge) for c in made.trainer.callbacks)
-
-
-def test_a_bridge_whose_copy_was_trained_has_its_results(kit):
-    """Some libraries copy the callbacks they are given, and train the copies."""
-    source = kit.arrays_of(kit.fresh_module(1))
-    bridge = FlowerBridge.from_message(kit.message(source), kit.context(), keep="all")
-    for epochs in (1, 2):  # the last one that ran
-        copied = copy.deepcopy([bridge])
-        module = kit.fit(copied[0], module=kit.fresh_module(2), max_epochs=epochs)
-        assert [r.epoch for r in bridge.results] == list(range(epochs))
-    kit.assert_same(bridge.update.arrays, kit.arrays_of(module))
-    assert bridge.reply().content["metrics"]["num-examples"] == 10
-    again = copy.deepcopy(copied[0])
-    kit.fit(again, module=kit.fresh_module(3), max_epochs=1)
-    assert len(copied[0].results) == 2, "a copy of what has run itself is on its own"
-    kit.fit(bridge, module=kit.fresh_module(4), max_epochs=3)
-    assert [r.epoch for r in bridge.results] == [0, 1, 2], "its own run comes first"
-
-
-def test_seeded_gives_a_hand_written_client_the_bytes_of_client_app(kit):
-    class Noisy(kit.Lit):
-        def loss(self, batch):
-            return super().loss([torch.nn.functional.dropout(batch[0], 0.5), batch[1]])
-
-    sent = kit.message(kit.arrays_of(kit.fresh_module(1)), run_seed=5, server_round=2)
-    replies = []
-    for _ in range(2):
-        torch.rand(3)  # wherever the process's own random state stands
-        bridge = FlowerBridge.from_message(sent, kit.context())
-        module = Noisy()  # `client_app` builds it under a seed of its own
-        before = torch.get_rng_state()
-        with bridge.seeded():
-            kit.fit(bridge, module=module, data=kit.loader(shuffle=True))
-        assert torch.equal(torch.get_rng_state(), before)
-        replies.append(kit.weights(bridge.reply()))
-    app = client_app(Noisy, lambda _: kit.loader(shuffle=True), {"accelerator": "cpu"})
-    whole = kit.weights(app(sent, kit.context()))
-    kit.assert_same(replies[0], whole)
-    kit.assert_same(replies[1], whole)
