@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lightning_fl_ext.aggregation.sorting_network import NETWORK_UP_TO, network, sorted_rows
+from lightning_fl_ext.aggregation.robust.sorting_network import NETWORK_UP_TO, network, sorted_rows
 
 
 @pytest.mark.parametrize("size", range(1, 11))

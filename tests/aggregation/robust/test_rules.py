@@ -18,8 +18,8 @@ from lightning_fl_ext import (
     digest,
 )
 from lightning_fl_ext.aggregation import InvalidUpdate
-from lightning_fl_ext.aggregation import rows as rows_module
-from lightning_fl_ext.aggregation.robust import middle_integer
+from lightning_fl_ext.aggregation.robust import rows as rows_module
+from lightning_fl_ext.aggregation.robust.rule import middle_integer
 
 RULES = {
     "median": CoordinateMedian(),
