@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
+from threadpoolctl import threadpool_limits
 
 from lightning_fl_ext import (
     CentredClipping,
@@ -57,6 +58,16 @@ def test_arrival_orders_and_nameless_clients_give_one_digest(toy, rule):
             grid = toy.make_grid(app=app, arrival=lambda messages, order=order: [messages[i] for i in order])
             strategy = RobustFedAvg(rule, fraction_evaluate=0.0, min_evaluate_nodes=0)
             digests.add(toy.make_trainer(strategy).fit(toy.Net(buffers=True), grid).digest)
+    assert len(digests) == 1
+
+
+@rules
+def test_one_two_and_four_threads_give_one_digest(toy, rule):
+    digests = set()
+    for threads in (1, 2, 4):
+        with threadpool_limits(threads):
+            trainer = toy.make_trainer(RobustFedAvg(rule), max_rounds=1)
+            digests.add(trainer.fit(toy.Net(size=60_000).double(), toy.make_grid()).digest)
     assert len(digests) == 1
 
 
