@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import nn
@@ -113,6 +114,7 @@ def speed(size: int, clients: int, repeats: int) -> None:
 
 ROUNDS, CLIENTS, TRAIN, EPOCHS, BATCH, RATE = 10, 10, 1340, 2, 32, 0.5
 
+OPTIONS: dict[str, Any] = {"fraction_evaluate": 0.0, "min_evaluate_nodes": 0}
 RULES = {
     "ExactFedAvg()": None,
     "CoordinateMedian()": CoordinateMedian(),
@@ -178,8 +180,8 @@ def local_fit(arrays: Arrays, x: torch.Tensor, y: torch.Tensor, seed: int) -> Ar
     return {name: tensor.numpy() for name, tensor in net.state_dict().items()}
 
 
-def final_accuracy(rule: str, column: str, attackers: int, seed: int) -> float:
-    """Federate, and give the accuracy on the digits held out."""
+def accuracies(strategy: Strategy, rounds: int, column: str, attackers: int, seed: int) -> list[float]:
+    """Federate, and give the accuracy on the digits held out, before the first round and after each."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(labels))
     x, y = torch.tensor(images[order] / 16, dtype=torch.float32), torch.tensor(labels[order])
@@ -203,13 +205,19 @@ def final_accuracy(rule: str, column: str, attackers: int, seed: int) -> float:
         metrics = MetricRecord({"num-examples": len(mine)})
         return Message(RecordDict({"arrays": to_record(sent), "metrics": metrics}), reply_to=message)
 
-    options = {"fraction_evaluate": 0.0, "min_evaluate_nodes": 0}
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        return {"accuracy": float((model(x[TRAIN:]).argmax(1) == y[TRAIN:]).float().mean())}
+
+    trainer = FederatedTrainer(rounds, strategy, seed=seed, enable_progress_bar=False)
+    trainer.fit(Net, LocalGrid(app, CLIENTS), evaluate=evaluate)
+    return [record.metrics["server_accuracy"] for record in trainer.rounds]
+
+
+def final_accuracy(rule: str, column: str, attackers: int, seed: int) -> float:
+    """Give the accuracy after the last round."""
     chosen = RULES[rule]
-    strategy = ExactFedAvg(**options) if chosen is None else RobustFedAvg(chosen, **options)
-    trainer = FederatedTrainer(ROUNDS, strategy, seed=seed, enable_progress_bar=False)
-    model = trainer.fit(Net, LocalGrid(app, CLIENTS)).model
-    with torch.no_grad():
-        return float((model(x[TRAIN:]).argmax(1) == y[TRAIN:]).float().mean())
+    strategy = ExactFedAvg(**OPTIONS) if chosen is None else RobustFedAvg(chosen, **OPTIONS)
+    return accuracies(strategy, ROUNDS, column, attackers, seed)[-1]
 
 
 def accuracy(seeds: int) -> None:

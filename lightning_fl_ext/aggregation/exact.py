@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -140,10 +140,11 @@ class ExactMean:
         self._floats.mean(self._total_weight, means)
         return self._with_integers(means, self._integers, self._total_weight)
 
-    def wide_result(self) -> dict[str, NDArray[Any]]:
-        """Return the mean with floating arrays as float64, complex ones as complex128, others as they are.
+    def wide_result(self, wide: Collection[str]) -> dict[str, NDArray[Any]]:
+        """Return the mean with some arrays in float64 or complex128, for small differences to the model.
 
-        What is left of a small difference to the global model survives the rounding.
+        Args:
+            wide: Names of floating or complex arrays. The others have the global model's dtypes.
 
         Raises:
             LightningFLError: If nothing was added.
@@ -152,12 +153,15 @@ class ExactMean:
             >>> import numpy as np
             >>> mean = ExactMean({"w": np.zeros(1, np.float16)})
             >>> mean.add_many([({"w": np.array([w], np.float16)}, 1) for w in (1, 1, 1.001)])
-            >>> mean.wide_result()["w"] - mean.result()["w"]
+            >>> mean.wide_result(["w"])["w"] - mean.result()["w"]
             array([0.00032552])
         """
         if not self._num_updates:
             raise LightningFLError(_NO_UPDATES)
-        means = {name: np.empty(entry.shape, _wide(entry.dtype)) for name, entry in self._structure.items()}
+        means = {
+            name: np.empty(entry.shape, _wide(entry.dtype) if name in wide else entry.dtype)
+            for name, entry in self._structure.items()
+        }
         self._floats.mean(self._total_weight, means)
         return self._with_integers(means, self._integers, self._total_weight)
 
@@ -234,8 +238,6 @@ def exact_mean(
 
 
 def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    if dtype in INTEGERS:
-        return dtype
     return np.dtype(np.complex128 if dtype in PARTS else np.float64)
 
 

@@ -63,7 +63,7 @@ class StrategyDriver:
             raise LightningFLError(
                 f"{self.calls.name} cannot aggregate what {trainer.exchange!r} sends: use `FedPM`."
             )
-        name_buffers(innermost(trainer.strategy), trainer.model)
+        name_buffers(innermost(trainer.strategy), trainer.model, trainer.arrays)
         self._metrics = copy_metrics(trainer.model)
         names = {name for callback in trainer.callbacks for name in callback.metric_names}
         self._owned = owned_by_server(names, except_for=(self.calls.count_key,))

@@ -1,4 +1,4 @@
-"""One federation for every engine: four strategies one after the other, so that engines start once.
+"""One federation for every engine: six strategies one after the other, so that engines start once.
 
 What tends to differ between engines is in it: convolutions, which sum otherwise on another number of threads,
 batch norm, dropout, shuffled data, a metric that is pooled, and three of four clients in each round.
@@ -19,10 +19,13 @@ from torchmetrics.classification import MulticlassF1Score
 
 from lightning_fl_ext import (
     ExactFedAvg,
+    ExactFedYogi,
     FederatedTrainer,
     FedPM,
+    GeometricMedian,
     MaskedModule,
     MaskExchange,
+    RobustFedAvg,
     RoundLedger,
     SecureFedAvg,
     WeightExchange,
@@ -30,8 +33,22 @@ from lightning_fl_ext import (
 )
 
 CLIENTS = 4
-STRATEGIES = {"ExactFedAvg": ExactFedAvg, "FedAdam": FedAdam, "FedPM": FedPM, "SecureFedAvg": SecureFedAvg}
-ROUNDS = {"ExactFedAvg": 1, "FedAdam": 2, "FedPM": 2, "SecureFedAvg": 1}
+
+
+class Robust(RobustFedAvg):
+    def __init__(self, **options):
+        super().__init__(GeometricMedian(), **options)
+
+
+STRATEGIES = {
+    "ExactFedAvg": ExactFedAvg,
+    "ExactFedYogi": ExactFedYogi,
+    "FedAdam": FedAdam,
+    "FedPM": FedPM,
+    "RobustFedAvg": Robust,
+    "SecureFedAvg": SecureFedAvg,
+}
+ROUNDS = {name: 2 if name in ("ExactFedYogi", "FedAdam", "FedPM") else 1 for name in STRATEGIES}
 """Two where the server keeps something from the first."""
 
 

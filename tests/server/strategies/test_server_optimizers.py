@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from flwr.app import ConfigRecord
 
 from lightning_fl_ext import (
     ExactFedAdagrad,
@@ -171,6 +172,18 @@ def test_a_difference_that_the_weights_dtype_would_round_away_moves_the_model(to
     assert result.model.w.item() > 1
 
 
+def test_arrays_of_one_s_choice_are_averaged_besides_buffers(toy):
+    def run(strategy):
+        return start(
+            toy.make_trainer(strategy, max_rounds=1).fit(toy.Net(buffers=True), toy.make_grid()).model
+        )
+
+    chosen, mean = run(ExactFedAdam(buffers=["bias"])), run(ExactFedAvg())
+    for key, array in mean.items():
+        averaged = key == "bias" or key not in WIDE
+        assert np.array_equal(chosen[key], array) == averaged, key
+
+
 def test_complex_weights_are_optimised_by_their_parts():
     arrays = {"z": np.array([1 + 2j], np.complex64)}
     parts = {"a": np.array([1.0], np.float32), "b": np.array([2.0], np.float32)}
@@ -185,11 +198,15 @@ def test_complex_weights_are_optimised_by_their_parts():
     assert steps["whole"]["z"].imag == steps["parts"]["b"]
 
 
-def test_outside_a_trainer_it_asks_for_the_names_of_the_buffers():
-    strategy = ExactFedAdam()
-    strategy._like = {"w": np.zeros(1)}
-    with pytest.raises(LightningFLError, match="names of the model's buffers"):
-        strategy.aggregate_train(1, [])
+def test_outside_a_trainer_it_asks_for_the_names_of_the_buffers(toy):
+    grid, record = toy.make_grid(), to_record({"w": np.zeros(1)})
+    with pytest.raises(LightningFLError, match="does not know which they are"):
+        ExactFedAdam().configure_train(1, record, ConfigRecord(), grid)
+    with pytest.raises(LightningFLError, match=r"got \['running_var'\], which the model's 1 are not"):
+        ExactFedAdam(buffers=["running_var"]).configure_train(1, record, ConfigRecord(), grid)
+    assert ExactFedAdam(buffers=()).configure_train(1, record, ConfigRecord(), grid)
+    with pytest.raises(LightningFLError, match="call `configure_train` first"):
+        ExactFedAdam(buffers=()).aggregate_train(1, [])
     with pytest.raises(TypeError, match="`buffers` must be a list of names"):
         ExactFedAdam(buffers="norm.running_var")
 
