@@ -165,6 +165,17 @@ def test_a_round_with_too_few_updates_for_the_rule_is_void_and_said(toy, caplog)
     )
 
 
+def test_those_who_drop_out_make_no_fewer_of_the_bad(toy):
+    def vanish(instruction, reply):
+        return None if toy.is_train(instruction) and toy.client_of(reply) in ("07", "08", "09") else reply
+
+    model, rule = toy.Net(), TrimmedMean(0.2)
+    like = start(model)
+    updates = [toy.local_fit(like, partition, 1) for partition in range(7)]
+    result = toy.make_trainer(RobustFedAvg(rule), max_rounds=1).fit(model, toy.make_grid(10, faults=vanish))
+    assert result.digest == digest(rule(like, updates, asked=10)) != digest(rule(like, updates))
+
+
 def test_a_rule_that_makes_no_sense_for_the_clients_asked_is_refused_before_any_trains(toy):
     with pytest.raises(LightningFLError, match=r"TrimmedMean\(fraction=0.1\) trims nobody of 5 clients"):
         toy.make_trainer(RobustFedAvg(TrimmedMean(0.1))).fit(toy.Net(), toy.make_grid())
