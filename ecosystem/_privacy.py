@@ -20,15 +20,15 @@ def private_loader(loader, secret=True):
 class Privacy(torch.nn.Module):
     """Trains the LightningModule that holds it by DP-SGD, and accounts for all rounds.
 
-    Its accountant is an entry of the state dict that does not travel, so that `client_app` keeps it on the
-    client from round to round. Noise and batches come from the machine's entropy.
+    Its accountant is an entry of the state dict that does not travel, so that `client_app` keeps it on
+    the client from round to round. Noise and batches come from the machine's entropy.
 
     Args:
         noise_multiplier: Noise on the sum of a batch's gradients, in units of `max_grad_norm`.
         max_grad_norm: What the gradient of each example is clipped to.
         delta: For which the privacy spent is told.
-        secret: False has noise and batches follow from the run's seed. Whoever knows that, the server among
-            them, can take the noise away again: for tests.
+        secret: False has noise and batches follow from the run's seed. Whoever knows that, the server
+            among them, can take the noise away again: for tests.
     """
 
     def __init__(self, noise_multiplier, max_grad_norm, delta, secret=True):

@@ -1,10 +1,12 @@
 """opacus: DP-SGD inside `client_app`. Batches are drawn by chance, so the counts are what was drawn."""
 
 import math
+from functools import partial
 
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
+from flwr.app import Context
 from opacus.accountants import RDPAccountant
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -17,36 +19,41 @@ SEEN, EMPTY = [], []  # client and number of examples of each fit, and whether i
 
 
 class Net(L.LightningModule):
-    def __init__(self, site=None):
+    def __init__(self, secret=True):
         super().__init__()
         self.net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
-        self.privacy = Privacy(
-            NOISE, max_grad_norm=1.0, delta=DELTA, secret=False
-        )  # else no two runs are alike
-        self.site, self.drawn = site, []
+        self.privacy = Privacy(NOISE, max_grad_norm=1.0, delta=DELTA, secret=secret)
 
     def training_step(self, batch, _):
-        examples, labels = batch
-        self.drawn.append(len(labels))
-        return F.cross_entropy(self.net(examples), labels)
+        return F.cross_entropy(self.net(batch[0]), batch[1])
 
     def on_train_epoch_end(self):
         self.log("epsilon", self.privacy.epsilon(), reduce_fx="max")  # the largest of the clients
-        SEEN.append((str(self.site), sum(self.drawn)))
-        EMPTY.append(0 in self.drawn)
 
     def configure_optimizers(self):
         return self.privacy.optimizer(self, torch.optim.SGD(self.parameters(), 0.1))
 
 
-def model(context):
-    return Net(context.node_config["partition-id"])
-
-
-def data(context):
+def data(context, secret=True):
     size = SIZES[context.node_config["partition-id"]]
     examples = TensorDataset(torch.randn(size, 4), torch.randint(3, (size,)))
-    return private_loader(DataLoader(examples, batch_size=BATCH), secret=False)
+    return private_loader(DataLoader(examples, batch_size=BATCH), secret=secret)
+
+
+class Watched(Net):
+    """Notes what is drawn, and draws alike in every run, so that runs can be compared."""
+
+    def __init__(self, context: Context | None = None):
+        super().__init__(secret=False)
+        self.site, self.drawn = context and context.node_config["partition-id"], []
+
+    def training_step(self, batch, _):
+        self.drawn.append(len(batch[0]))
+        return super().training_step(batch, _)
+
+    def on_train_end(self):
+        SEEN.append((str(self.site), sum(self.drawn)))
+        EMPTY.append(0 in self.drawn)
 
 
 def spent(size):
@@ -60,9 +67,8 @@ def spent(size):
 if __name__ == "__main__":
     quiet()
     outcome = "with a part of the module that keeps the accountant"
-    metrics = check(
-        "opacus", "PrivacyEngine", Net, client_app(model, data, CPU), lambda: SEEN, outcome=outcome
-    )
+    client = client_app(Watched, partial(data, secret=False), CPU)
+    metrics = check("opacus", "PrivacyEngine", Watched, client, lambda: SEEN, outcome=outcome)
     expected = max(spent(size) for size in SIZES)
     if not math.isclose(metrics["epsilon"], expected, rel_tol=1e-6):
         raise CheckFailed(f"expected the privacy spent to be {expected}. Got {metrics['epsilon']}")

@@ -20,6 +20,7 @@ from lightning_fl_ext.client.instruction_limits import (
 )
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.failures import described
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.text import shown
@@ -60,7 +61,7 @@ def read_instruction(message: Message, client_id: str, exchange: Exchange) -> tu
     except Exception as error:
         raise InstructionError(
             f"the server's weights, round {info.server_round}: {exchange!r} cannot read"
-            f" {shown(list(arrays)[:5])}: {type(error).__name__}: {shown(error)}"
+            f" {shown(list(arrays)[:5])}: {shown(described(error), 400)}"
         ) from error
 
 

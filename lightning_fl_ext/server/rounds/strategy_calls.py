@@ -10,10 +10,11 @@ from flwr.serverapp.strategy import Strategy
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.failures import described
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server.rounds.quorum import innermost
 from lightning_fl_ext.server.screening.checks import ValueLimits
-from lightning_fl_ext.text import listed, shown
+from lightning_fl_ext.text import listed
 
 
 def read_from(clients: Collection[str]) -> str:
@@ -117,10 +118,9 @@ class StrategyCalls:
             except LightningFLError:
                 raise
             except Exception as error:
-                said = f"{type(error).__name__}: {shown(error, 2000)}".rstrip(".: ")
                 raise LightningFLError(
-                    f"{self.name}.{method} failed in round {server_round}: {said}. The model of the round"
-                    f" before is the last good one.{read_from(clients)}"
+                    f"{self.name}.{method} failed in round {server_round}: {described(error)}. The model of"
+                    f" the round before is the last good one.{read_from(clients)}"
                 ) from error
 
     def end_round(self, void: bool) -> None:
