@@ -8,14 +8,14 @@ with ``fit(..., ckpt_path="last")``. Another run, never disturbed, has to end wi
 Expected output (the digest may differ on other hardware or torch builds):
 
     round 0/6  server_accuracy 0.04222
-    round 1/6  clients 5/5  train_loss 1.924  server_accuracy 0.4956
-    round 2/6  clients 5/5  train_loss 1.388  server_accuracy 0.7578
-    round 3/6  clients 5/5  train_loss 0.9014  server_accuracy 0.8111
+    round 1/6  clients 5/5  server_accuracy 0.4956  train_loss 1.924
+    round 2/6  clients 5/5  server_accuracy 0.7578  train_loss 1.388
+    round 3/6  clients 5/5  server_accuracy 0.8111  train_loss 0.9014
     killed by signal 9
     going on after round 3
-    round 4/6  clients 5/5  train_loss 0.6533  server_accuracy 0.8289
-    round 5/6  clients 5/5  train_loss 0.4792  server_accuracy 0.9022
-    round 6/6  clients 5/5  train_loss 0.3296  server_accuracy 0.8689
+    round 4/6  clients 5/5  server_accuracy 0.8289  train_loss 0.6533
+    round 5/6  clients 5/5  server_accuracy 0.9022  train_loss 0.4792
+    round 6/6  clients 5/5  server_accuracy 0.8689  train_loss 0.3296
     digest of the final model: d851c897...
     once more, undisturbed ...
     ...

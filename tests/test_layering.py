@@ -13,7 +13,7 @@ import lightning_fl_ext
 ROOT = Path(lightning_fl_ext.__file__).parent
 PACKAGE = ROOT.name
 
-FREE = {"arguments", "errors", "lazy", "lightnings", "locks", "seeds", "text"}
+FREE = {"arguments", "errors", "lazy", "lightnings", "locks", "metric_names", "seeds", "text"}
 """Parts that every part may import."""
 
 MAY_IMPORT = {
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "errors": set(),
     "lazy": set(),
     "lightnings": set(),
+    "metric_names": set(),
     "seeds": set(),
     "text": set(),
     "locks": set(),
@@ -76,7 +77,7 @@ ROOMS = {
         "algorithms": {"instruction_limits", "messages"},
         "bridge": {"algorithms", "identity", "messages", "metrics", "notices", "results", "round"},
         "persistence": {"bridge", "messages", "notices", "results"},
-        "secure": {"identity", "messages"},
+        "secure": {"identity", "instruction_limits", "messages"},
         "app": {
             *("bridge", "factories", "identity", "messages", "notices", "persistence", "secure"),
             "trainers",
@@ -91,6 +92,7 @@ MAY_USE = {
     "errors": set(),
     "lazy": set(),
     "lightnings": set(),
+    "metric_names": set(),
     "seeds": {"torch"},
     "text": set(),
     "locks": set(),

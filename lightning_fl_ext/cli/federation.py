@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lightning_fl_ext.server import (
     ExactFedAvg,
     FederatedTrainer,
     FedPM,
+    Limits,
     RoundCallback,
     RoundCheckpoint,
     RoundEarlyStopping,
@@ -90,6 +91,7 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
             min_accepted=settings.min_accepted,
             on_bad_update=settings.on_bad_update,
             max_update_norm=settings.max_update_norm,
+            limits=_make_limits(settings.limit),
             round_timeout=None,
             enable_progress_bar=any(isinstance(callback, RoundProgressBar) for callback in callbacks),
             exchange=exchange,
@@ -161,6 +163,15 @@ def _make_exchange(settings: RunSettings, strategy: Strategy) -> Exchange:
     if settings.exchange_option:
         raise WrongInput("`--exchange-option` is for the masks of FedPM. Got it with another strategy.")
     return WeightExchange(**patterns)
+
+
+def _make_limits(given: Mapping[str, Any]) -> Limits:
+    known = [limit.name for limit in fields(Limits)]
+    for name in given:
+        if name not in known:
+            raise WrongInput(f"`--limit`: there is no `{name}`. There are {', '.join(known)}.")
+    with refusing("`--limit`"):
+        return Limits(**given)
 
 
 def _make_callbacks(settings: RunSettings) -> list[RoundCallback]:

@@ -127,6 +127,9 @@ class RunSettings:
     max_update_norm: float | None = _setting(
         "float", SCREENING, "Limit on the L2 norm of an update. [default: none]", None
     )
+    limit: dict[str, Any] = _setting(
+        "pairs", SCREENING, "What a reply may hold, such as metrics=5000. Repeatable.", metavar="NAME=VALUE"
+    )
 
     dir: str | None = _setting(
         "str", RUN, "Folder of the run. [default: runs/run-N, the next that is free]", None, metavar="FOLDER"

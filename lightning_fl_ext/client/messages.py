@@ -44,14 +44,7 @@ def read_instruction(message: Message, client_id: str, exchange: Exchange) -> tu
         InstructionError: The message holds what no server of this package sends.
         LightningFLError: There is not exactly one array record, or the exchange cannot read it.
     """
-    records = records_of(message.content, ArrayRecord)
-    if len(records) != 1:
-        raise LightningFLError(
-            f"a {shown(message.metadata.message_type)} message must hold exactly one ArrayRecord, the global"
-            f" weights. Got {len(records)}: {shown(list(records)[:5])}."
-        )
-    record = next(iter(records.values()))
-    check_arrays(record)
+    record = _weights(message)
     info = RoundInfo(
         read_seed(message),
         read_round(message),
@@ -69,6 +62,28 @@ def read_instruction(message: Message, client_id: str, exchange: Exchange) -> tu
             f"the server's weights, round {info.server_round}: {exchange!r} cannot read"
             f" {shown(list(arrays)[:5])}: {type(error).__name__}: {shown(error)}"
         ) from error
+
+
+def read_weights(message: Message) -> Arrays:
+    """Read the arrays that the server sent, whatever exchange they are of.
+
+    Raises:
+        InstructionError: No server of this package sends them.
+        LightningFLError: There is not exactly one array record, or one is not what it claims.
+    """
+    return from_record(_weights(message))
+
+
+def _weights(message: Message) -> ArrayRecord:
+    records = records_of(message.content, ArrayRecord)
+    if len(records) != 1:
+        raise LightningFLError(
+            f"a {shown(message.metadata.message_type)} message must hold exactly one ArrayRecord, the global"
+            f" weights. Got {len(records)}: {shown(list(records)[:5])}."
+        )
+    record = next(iter(records.values()))
+    check_arrays(record)
+    return record
 
 
 def read_seed(message: Message) -> int:

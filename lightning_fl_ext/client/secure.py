@@ -13,7 +13,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, M
 from lightning_fl_ext.aggregation import ExactMean
 from lightning_fl_ext.aggregation.words import words_of_numbers
 from lightning_fl_ext.client.identity import client_id
-from lightning_fl_ext.client.messages import read_round
+from lightning_fl_ext.client.instruction_limits import check_step
+from lightning_fl_ext.client.messages import read_round, read_weights
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES, StageMetrics
 from lightning_fl_ext.metrics.summing import names_in, summable
 from lightning_fl_ext.secure import ClientRound, SecureAggregationError, Terms, UpdateRefused
@@ -78,6 +79,7 @@ class SecureAggregation:
         if not isinstance(asked, ConfigRecord) or STEP not in asked:
             raise SecureAggregationError(f"a message for `{SECURE}` must say which step it asks for")
         try:
+            check_step(asked)
             if asked[STEP] == ANNOUNCE:
                 return self._announce(message, context, train, asked)
             return Message(self._step(context, asked), reply_to=message)
@@ -93,17 +95,18 @@ class SecureAggregation:
     ) -> Message:
         forget(context)
         server_round = read_round(message)
+        trained = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
+        like = read_weights(message) if trained else {}
+        if missing := {"session", "asked", "threshold", "count-key"} - {*asked}:
+            raise SecureAggregationError(f"a message that asks for keys must say {sorted(missing)}")
         terms = Terms(asked["session"], asked["asked"], asked["threshold"])
         terms.check()
-        given = next(iter(records_of(message.content, ArrayRecord).values()))
         reply = train(message, context)
         if reply.has_error():
             return reply
         declared = declared_id(reply.content) or client_id(context) or str(context.node_id)
-        trained = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
         record, weight, numbers = _read(reply, asked["count-key"], terms.asked, trained)
         arrays = from_record(record)
-        like = from_record(given) if trained else {}
         wide = check_update(arrays, like, weight, terms.asked, asked.get("max-update-norm"))
         secret = ClientRound(declared, terms)
         announcement = secret.announce(self._keys.sign)

@@ -107,5 +107,5 @@ def _each_logger(trainer: FederatedFit, do: Callable[[Any], None]) -> None:
         except Exception as error:
             raise LightningFLError(
                 f"logger {type(logger).__name__} raised in round {trainer.current_round}:"
-                f" {type(error).__name__}: {error}"
+                f" {type(error).__name__}: {shown(error, 2000)}"
             ) from error

@@ -194,7 +194,8 @@ class FederatedTrainer:
     ) -> dict[str, float]:
         """Evaluate a model once: on the clients, and on the server if asked to.
 
-        Of the callbacks' hooks only ``on_messages``, ``on_reply`` and ``on_exception`` are called.
+        Of the callbacks' hooks only ``on_messages``, ``on_evaluation_reply`` and ``on_exception`` are
+        called.
 
         Args:
             model: See :meth:`fit`.

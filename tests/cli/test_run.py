@@ -1,11 +1,20 @@
 """`run` federates a user's LightningModule for real, and says what it was told wrong in one line."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from lightning_fl_ext import ExactFedAvg, FederatedTrainer, client_app, run_local, server_app, verify_ledger
+from lightning_fl_ext import (
+    ExactFedAvg,
+    FederatedTrainer,
+    Limits,
+    client_app,
+    run_local,
+    server_app,
+    verify_ledger,
+)
 from lightning_fl_ext.report import read_history
 
 
@@ -41,6 +50,14 @@ def test_a_secure_run_gives_the_digest_of_the_plain_one_and_a_ledger_without_upd
     assert history.fingerprint["strategy"] == "SecureFedAvg"
     assert all(record.sum_digest for record in history.rounds if record.server_round)
     assert verify_ledger(project / "secure").ok
+
+
+def test_limits_are_those_of_python_by_name(project, federate, call):
+    done = federate("run", "--limit", "metrics=0", "--limit", "name=300", rounds=1)
+    assert "expected at most 0 metrics (`Limits.metrics`)" in done.out + done.err
+    kept = tomllib.loads((project / "run" / "run.toml").read_text())
+    assert Limits(**kept["limit"]) == Limits(metrics=0, name=300)
+    assert federate("more", "--limit", "metrics=5", rounds=1).code == 0
 
 
 def test_the_folder_gets_a_ledger_checkpoints_and_the_settings(project, federate):
@@ -243,6 +260,8 @@ WRONG = {
     "no such trainer option": (("--trainer-option", "epochs=3"), {}, "`trainer` holds ['epochs']"),
     "client options": (("--client-option", "submit=first"), {}, "`submit` must be 'last', 'mean' or"),
     "what to do with a bad update": (("--on-bad-update", "ignore"), {}, "must be 'exclude' or 'raise'"),
+    "no such limit": (("--limit", "metric=5"), {}, "`--limit`: there is no `metric`. There are records"),
+    "a limit in words": (("--limit", "metrics=many"), {}, "`limits.metrics` must be"),
     "min accepted": (("--min-accepted", 0), {}, "`min_accepted` must be at least 1. Got 0."),
     "a pattern that excludes nothing": (("--exclude", "tail.*"), {}, "the pattern `tail.*` excludes nothing"),
     "a pattern that includes nothing": (("--include", "tail.*"), {}, "selects none of the model's 4 entries"),

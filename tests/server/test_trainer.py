@@ -39,14 +39,15 @@ def test_hooks_are_called_in_order(toy):
         (1, "on_reply"),
         (1, "on_replies"),
         (1, "on_messages"),
-        (1, "on_reply"),
-        (1, "on_reply"),
+        (1, "on_evaluation_reply"),
+        (1, "on_evaluation_reply"),
         (1, "on_round_end"),
         (1, "on_fit_end"),
     ]
-    replies = [args[0] for _, name, *args in callback.calls if name == "on_reply"]
-    assert [reply and reply.client_id for reply in replies[2:]] == [None, None]
-    assert {reply.client_id for reply in replies[:2]} == {"00", "01"}
+    for hook, metric in (("on_reply", "train_loss"), ("on_evaluation_reply", "val_loss")):
+        replies = [args[0] for _, name, *args in callback.calls if name == hook]
+        assert {reply.client_id for reply in replies} == {"00", "01"}
+        assert all(reply.metrics.keys() == {metric} for reply in replies)
     assert next(args for _, name, *args in callback.calls if name == "on_messages") == [["00", "01"]]
 
 
@@ -65,7 +66,11 @@ def test_hooks_of_several_callbacks_are_called_in_the_order_given(toy):
 
 
 @pytest.mark.parametrize(
-    "hook", ["on_fit_start", "on_round_start", "on_messages", "on_reply", "on_replies", "on_round_end"]
+    "hook",
+    [
+        *("on_fit_start", "on_round_start", "on_messages", "on_reply", "on_evaluation_reply", "on_replies"),
+        "on_round_end",
+    ],
 )
 def test_an_error_in_a_callback_names_it_the_hook_and_the_round(toy, hook):
     told = []

@@ -3,7 +3,7 @@
 Settings are those of ``pyproject.toml``, changed as with ``flwr run --run-config``. Expected output (figures
 may differ on other hardware or torch builds):
 
-    round 1/3  clients 10/10  val_loss 2.023  val_accuracy 0.6028  fit_val_accuracy 0.4986  fit_val_loss 1.653
+    round 1/3  clients 10/10  val_accuracy 0.6028  val_loss 2.023  fit_val_accuracy 0.4986  fit_val_loss 1.653
     ...
     digest of the final model: ef44a9018ccf2c94ce8dde2f4b726a4da2e70c4e1993c1285755f06ec8c27aec
 """

@@ -179,8 +179,9 @@ class FitHooks(EvaluationHooks):
         return ExampleCounter(self.batch_size, strict=self._global is not None, remedy=self._remedy)
 
     def _start(self, trainer: Any, module: Any) -> None:
-        self._metrics.check(module)
-        self._load(load_state, trainer, module)
+        with torch.inference_mode(False):  # under which tensors made of others have no state dict
+            self._metrics.check(module)
+            self._load(load_state, trainer, module)
 
     def _load(self, load: Callable[..., list[str]], trainer: Any, module: Any) -> None:
         if self._global is not None and not self._store.has(UPDATE):

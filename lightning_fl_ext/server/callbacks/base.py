@@ -16,8 +16,8 @@ class RoundCallback:
     """Base class of the server's callbacks; override the hooks of interest.
 
     The order in a fit: ``on_fit_start``; per round ``on_round_start``, ``on_messages``, ``on_reply`` for each
-    reply, ``on_replies``, ``on_round_end``; ``on_fit_end``. An error in any of them, or in the fit, calls
-    ``on_exception``.
+    reply, ``on_replies``, ``on_messages`` and ``on_evaluation_reply`` for each reply if clients evaluate,
+    ``on_round_end``; ``on_fit_end``. An error in any of them, or in the fit, calls ``on_exception``.
 
     Example:
         >>> class Greet(RoundCallback):
@@ -38,7 +38,10 @@ class RoundCallback:
         """Called before messages go out to clients, to train or to evaluate."""
 
     def on_reply(self, trainer: FederatedFit, reply: ClientUpdate | Rejection | None) -> None:
-        """Called for each reply to a training message, as it arrives; None for a reply to an evaluation."""
+        """Called for each reply to a training message, as it arrives; None where no update is seen."""
+
+    def on_evaluation_reply(self, trainer: FederatedFit, reply: ClientUpdate | Rejection) -> None:
+        """Called for each reply to an evaluation, as it arrives: the site's metrics, without arrays."""
 
     def on_replies(self, trainer: FederatedFit) -> None:
         """Called when no more replies are awaited, and the global weights are what they will be."""

@@ -22,6 +22,7 @@ from lightning_fl_ext.metrics.stage_metrics import STAGES, Scalar, StageMetrics
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.screening.limits import Limits, screen_count, screen_name
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected, Rejection
+from lightning_fl_ext.text import listed, shown
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ def reduce_scalars(updates: Mapping[str, ClientUpdate], clients: Mapping[str, St
         usual = votes[0][0]
         odd = sorted(client for client, scalar in by_client.items() if scalar.reduction != usual)
         if odd:
-            log.warning("`%s` is reduced by %s, but not by client(s) %s", name, usual, ", ".join(odd))
+            log.warning("`%s` is reduced by %s, but not by client(s) %s", shown(name), usual, listed(odd))
         terms = [
             (by_client[client].num_examples if client in by_client else update.num_examples, value)
             for client, update in sorted(updates.items())
@@ -225,13 +226,15 @@ def _merge(
             named = str(error.client_id)
             odd = named if named in good else _without_whom(module, good)
             if odd is None:
-                log.warning("%s of round %d cannot be pooled: %s", stage, server_round, error)
+                log.warning("%s of round %d cannot be pooled: %s", stage, server_round, shown(error, 1000))
                 return [], refused
             refuse(good.pop(odd), odd, error)
         except Exception as error:  # a reduction of the user's own, say; the round's model is not at fault
             odd = _without_whom(module, good)
             if odd is None:
-                log.warning("%s of round %d cannot be pooled: %r", stage, server_round, error)
+                log.warning(
+                    "%s of round %d cannot be pooled: %s", stage, server_round, shown(repr(error), 1000)
+                )
                 return [], refused
             refuse(good.pop(odd), odd, MetricMismatch(f"{type(error).__name__}: {error}"))
     return list(good), refused
@@ -252,7 +255,9 @@ def _without_whom(module: nn.Module, packs: Mapping[str, MetricPack]) -> str | N
 def _compute(module: nn.Module, server_round: int) -> dict[str, float]:
     values, problems = computed_values(module)
     for name, problem in problems.items():
-        log.warning("metric `%s` of round %d cannot be computed: %s", name, server_round, problem)
+        log.warning(
+            "metric `%s` of round %d cannot be computed: %s", name, server_round, shown(problem, 1000)
+        )
     return values
 
 
@@ -286,6 +291,6 @@ def _agreed(name: str, values: set[float], addresses: list[str]) -> float:
     if len(values) > 1:
         log.warning(
             "`%s` may be the value of any of %s: log the metric object itself to have it pooled",
-            *(name, ", ".join(f"`{address}`" for address in addresses)),
+            *(shown(name), listed(addresses, named=10)),
         )
     return values.pop() if len(values) == 1 else math.nan

@@ -32,6 +32,7 @@ from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection
 from lightning_fl_ext.server.strategies.buffers import averaged_buffers
 from lightning_fl_ext.server.strategies.secure_round import SecureOutcome
+from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire import RoundInfo, from_record, to_record
 from lightning_fl_ext.wire.client_record import declared_id
 
@@ -205,8 +206,11 @@ class StrategyDriver:
             return screen(reply, client, server_round, limits, codec.like)
 
         def tell(reply: ClientUpdate | Rejection) -> None:
-            update = phase == "train" and not (self.calls.secure and isinstance(reply, ClientUpdate))
-            self._call_hook("on_reply", reply if update else None)
+            if phase == "evaluate":
+                self._call_hook("on_evaluation_reply", reply)
+            else:
+                unseen = self.calls.secure and isinstance(reply, ClientUpdate)
+                self._call_hook("on_reply", None if unseen else reply)
 
         messages = RoundMessages(
             self.grid,
@@ -288,7 +292,7 @@ class StrategyDriver:
             return found | pool_sum(self._metrics, outcome.stages if outcome else {}, number), left_out
         except Exception as error:
             raise LightningFLError(
-                f"the metrics of round {number} cannot be made: {type(error).__name__}: {error}."
+                f"the metrics of round {number} cannot be made: {type(error).__name__}: {shown(error, 2000)}."
                 f"{read_from(summaries)}"
             ) from error
 

@@ -28,6 +28,7 @@ from lightning_fl_ext.server.screening.limits import (
     screen_size,
 )
 from lightning_fl_ext.server.screening.rejection import BadUpdateError, Reason, Rejected, Rejection
+from lightning_fl_ext.text import shown, shown_traceback
 from lightning_fl_ext.wire.client_record import declared_id
 from lightning_fl_ext.wire.secure_record import ACTION
 from lightning_fl_ext.wire.typed_records import records_of
@@ -209,7 +210,7 @@ class RoundMessages:
         except Rejected as why:
             odd.append(why)
         except Exception as error:
-            log.warning("metric states of client `%s`: %r", client, error, exc_info=True)
+            log.warning("metric states of client `%s`:\n%s", shown(client), shown_traceback(error))
             what = f"{type(error).__name__}: {error}"
             odd.append(Rejected(Reason.METRIC, METRIC_STATES, "whole metric states", what))
         return size, read, odd + taken_out(dropped)
@@ -227,9 +228,8 @@ class RoundMessages:
         if isinstance(error, Rejected):
             return error
         log.warning(
-            "the %s reply of client `%s` in round %d is left out: reading it raised",
-            *(self.phase, client, self.server_round),
-            exc_info=error,
+            "the %s reply of client `%s` in round %d is left out: reading it raised\n%s",
+            *(self.phase, shown(client), self.server_round, shown_traceback(error)),
         )
         return Rejected(Reason.UNDECODABLE, got=f"{type(error).__name__}: {error}")
 

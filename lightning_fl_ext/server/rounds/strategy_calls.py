@@ -13,6 +13,7 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server.rounds.quorum import innermost
 from lightning_fl_ext.server.screening.checks import ValueLimits
+from lightning_fl_ext.text import listed, shown
 
 
 def read_from(clients: Collection[str]) -> str:
@@ -24,9 +25,7 @@ def read_from(clients: Collection[str]) -> str:
     """
     if not clients:
         return ""
-    ids = sorted(clients)
-    more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
-    return f" It had read the replies of client(s) {', '.join(f'`{c}`' for c in ids[:10])}{more}."
+    return f" It had read the replies of client(s) {listed(sorted(clients), named=10)}."
 
 
 class StrategyCalls:
@@ -118,7 +117,7 @@ class StrategyCalls:
             except LightningFLError:
                 raise
             except Exception as error:
-                said = f"{type(error).__name__}: {error}".rstrip(".: ")
+                said = f"{type(error).__name__}: {shown(error, 2000)}".rstrip(".: ")
                 raise LightningFLError(
                     f"{self.name}.{method} failed in round {server_round}: {said}. The model of the round"
                     f" before is the last good one.{read_from(clients)}"

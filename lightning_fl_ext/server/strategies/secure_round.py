@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from lightning_fl_ext.aggregation import ExactMean
 from lightning_fl_ext.engines import stream_replies
 from lightning_fl_ext.engines.private import NOT_REACHED
+from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.metrics import DamagedMetricPack
 from lightning_fl_ext.metrics.stage_metrics import StageMetrics
 from lightning_fl_ext.metrics.summing import common_entries, read_sum, size_of
@@ -22,10 +23,15 @@ from lightning_fl_ext.secure import Announcement, SecureAggregationError, Server
 from lightning_fl_ext.secure.vector import decode, length
 from lightning_fl_ext.server.screening.announcements import read_announcement, step_record
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
-from lightning_fl_ext.text import shown
-from lightning_fl_ext.wire import from_record
-from lightning_fl_ext.wire.secure_record import ACTION, MASK, MASKED, SECURE, SHARE, STEP, UNMASK
-from lightning_fl_ext.wire.typed_records import records_of
+from lightning_fl_ext.server.screening.secure_steps import (
+    masked_words,
+    screen_answer,
+    screen_commitment,
+    screen_keys,
+    with_repeated_keys,
+)
+from lightning_fl_ext.text import shown, shown_traceback
+from lightning_fl_ext.wire.secure_record import ACTION, MASK, SECURE, SHARE, STEP, UNMASK
 
 log = logging.getLogger(__name__)
 warn_once = functools.lru_cache(256)(log.warning)  # not in every round
@@ -87,7 +93,7 @@ class SecureRound:
             mean, numbers = decode(self.like, words, server.roster.wide, len(survivors))
             metrics = read_sum(entries, numbers)
         except (SecureAggregationError, DamagedMetricPack) as error:
-            log.warning("the secure round is void: %s", error)
+            log.warning("the secure round is void: %s", shown(error, 1000))
             for node in self.nodes:
                 outcome.left_out.setdefault(node, Rejected(Reason.SECURE, got=f"the round is void: {error}"))
             outcome.digest = ""
@@ -97,28 +103,31 @@ class SecureRound:
         return mean, metrics.values
 
     def _open(self, replies: Iterable[Message], outcome: SecureOutcome) -> tuple[ServerRound, list[str]]:
-        found: dict[str, tuple[int, Announcement]] = {}
-        wide, told = False, list[list[str]]()
+        found: dict[str, tuple[int, Announcement, bool, list[str]]] = {}
         for reply in replies:
             if reply.has_error():
                 continue
             node = reply.metadata.src_node_id
             self.nodes.append(node)
             try:
-                announcement, needs_two, names = read_announcement(step_record(reply.content))
+                announcement, needs_two, names = read_announcement(reply.content)
+                screen_keys(announcement)
                 if announcement.client_id in found:
                     raise Rejected(Reason.DUPLICATE, "client-id", "one node of this name", "several")
             except Rejected as why:
                 outcome.left_out[node] = why
             else:
-                found[announcement.client_id] = node, announcement
-                wide |= needs_two
-                told.append(names)
+                found[announcement.client_id] = node, announcement, needs_two, names
+        for client in with_repeated_keys([announcement for _, announcement, _, _ in found.values()]):
+            outcome.left_out[found.pop(client)[0]] = Rejected(
+                Reason.SECURE, "mask-key, share-key", "new keys of its own", "keys that came twice"
+            )
         order = sorted(found)
-        metrics, odd = common_entries(told)
+        wide = any(needs_two for _, _, needs_two, _ in found.values())
+        metrics, odd = common_entries([names for _, _, _, names in found.values()])
         for name in sorted(odd):
             warn_once("metric `%s` is not summed: not all clients of the round have it alike", shown(name))
-        self._names = {node: client for client, (node, _) in found.items()}
+        self._names = {node: client for client, (node, *_) in found.items()}
         self.nodes[:] = [found[client][0] for client in order] + [
             node for node in self.nodes if node in outcome.left_out
         ]
@@ -128,7 +137,9 @@ class SecureRound:
         roster = self._step(SHARE, server.roster.to_dict())
 
         def take(member: int, reply: Message) -> None:
-            server.take_shares(member, step_record(reply.content))
+            record = step_record(reply.content)
+            screen_commitment(record)
+            server.take_shares(member, record)
 
         members = range(len(server.roster.members))
         self._ask(dict.fromkeys(members, roster), take, outcome, "sharing keys")
@@ -136,15 +147,12 @@ class SecureRound:
     def _mask(self, server: ServerRound, outcome: SecureOutcome, size: int) -> None:
         def take(member: int, reply: Message) -> None:
             record = step_record(reply.content)
-            arrays = records_of(reply.content, ArrayRecord)
-            words = from_record(arrays[MASKED])[MASKED] if MASKED in arrays else None
-            if words is None or words.shape != (size,) or words.dtype.str != "<u8":
-                raise Rejected(Reason.SECURE, MASKED, f"a masked vector of {size} words", "something else")
+            words = masked_words(reply.content, size)
             server.take_masked(member, record, words)
             outcome.bytes_up += words.nbytes
 
         boxes = {i: self._step(MASK, server.mailbox(i)) for i in sorted(server.sharers)}
-        self._ask(boxes, take, outcome, "masking")
+        self._ask(boxes, take, outcome, "masking", size)
 
     def _unmask(self, server: ServerRound, survivors: list[int], outcome: SecureOutcome) -> None:
         request = self._step(UNMASK, server.request())
@@ -166,6 +174,7 @@ class SecureRound:
         take: Callable[[int, Message], None],
         outcome: SecureOutcome,
         while_: str,
+        words: int = 0,
     ) -> None:
         """Send each member its message, and take what comes; who answers badly or not at all is left out."""
         messages = [
@@ -183,11 +192,14 @@ class SecureRound:
             try:
                 if reply.has_error():
                     raise _failed(reply, while_)
+                screen_answer(reply.content, len(self.nodes), words)
                 take(member_of[node], reply)
             except Rejected as why:
                 if node not in answered:
                     outcome.left_out[node] = why
             except Exception as error:  # whatever it stumbles over, it is not what was asked for
+                if not isinstance(error, LightningFLError):
+                    log.warning("node %d, while %s:\n%s", node, while_, shown_traceback(error))
                 if node not in answered:
                     outcome.left_out[node] = Rejected(Reason.SECURE, got=f"while {while_}: {error}")
             answered.add(node)

@@ -37,9 +37,9 @@ def test_off_a_terminal_there_is_a_plain_line_for_each_round_and_each_left_out(t
     text, result = show(toy, terminal=False, faults=drop_one(toy))
     losses = [(r.metrics["train_loss"], r.metrics["val_loss"]) for r in result.rounds]
     assert text.splitlines() == [
-        f"round 1/2  clients 2/3  train_loss {losses[0][0]:.4g}  val_loss {losses[0][1]:.4g}",
+        f"round 1/2  clients 2/3  val_loss {losses[0][1]:.4g}  train_loss {losses[0][0]:.4g}",
         "  left out client `01`, round 1: no-reply: Node unavailable",
-        f"round 2/2  clients 3/3  train_loss {losses[1][0]:.4g}  val_loss {losses[1][1]:.4g}",
+        f"round 2/2  clients 3/3  val_loss {losses[1][1]:.4g}  train_loss {losses[1][0]:.4g}",
         f"digest of the final model: {result.digest}",
     ]
 

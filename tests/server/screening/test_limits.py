@@ -182,9 +182,9 @@ def test_what_raises_while_one_reply_is_read_rejects_that_client_and_is_logged(t
     assert {(r.client_id, r.reason, r.got) for r in result.rejected} == {
         (BAD, Reason.UNDECODABLE, "ZeroDivisionError: a bug")
     }
-    raised = [r for r in caplog.records if r.exc_info and "reading it raised" in r.message]
+    raised = [r for r in caplog.records if "reading it raised" in r.message]
     assert BAD in raised[0].message
-    assert raised[0].exc_info[0] is ZeroDivisionError
+    assert "ZeroDivisionError" in raised[0].message
     assert result.rounds[0].accepted == ("00", "01", "03")
 
 
