@@ -228,6 +228,8 @@ def _states(shapes: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, NDAr
         if dtype.kind == "f":
             values = np.array([number / QUANTA for number in flat], np.float64)  # rounded once
             array = values.astype(np.result_type(dtype, np.float32))
+        elif any(abs(number) >= 2**63 for number in flat):
+            raise DamagedMetricPack(f"state {shorten(state)}: expected counts under 2^63, got larger ones")
         else:
             fits = all(np.iinfo(dtype).min <= number <= np.iinfo(dtype).max for number in flat)
             array = np.array(flat, dtype if fits else np.int64)

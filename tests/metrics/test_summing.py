@@ -128,6 +128,12 @@ def test_what_is_no_entry_is_refused(text):
     assert common_entries([[text]]) == ([], set())
 
 
+@pytest.mark.parametrize("numbers", [[1, 2**80], [1, -(2**63)], [-1, 5], [2**60, 5]])
+def test_counts_that_no_clients_have_together_are_refused(numbers):
+    with pytest.raises(DamagedMetricPack):
+        read_sum(['["states", "train", "m", "settings", {"tp": ["int64", []]}]'], numbers)
+
+
 def test_a_sum_of_no_examples_is_refused():
     with pytest.raises(DamagedMetricPack, match="expected examples, got 0"):
         read_sum(['["mean", "", "loss"]'], [5, 0])
