@@ -124,6 +124,17 @@ def test_evaluating_a_module_without_validation_step_says_what_to_do():
         def validation_step(self, batch, _):
             pass
 
-    refuse_without_validation(Telling())
+    class Data(L.LightningDataModule):
+        pass
+
+    class WithLoader(Telling):
+        def val_dataloader(self):
+            return []
+
+    loader = torch.utils.data.DataLoader([1.0])
+    refuse_without_validation(Telling(), loader)
+    refuse_without_validation(WithLoader(), Data())
     with pytest.raises(ValueError, match=r"`Mute` has no `validation_step`.*fraction_evaluate=0.0"):
-        refuse_without_validation(Mute())
+        refuse_without_validation(Mute(), loader)
+    with pytest.raises(ValueError, match=r"`Data` has no `val_dataloader`.*fraction_evaluate=0.0"):
+        refuse_without_validation(Telling(), Data())
