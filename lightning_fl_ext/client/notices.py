@@ -58,9 +58,9 @@ def warn_if_seeded(seed: int, run: object) -> None:
     """
     if torch.initial_seed() != seed:
         text = (
-            f"`data` seeds torch, with {torch.initial_seed()} (as `seed_everything` does). Shuffling and"
-            " dropout are then alike in every round, and on every client that uses the same number. Leave it"
-            " out: a fit is seeded by run, round and client. Draw a split with a generator of its own:"
-            " `torch.Generator().manual_seed(...)`."
+            f"`data`, or a hook of the data module or model, seeds torch, with {torch.initial_seed()} (as"
+            " `seed_everything` does). Shuffling and dropout are then alike in every round, and on every"
+            " client that uses the same number. Leave it out: a fit is seeded by run, round and client. Draw"
+            " a split with a generator of its own: `torch.Generator().manual_seed(...)`."
         )
         warn_once(log, run, text, topic="seeded")
