@@ -28,7 +28,7 @@ from lightning_fl_ext.client.round import ClientRound
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult, order_results
-from lightning_fl_ext.seeds import derive_seed, seeded
+from lightning_fl_ext.seeds import seeded
 from lightning_fl_ext.wire import Exchange, RoundInfo, WeightExchange
 
 if TYPE_CHECKING:
@@ -196,8 +196,7 @@ class FlowerBridge(FitHooks):
             >>> with FlowerBridge(client_id="site-a").seeded():
             ...     assert torch.rand(1) == first
         """
-        kind = "train" if self._message is None else self._message.metadata.message_type.split(".")[0]
-        return seeded(derive_seed(self._info.run_seed, self.server_round, self.client_id, kind))
+        return seeded(self._seed())
 
     def receive(self, arrays: Arrays, server_round: int = 0) -> None:
         """Take the weights that the next fit starts from, and validations and tests before it.
