@@ -13,12 +13,13 @@ import lightning_fl_ext
 ROOT = Path(lightning_fl_ext.__file__).parent
 PACKAGE = ROOT.name
 
-FREE = {"arguments", "errors", "lazy", "lightnings", "locks", "metric_names", "seeds", "text"}
+FREE = {"arguments", "errors", "failures", "lazy", "lightnings", "locks", "metric_names", "seeds", "text"}
 """Parts that every part may import."""
 
 MAY_IMPORT = {
     "arguments": set(),
     "errors": set(),
+    "failures": set(),
     "lazy": set(),
     "lightnings": set(),
     "metric_names": set(),
@@ -53,11 +54,12 @@ ROOMS = {
         "metrics": {"screening"},
         "strategies": {"metrics", "screening"},
         "durability": {"fit", "record", "screening"},
-        "rounds": {"fit", "record", "screening", "metrics", "strategies"},
+        "settings": {"fit", "record"},
+        "rounds": {"fit", "record", "screening", "metrics", "settings", "strategies"},
         "callbacks": {"durability", "fit", "record", "screening"},
         "stopping": set(),
-        "reporting": {"fit", "record", "screening", "stopping"},
-        "trainer_arguments": {"callbacks", "screening"},
+        "reporting": {"durability", "fit", "record", "screening", "stopping"},
+        "trainer_arguments": {"callbacks", "screening", "settings"},
         "trainer": {
             *("callbacks", "durability", "metrics", "record", "reporting", "result", "rounds"),
             *("screening", "strategies", "trainer_arguments"),
@@ -74,13 +76,14 @@ ROOMS = {
         "metrics": set(),
         "instruction_limits": set(),
         "messages": {"instruction_limits", "results"},
-        "algorithms": {"instruction_limits", "messages"},
+        "algorithms": {"instruction_limits"},
         "bridge": {"algorithms", "identity", "messages", "metrics", "notices", "results", "round"},
         "persistence": {"bridge", "messages", "notices", "results"},
+        "personal": {"algorithms", "bridge", "instruction_limits"},
         "secure": {"identity", "instruction_limits", "messages"},
         "app": {
-            *("bridge", "factories", "identity", "messages", "notices", "persistence", "secure"),
-            "trainers",
+            *("algorithms", "bridge", "factories", "identity", "messages", "notices", "persistence"),
+            *("personal", "secure", "trainers"),
         },
     },
 }
@@ -90,6 +93,7 @@ LIBRARIES = {"torch", "torchmetrics", "lightning", "pytorch_lightning", "flwr"}
 MAY_USE = {
     "arguments": set(),
     "errors": set(),
+    "failures": set(),
     "lazy": set(),
     "lightnings": set(),
     "metric_names": set(),

@@ -105,9 +105,13 @@ class FloatSums:
         """Of each array, a bound on the sum of weight times largest magnitude."""
         return self._bounds
 
-    def words(self) -> tuple[Int64, Int64]:
-        """Give both words of all sums, which add up to those of all terms, each by itself modulo 2^64."""
-        return self._total, self._total >> SHIFT if self._high is None else self._high
+    def words(self) -> Int64:
+        """Give the first word of all sums; that of all terms is their sum modulo 2^64."""
+        return self._total
+
+    def second_words(self) -> Int64:
+        """Give the second word of all sums, which adds up by itself as well."""
+        return self._total >> SHIFT if self._high is None else self._high
 
     def set_words(self, total: Int64, high: Int64 | None) -> None:
         """Take sums of what :meth:`words` gave; without the second word they must fit 64 bits.

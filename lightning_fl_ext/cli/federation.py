@@ -18,6 +18,7 @@ from lightning_fl_ext.cli.errors import WrongInput, refusing
 from lightning_fl_ext.cli.objects import load_object
 from lightning_fl_ext.cli.settings import RunSettings
 from lightning_fl_ext.client import client_app
+from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.lightnings import lightning_name, overrides
 from lightning_fl_ext.server import (
     ExactFedAvg,
@@ -97,6 +98,7 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
             exchange=exchange,
             monitor=settings.monitor,
             mode=settings.mode,
+            average_metrics=settings.average_metrics,
         )
     return Federation(client, trainer, model, _load_evaluation(settings.evaluate))
 
@@ -202,12 +204,20 @@ def _load_model(settings: RunSettings) -> Callable[[], Any]:
     return make
 
 
-def _load_data(spec: str) -> Callable[[Any], Any]:
-    found: Callable[[Any], Any] = load_object(spec, "`--data`")
+def _load_data(spec: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = load_object(spec, "`--data`")
     what = f"`--data`: `{spec}`"
     if not callable(found):
         raise WrongInput(f"{what} must be a function of the client's Context. Got {type(found).__name__}.")
-    _refuse_arguments(found, what, "one argument, the client's Context", object())
+    try:
+        asks_for(found, "data")
+    except TypeError:
+        name, takes = spec.rpartition(":")[2], inspect.signature(found)
+        raise WrongInput(
+            f"{what} is called with a parameter named `context` (Flower's Context), with one named `round` (a"
+            f" ClientRound), or with both. It takes {takes}. Write a function that gives it the rest, such as"
+            f" `def data(context): return {name}(...)`, and name that."
+        ) from None
     return found
 
 

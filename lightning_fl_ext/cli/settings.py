@@ -43,7 +43,7 @@ class RunSettings:
         FEDERATION,
         "A function from Flower's Context to a client's LightningDataModule or DataLoader, or the class of a"
         " LightningDataModule that takes the Context. context.node_config has 'partition-id', from 0, and"
-        " 'num-partitions'.",
+        " 'num-partitions'. A parameter named 'round' gets the client's round.",
         metavar="MODULE:NAME",
     )
     clients: int = _setting("int", FEDERATION, "Number of clients.", metavar="N")
@@ -116,6 +116,15 @@ class RunSettings:
     )
     exchange_option: dict[str, Any] = _setting(
         "pairs", CLIENTS, "Argument for FedPM's masks, such as code=packed. Repeatable.", metavar="KEY=VALUE"
+    )
+
+    average_metrics: list[str] = _setting(
+        "list",
+        STRATEGY,
+        "Attribute of the model that holds a torchmetrics metric to average over the clients instead of"
+        " pooling its states. Repeatable.",
+        (),
+        metavar="NAME",
     )
 
     min_accepted: int = _setting(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from lightning_fl_ext.arguments import choice
+from lightning_fl_ext.client.algorithms.base import ClientAlgorithm
+from lightning_fl_ext.client.algorithms.choice import check_halves
+from lightning_fl_ext.client.algorithms.memory import AlgorithmMemory, ContextMemory
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.bridge.refusals import (
     refuse_other_data,
@@ -25,11 +28,14 @@ from lightning_fl_ext.client.bridge.refusals import (
 from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import query_reply, read_run_id, read_seed
-from lightning_fl_ext.client.notices import warn_if_seeded
+from lightning_fl_ext.client.notices import warn_if_seeded, warn_of_training_rows
+from lightning_fl_ext.client.persistence.algorithm_states import FolderMemory
 from lightning_fl_ext.client.persistence.callback import StatePersistence
 from lightning_fl_ext.client.persistence.state_folder import default_root
+from lightning_fl_ext.client.personal import PersonalHalf, PersonalModel, is_personal
 from lightning_fl_ext.client.secure import SecureAggregation, refuse_plain
 from lightning_fl_ext.client.trainers import check_trainer, give_folder, trainer_arguments
+from lightning_fl_ext.failures import signed
 from lightning_fl_ext.lightnings import data_for, lightning_of, quiet
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import Exchange
@@ -57,6 +63,7 @@ def client_app(
     secure: str = "auto",
     trusted_keys: str | os.PathLike[str] | None = None,
     signing_key: str | os.PathLike[str] | None = None,
+    algorithms: tuple[type[ClientAlgorithm], ...] = (),
 ) -> ClientApp:
     """Make a Flower ``ClientApp`` that trains, evaluates, and tells who it is.
 
@@ -67,7 +74,8 @@ def client_app(
     Args:
         model: Makes the LightningModule: its class, or a function.
         data: Gives the client's data: from the ``Context`` to a LightningDataModule or a train DataLoader.
-            An evaluation runs ``Trainer.validate`` on the same object.
+            An evaluation runs ``Trainer.validate`` on the same object: on the rows of the training, if it is
+            a loader.
         trainer: Arguments for the Trainer, which is that of the module's own Lightning
             (``lightning.pytorch`` or ``pytorch_lightning``), or a function that gives them. Callbacks and
             loggers among them are copied for every fit. Default: one epoch. Progress bar, logger,
@@ -93,10 +101,13 @@ def client_app(
             With False, every message begins with them as ``model`` builds them.
         batch_size: Gives the number of examples in a batch, the weight of a client; see
             :class:`FlowerBridge`.
-        secure: Whether updates are masked if the server asks for it (``"auto"``), or leave in no other form
-            (``"required"``): a server that asks for a plain one then gets an error and no weights.
+        secure: Whether updates and evaluations are masked if the server asks for it (``"auto"``), or leave in
+            no other form (``"required"``): a server that asks for plain ones then gets an error, and neither
+            weights nor metrics.
         trusted_keys: See :class:`SecureAggregation`.
         signing_key: See :class:`SecureAggregation`.
+        algorithms: Client halves of your own algorithms, classes derived from :class:`ClientAlgorithm`. What
+            they keep lies where ``keep_local`` says; with False, in Flower's ``Context``.
 
     ``model``, ``data`` and ``trainer`` may have a parameter ``context``, for the client's ``Context``, and
     one named ``round``, for its :class:`ClientRound`; annotated so, they may have other names.
@@ -129,6 +140,7 @@ def client_app(
         "min_examples": min_examples,
         "batch_size": batch_size,
     }
+    halves: tuple[type[ClientAlgorithm], ...] = (PersonalHalf, *check_halves(algorithms))
     FlowerBridge(**options)  # complains now rather than in the first round
     choice("secure", secure, ("auto", "required"))
     half = SecureAggregation(trusted_keys, signing_key)
@@ -138,32 +150,50 @@ def client_app(
     @contextmanager
     def run(
         message: Message, context: Context, fits: bool = False
-    ) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge]]:
-        bridge = FlowerBridge.from_message(message, context, **options)
+    ) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge, PersonalModel | None]]:
+        bridge = FlowerBridge.from_message(message, context, algorithms=halves, **options)
         bridge._remedy = _REMEDY
-        persistence = (
-            [StatePersistence.from_message(bridge, message, context, root, training)] if root else []
-        )
         bridge.keeps_local = True  # or is not to
+        run_id = read_run_id(message, context)
+
+        def memory(algorithm: str) -> AlgorithmMemory:
+            if root is None:
+                return ContextMemory(context, run_id, algorithm)
+            return FolderMemory(root, bridge.client_id or f"node {context.node_id}", run_id, algorithm)
+
+        if bridge._part:
+            bridge._part.memory = memory(bridge._part.half.name)
         kind = message.metadata.message_type.split(".")[0]
         seed = derive_seed(read_seed(message), bridge.server_round, bridge.client_id, kind)
         build_seed = derive_seed(read_seed(message), 0, bridge.client_id, "model")
-        alone = persistence[0].alone() if persistence and fits else nullcontext()
-        with alone, bridge.seeded(), _threads(num_threads), quiet(), _collected():
+
+        def make(kind: str, callbacks: list[Any]) -> tuple[Any, Any, Any]:
             check_trainer(given := make_trainer(bridge.round))
             own = trainer_arguments(given)
             owner = bridge.client_id or f"node-{context.node_id}"
-            give_folder(own, read_run_id(message, context), owner, bridge.server_round, kind)
-            own["callbacks"] = [bridge, *persistence, *own["callbacks"]]
+            give_folder(own, run_id, owner, bridge.server_round, kind)
+            own["callbacks"] = [*callbacks, *own["callbacks"]]
             with seeded(build_seed):  # alike in every round: what stays at home and is frozen is not kept
                 module = make_model(bridge.round)
             source = make_data(bridge.round)
-            warn_if_seeded(seed, read_run_id(message, context))
+            warn_if_seeded(seed, run_id)
             lightning = _lightning_of(module)
             local = lightning.Trainer(**own)
             refuse_script_launcher(local)
             refuse_other_data(source)
-            yield local, module, data_for(lightning, source), bridge
+            return local, module, data_for(lightning, source)
+
+        with ExitStack() as around:
+            around.enter_context(signed(bridge.client_id))
+            persistence = (
+                [StatePersistence.from_message(bridge, message, context, root, training)] if root else []
+            )
+            if persistence and fits:
+                around.enter_context(persistence[0].alone())
+            for manager in (bridge.seeded(), _threads(num_threads), quiet(), _collected()):
+                around.enter_context(manager)
+            personal = PersonalModel(bridge, memory(PersonalHalf.name), make) if is_personal(bridge) else None
+            yield *make(kind, [bridge, *persistence]), bridge, personal
             for callback in persistence:
                 callback.remember_round(context)
 
@@ -172,15 +202,21 @@ def client_app(
     @app.train(ACTION, mods=[half])
     @app.train(mods=plain)
     def train(message: Message, context: Context) -> Message:
-        with run(message, context, fits=True) as (local, module, source, bridge):
+        with run(message, context, fits=True) as (local, module, source, bridge, personal):
             local.fit(module, source)
+            if personal:
+                personal.fit()
             return bridge.reply()
 
-    @app.evaluate()
+    @app.evaluate(ACTION, mods=[half])
+    @app.evaluate(mods=plain)
     def evaluate(message: Message, context: Context) -> Message:
-        with run(message, context) as (local, module, source, bridge):
+        with run(message, context) as (local, module, source, bridge, personal):
             refuse_without_validation(module)
+            warn_of_training_rows(source, read_run_id(message, context))
             local.validate(module, source, verbose=False)
+            if personal:
+                personal.validate()
             return bridge.reply()
 
     @app.query()

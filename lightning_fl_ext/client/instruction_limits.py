@@ -34,6 +34,9 @@ MOST_SAMPLED = 2**17
 LONGEST_NAME = 1024
 """Most characters in the name of an array or client, and in the id of a run."""
 
+LONGEST_TEXT = 2**16
+"""Most characters of a text in a secure step: an id, or what tells which numbers of a metric are summed."""
+
 MOST_AXES = 64
 """Most axes of an array, as numpy has it."""
 
@@ -140,8 +143,8 @@ def check_step(asked: Mapping[str, Any]) -> None:
 
 def _check_part(what: str, value: Any, kind: type) -> None:
     if isinstance(value, str):
-        if len(value) > LONGEST_NAME or not _is_utf8(value):
-            raise _refused(what, f"a text of at most {LONGEST_NAME} characters", value)
+        if len(value) > LONGEST_TEXT or not _is_utf8(value):
+            raise _refused(what, f"a text of at most {LONGEST_TEXT} characters", value)
     elif not isinstance(value, kind) or isinstance(value, bool):
         raise _refused(what, "numbers" if kind is int else "texts or bytes", value)
 

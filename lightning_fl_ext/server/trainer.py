@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from lightning_fl_ext.arguments import choice, folder, limit, metric_name, whole_number
-from lightning_fl_ext.metrics.discovery import weights_of
+from lightning_fl_ext.metrics.discovery import require_names, weights_of
 from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server.callbacks.base import RoundCallback, call_hook
@@ -24,6 +24,7 @@ from lightning_fl_ext.server.callbacks.ledger import RoundLedger
 from lightning_fl_ext.server.callbacks.progress import RoundProgressBar
 from lightning_fl_ext.server.durability.checkpoint import fingerprint, load_checkpoint
 from lightning_fl_ext.server.durability.lock import folder_lock
+from lightning_fl_ext.server.durability.logged_rounds import LoggedRounds
 from lightning_fl_ext.server.durability.strategy_state import copy_strategy
 from lightning_fl_ext.server.metrics.central_evaluation import (
     check_evaluation,
@@ -46,6 +47,7 @@ from lightning_fl_ext.server.trainer_arguments import (
     logger_list,
     make_module,
     strategy_object,
+    train_settings,
 )
 from lightning_fl_ext.wire import Exchange, WeightExchange
 
@@ -74,6 +76,11 @@ class FederatedTrainer:
             :class:`RoundEarlyStopping` use it unless they have one of their own.
         mode: Whether a ``"min"`` or ``"max"`` of ``monitor`` is best.
         limits: What one reply of a client may hold at most; None for the defaults of :class:`Limits`.
+        average_metrics: Names of the module's torchmetrics (or of the collections that hold them) whose
+            values are averaged over the clients, weighted by their examples, instead of computed from pooled
+            states: for a metric with a constant that depends on the client's data.
+        train_config: Settings that clients are told with each training message, by name; or a function that
+            gives them for a round. ``learning-rate`` and ``proximal-mu`` are known to all clients.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -107,6 +114,8 @@ class FederatedTrainer:
         monitor: str | None = None,
         mode: str = "min",
         limits: Limits | None = None,
+        average_metrics: Collection[str] = (),
+        train_config: Mapping[str, Any] | Callable[[int], Mapping[str, Any]] | None = None,
     ) -> None:
         self.max_rounds = whole_number("max_rounds", max_rounds, 0)
         self.strategy = self._strategy = strategy_object(ExactFedAvg() if strategy is None else strategy)
@@ -122,6 +131,9 @@ class FederatedTrainer:
         self.monitor = None if monitor is None else metric_name(monitor)
         self.mode = choice("mode", mode, ("min", "max"))
         self.limits = limits_object(Limits() if limits is None else limits)
+        require_names("average_metrics", average_metrics)
+        self.average_metrics = tuple(average_metrics)
+        self.train_config = train_settings({} if train_config is None else train_config)
         if enable_progress_bar and not any(isinstance(c, RoundProgressBar) for c in self.callbacks):
             self.callbacks.insert(0, RoundProgressBar())
         # As in Lightning, checkpoints are written last, when the other callbacks' state is what it will be.
@@ -230,6 +242,7 @@ class FederatedTrainer:
         self.current_round, self.rounds, self.callback_metrics = 0, [], {}
         self.should_stop, self.result, self.ckpt_path = False, None, ckpt_path
         self.fingerprint = fingerprint(self)
+        self._logged: LoggedRounds | None = None
         self._driver = StrategyDriver(self, grid, partial(call_hook, self))
 
     # A round
@@ -270,4 +283,7 @@ class FederatedTrainer:
         """Add a round's record, and hand its metrics to the loggers."""
         self.rounds.append(record)
         self.callback_metrics.update(record.metrics)
-        log_record(self, record)
+        if self._logged is None:  # not before: a run that goes on has its id from the checkpoint
+            keeps = any(isinstance(callback, RoundCheckpoint) for callback in self.callbacks)
+            self._logged = LoggedRounds(self.default_root_dir if keeps else None, self.run_id)
+        log_record(self, record, self._logged)

@@ -165,9 +165,23 @@ def test_a_module_of_pytorch_lightning(project, call):
     assert "round 1/1  clients 2/2" in done.out
 
 
+@pytest.mark.parametrize("data", ["of_both", "of_the_round"])
+def test_data_may_ask_for_the_round(project, federate, data):
+    federate("run", data=f"lit:{data}")
+    federate("plain")
+    digests = [read_history(project / name).rounds[-1].digest for name in ("run", "plain")]
+    assert digests[0] == digests[1]
+
+
 def test_the_server_evaluates_on_a_data_module(project, federate):
     federate("run", "--evaluate", "lit:Central", model="lit:Validated", data="lit:Data")
     assert "server_val_mae" in read_history(project / "run").rounds[-1].metrics
+
+
+def test_a_name_to_average_that_is_no_metric_is_one_line(project, federate):
+    done = federate("run", "--average-metrics", "elbo", "--quiet")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "`average_metrics` names `elbo`, which is no metric of the module" in done.err
 
 
 def test_a_client_that_fails_is_named_with_its_error_and_the_run_goes_on(project, federate):
@@ -245,7 +259,8 @@ WRONG = {
     "a plain module": ((), {"model": "lit:plain"}, "makes a torch.nn.modules.linear.Linear; expected"),
     "model options are missing": ((), {"model": "lit:needs"}, "missing a required argument: 'width'"),
     "one model option too many": (("--model-option", "depth=3"), {}, "unexpected keyword argument 'depth'"),
-    "data of two arguments": ((), {"data": "lit:index_and_number"}, "is called with one argument, the"),
+    "data of two arguments": ((), {"data": "lit:index_and_number"}, "with one named `round` (a"),
+    "data of other arguments": ((), {"data": "lit:index_and_number"}, "return index_and_number(...)`"),
     "data that is none": ((), {"data": "lit:number"}, "must be a function of the client's Context. Got int."),
     "no clients": ((), {"clients": 0}, "`--clients` must be at least 1. Got 0."),
     "too few clients": ((), {"clients": 1}, "At least 2 are needed: ExactFedAvg(min_available_nodes=2)"),

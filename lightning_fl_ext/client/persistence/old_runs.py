@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,14 +29,16 @@ def let_go_of_old_runs(current: Path) -> None:
     are not at work. What cannot be removed stays.
 
     Args:
-        current: The folder of the run that begins, beside those of the others.
+        current: The folder of the run that begins, just written to, beside those of the others.
     """
     try:
+        now = current.stat().st_mtime  # it has just been written to: a clock that goes back removes nothing
+        now = current.stat().st_mtime  # by the clock that wrote the others
         found = [(path.stat().st_mtime, path) for path in _runs_beside(current)]
     except OSError:
         return
     older = sorted(found, reverse=True)[KEPT_RUNS - 1 :]
-    limit = time.time() - KEPT_DAYS * 86400
+    limit = now - KEPT_DAYS * 86400
     for written, path in older:
         if written < limit:
             with suppress(OSError):

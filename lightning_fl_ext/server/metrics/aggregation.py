@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from flwr.app import MetricRecord
@@ -27,6 +27,7 @@ def aggregate_metrics(
     aggregated: MetricRecord | None,
     function: Callable[..., Any] | None,
     server_round: int,
+    average_metrics: Collection[str] = (),
 ) -> tuple[dict[str, float], list[Rejection]]:
     """Pool metrics, reduce plain numbers, and say what takes part in neither.
 
@@ -40,6 +41,7 @@ def aggregate_metrics(
         aggregated: What the strategy made of the clients' numbers.
         function: With what it made that.
         server_round: The current round.
+        average_metrics: Names of metrics, or of what holds them, that are averaged instead of pooled.
 
     Returns:
         Metrics by name, and what was left out.
@@ -47,7 +49,7 @@ def aggregate_metrics(
     named = named_metrics(module)
     updates, stages, left_out = keep_common(updates, stages, named, server_round)
     reduced = reduce_scalars(updates, stages)
-    pooled, refused = pool_metrics(module, stages, server_round)
+    pooled, refused = pool_metrics(module, stages, server_round, average_metrics)
     left_out += refused
     _, odd = common_metrics({client: update.metrics for client, update in updates.items()}, server_round)
     left_out += [r for r in odd if r.key not in reduced and r.key not in pooled]

@@ -75,6 +75,12 @@ def test_what_is_no_runs_folder_stays_and_so_do_other_clients(run, tmp_path):
     assert other.find() is not None
 
 
+def test_a_clock_that_went_back_removes_nothing(run):
+    for folder in [run(f"r{i}") for i in range(KEPT_RUNS + 5)]:
+        age(folder, -1000)
+    assert len(left(run("new"))) == KEPT_RUNS + 6
+
+
 def test_a_run_under_way_looks_at_no_other(run):
     first = run("new")
     old = [run(f"old{i:02d}") for i in range(KEPT_RUNS + 5)]
