@@ -58,9 +58,9 @@ WRONG = {
     "an algorithm a number": ({"algorithm": 0.5}, "`algorithm`: expected a text of 1 to 1024 .*, got 0.5"),
     "a pull endless": (
         {"proximal_mu": 10**400},
-        "`proximal-mu`: expected a finite number of at least 0, got",
+        "`proximal-mu`: expected a finite number of at least 0",
     ),
-    "a pull backwards": ({"proximal_mu": -0.1}, "`proximal-mu`: expected a finite number of at least 0, got"),
+    "a pull backwards": ({"proximal_mu": -0.1}, "`proximal-mu`: expected a finite number of at least 0"),
     "question a text": ({STATES: "no"}, "`metric-states`: expected True or False, got 'no'"),
     "question a number": ({STATES: 2}, "`metric-states`: expected True or False, got 2"),
     "question a list": ({STATES: [True]}, r"`metric-states`: expected True or False, got \[True\]"),
