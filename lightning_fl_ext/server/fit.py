@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,6 +32,7 @@ class FederatedFit(Protocol):
     max_update_norm: float | None
     limits: Limits
     average_metrics: tuple[str, ...]
+    train_config: Mapping[str, Any] | Callable[[int], Mapping[str, Any]]
     round_timeout: float | None
     exchange: Exchange
     monitor: str | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -47,6 +47,7 @@ from lightning_fl_ext.server.trainer_arguments import (
     logger_list,
     make_module,
     strategy_object,
+    train_settings,
 )
 from lightning_fl_ext.wire import Exchange, WeightExchange
 
@@ -78,6 +79,8 @@ class FederatedTrainer:
         average_metrics: Names of the module's torchmetrics (or of the collections that hold them) whose
             values are averaged over the clients, weighted by their examples, instead of computed from pooled
             states: for a metric with a constant that depends on the client's data.
+        train_config: Settings that clients are told with each training message, by name; or a function that
+            gives them for a round. ``learning-rate`` and ``proximal-mu`` are known to all clients.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -112,6 +115,7 @@ class FederatedTrainer:
         mode: str = "min",
         limits: Limits | None = None,
         average_metrics: Collection[str] = (),
+        train_config: Mapping[str, Any] | Callable[[int], Mapping[str, Any]] | None = None,
     ) -> None:
         self.max_rounds = whole_number("max_rounds", max_rounds, 0)
         self.strategy = self._strategy = strategy_object(ExactFedAvg() if strategy is None else strategy)
@@ -129,6 +133,7 @@ class FederatedTrainer:
         self.limits = limits_object(Limits() if limits is None else limits)
         require_names("average_metrics", average_metrics)
         self.average_metrics = tuple(average_metrics)
+        self.train_config = train_settings({} if train_config is None else train_config)
         if enable_progress_bar and not any(isinstance(c, RoundProgressBar) for c in self.callbacks):
             self.callbacks.insert(0, RoundProgressBar())
         # As in Lightning, checkpoints are written last, when the other callbacks' state is what it will be.

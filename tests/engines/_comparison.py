@@ -1,6 +1,6 @@
 """Trains one federation on every engine, and compares what comes out: ``make engines``.
 
-Four strategies, one or two rounds, three of four clients in each: in this process, on Flower's Ray
+Five strategies, one or two rounds, three of four clients in each: in this process, on Flower's Ray
 simulation with one and with two actors, and on a SuperLink with four SuperNodes, which are processes of
 their own and talk TLS. Prints a table; exits with 1 if a digest differs from that of this process. It takes
 about three minutes on two cores.
@@ -131,7 +131,7 @@ def main() -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="engines-") as folder:
         outcomes = compare(Path(folder))
-    Console(width=110).print(table(outcomes))
+    Console(width=130).print(table(outcomes))
     reference = outcomes[REFERENCE].digests
     sys.exit(any(outcome.digests != reference for outcome in outcomes.values()))
 

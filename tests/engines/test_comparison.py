@@ -8,7 +8,7 @@ from _comparison import REFERENCE, compare
 def test_every_engine_gives_the_same_model_and_the_same_ledger(tmp_path):
     outcomes = compare(tmp_path)
     assert len(outcomes) == 4
-    for strategy in ("ExactFedAvg", "FedAdam", "FedPM", "SecureFedAvg"):
+    for strategy in ("ExactFedAvg", "FedAdam", "FedPM", "Scaffold", "SecureFedAvg"):
         digests = {engine: outcome.digests[strategy] for engine, outcome in outcomes.items()}
         assert len(set(digests.values())) == 1, (strategy, digests)
         # Who was sampled, each client's update, its metrics, and the model after each round.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flwr.app import ConfigRecord, Message, MetricRecord
+from flwr.app import Message, MetricRecord
 from flwr.serverapp import Grid
 
 from lightning_fl_ext.aggregation.conform import conform
@@ -15,7 +15,6 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import described
 from lightning_fl_ext.metrics.computed_values import copy_metrics
 from lightning_fl_ext.metrics.discovery import named_metrics, require_known
-from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics, common_metrics
 from lightning_fl_ext.server.metrics.names import owned_by_server, told_by_half, without_owned
@@ -28,13 +27,20 @@ from lightning_fl_ext.server.rounds.payload import PayloadCodec
 from lightning_fl_ext.server.rounds.quorum import wait_for_clients
 from lightning_fl_ext.server.rounds.strategy_calls import StrategyCalls, read_from
 from lightning_fl_ext.server.screening.announcements import screen_announcement
-from lightning_fl_ext.server.screening.checks import ValueLimits, screen_evaluate_reply, screen_train_reply
+from lightning_fl_ext.server.screening.checks import (
+    ValueLimits,
+    screen_evaluate_reply,
+    screen_extras,
+    screen_train_reply,
+)
 from lightning_fl_ext.server.screening.limits import ExpectedContent
 from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection
+from lightning_fl_ext.server.settings import round_config, tell_counted
 from lightning_fl_ext.server.strategies.buffers import averaged_buffers
 from lightning_fl_ext.server.strategies.secure_round import SecureOutcome
 from lightning_fl_ext.wire import RoundInfo, from_record, to_record
+from lightning_fl_ext.wire.algorithm_names import joined
 from lightning_fl_ext.wire.client_record import declared_id
 
 if TYPE_CHECKING:
@@ -67,6 +73,9 @@ class StrategyDriver:
             raise LightningFLError(
                 f"{self.calls.name} cannot aggregate what {trainer.exchange!r} sends: use `FedPM`."
             )
+        if self.calls.algorithm is not None:
+            named = dict(trainer.model.named_parameters(remove_duplicate=False))
+            self.calls.algorithm.parameters = [name for name in trainer.arrays if name in named]
         self._metrics = copy_metrics(trainer.model)
         try:
             require_known("average_metrics", trainer.average_metrics, named_metrics(self._metrics))
@@ -110,7 +119,7 @@ class StrategyDriver:
             new = metrics = None
             if len(replies) >= least:
                 accepted = [reply for _, reply, _ in replies]
-                like = self.trainer.exchange.like(arrays)
+                like = self._like("train", self.trainer.exchange.like(arrays))
                 widen = not self.calls.reads_every_dtype
                 updates = [update for _, _, update in replies]
                 buffers = averaged_buffers(self.trainer.strategy, self.trainer.model, arrays, updates)
@@ -188,27 +197,24 @@ class StrategyDriver:
         record = to_record(arrays)
         given = record if self.calls.reads_every_dtype else to_flower_dtypes(record)
         seed = self.trainer.seed
-        config = ConfigRecord(
-            {
-                "run-seed": seed,
-                "run-id": self.trainer.run_id,
-                "server-round": server_round,
-                "max-rounds": self.trainer.max_rounds,
-                METRIC_STATES: True,
-            }
-        )
-        if self.calls.secure and self.trainer.max_update_norm is not None:
-            config["max-update-norm"] = self.trainer.max_update_norm
+        config = round_config(self.trainer, phase, server_round, self._call_hook, self.calls.secure)
         outgoing = self.calls.call(f"configure_{phase}", server_round, given, config, self.grid)
         sampled = tuple(sorted(self.clients[m.metadata.dst_node_id] for m in outgoing))
         codec = PayloadCodec(self.trainer.exchange, arrays, RoundInfo(seed, server_round, "", sampled))
         codec.encode_into(outgoing, given, record, config)
+        algorithm = self.calls.algorithm
+        if algorithm is not None and algorithm.clients_keep:
+            tell_counted(outgoing, config, self.trainer.rounds, self.clients)
+        like = self._like(phase, codec.like)
         limits = self.calls.limits(len(outgoing), self.trainer.max_update_norm)
 
         def read(reply: Message, client: str) -> ClientUpdate:
             if phase == "train":
                 codec.decode(reply, declared_id(reply.content) or client)
-            return screen(reply, client, server_round, limits, codec.like)
+            read = screen(reply, client, server_round, limits, like)
+            if algorithm is not None and phase == "train":
+                screen_extras(read.arrays, algorithm.check)
+            return read
 
         def tell(reply: ClientUpdate | Rejection) -> None:
             if phase == "evaluate":
@@ -224,7 +230,7 @@ class StrategyDriver:
             server_round,
             read,
             self.trainer.limits,
-            ExpectedContent.of(codec.like if phase == "train" else {}, self._metrics, arrays),
+            ExpectedContent.of(like, self._metrics, arrays),
             self._owned,
             self.trainer.round_timeout,
             self.trainer.on_bad_update == "raise",
@@ -236,6 +242,13 @@ class StrategyDriver:
         if outgoing:
             self._call_hook("on_messages", messages.sampled)
         return messages
+
+    def _like(self, phase: str, weights: Arrays) -> Arrays:
+        """Give what the arrays of a reply are like."""
+        if phase != "train":
+            return {}
+        algorithm = self.calls.algorithm
+        return weights if algorithm is None else joined(weights, algorithm.expected(weights))
 
     def _take_outcome(
         self, messages: RoundMessages, summaries: dict[str, ClientUpdate], metrics: MetricRecord | None

@@ -1,4 +1,4 @@
-"""One federation for every engine: four strategies one after the other, so that engines start once.
+"""One federation for every engine: five strategies one after the other, so that engines start once.
 
 What tends to differ between engines is in it: convolutions, which sum otherwise on another number of threads,
 batch norm, dropout, shuffled data, a metric that is pooled, and three of four clients in each round.
@@ -24,15 +24,22 @@ from lightning_fl_ext import (
     MaskedModule,
     MaskExchange,
     RoundLedger,
+    Scaffold,
     SecureFedAvg,
     WeightExchange,
     client_app,
 )
 
 CLIENTS = 4
-STRATEGIES = {"ExactFedAvg": ExactFedAvg, "FedAdam": FedAdam, "FedPM": FedPM, "SecureFedAvg": SecureFedAvg}
-ROUNDS = {"ExactFedAvg": 1, "FedAdam": 2, "FedPM": 2, "SecureFedAvg": 1}
-"""Two where the server keeps something from the first."""
+STRATEGIES = {
+    "ExactFedAvg": ExactFedAvg,
+    "FedAdam": FedAdam,
+    "FedPM": FedPM,
+    "Scaffold": Scaffold,
+    "SecureFedAvg": SecureFedAvg,
+}
+ROUNDS = {"ExactFedAvg": 1, "FedAdam": 2, "FedPM": 2, "Scaffold": 2, "SecureFedAvg": 1}
+"""Two where the server, or under SCAFFOLD a client, keeps something from the first."""
 
 
 class Lit(L.LightningModule):
@@ -101,8 +108,9 @@ server = ServerApp()
 def answer(message, context):
     name = message.content["config"]["strategy"] if "config" in message.content else ""
     module, exchange = federation(name)
-    app = client_app(module, data, {"accelerator": "cpu"}, exchange=exchange, num_threads=1)
-    return app(message, context)
+    folder = Path(context.run_config["run-dir"]) / "states"
+    options = {"exchange": exchange, "num_threads": 1, "keep_local": folder}
+    return client_app(module, data, {"accelerator": "cpu"}, **options)(message, context)
 
 
 @server.main()
