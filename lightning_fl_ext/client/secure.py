@@ -95,7 +95,8 @@ class SecureAggregation:
     ) -> Message:
         forget(context)
         server_round = read_round(message)
-        given = read_weights(message)
+        trained = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
+        like = read_weights(message) if trained else {}
         if missing := {"session", "asked", "threshold", "count-key"} - {*asked}:
             raise SecureAggregationError(f"a message that asks for keys must say {sorted(missing)}")
         terms = Terms(asked["session"], asked["asked"], asked["threshold"])
@@ -104,10 +105,8 @@ class SecureAggregation:
         if reply.has_error():
             return reply
         declared = declared_id(reply.content) or client_id(context) or str(context.node_id)
-        trained = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
         record, weight, numbers = _read(reply, asked["count-key"], terms.asked, trained)
         arrays = from_record(record)
-        like = given if trained else {}
         wide = check_update(arrays, like, weight, terms.asked, asked.get("max-update-norm"))
         secret = ClientRound(declared, terms)
         announcement = secret.announce(self._keys.sign)

@@ -2,12 +2,13 @@
 
 A logged mean is its value times its examples, in quanta of 2^-44, and its examples; a logged sum its value. A
 metric whose states are all reduced by a sum is these states: counts as they are, floats in quanta. Entries
-say which numbers are which. They hold names, settings and shapes, and nothing of the data, so they can be
-compared in the open.
+say which numbers are which. They hold names, shapes and a digest of settings, and nothing of the data, so
+they can be compared in the open.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -27,6 +28,9 @@ QUANTA = 2**44
 LARGEST = 2**86
 """What the magnitudes of all clients' numbers together must stay under."""
 
+LONGEST_ENTRY = 4096
+"""Characters of an entry."""
+
 MEAN, TOTAL, STATES, NAME = "mean", "sum", "states", "name"
 
 _DTYPES = frozenset(np.dtype(code).name for code in "bhilqBHILQefd")
@@ -38,7 +42,8 @@ class Sum(NamedTuple):
 
     Attributes:
         values: Means, and sums, by logged name.
-        stages: The metrics of all clients, as if they were one client's.
+        stages: The metrics of all clients, as if they were one client's. In the place of a metric's class
+            stands what `settings_digest` gives, and no configuration.
     """
 
     values: dict[str, float]
@@ -71,11 +76,13 @@ def summable(
         if name in of_metrics or not isinstance(value, int | float) or not math.isfinite(value):
             continue
         if reduction == MEAN and weight:
-            found[json.dumps([MEAN, stage, name])] = [round(Fraction(value) * weight * QUANTA), weight]
+            found[_entry(MEAN, stage, name)] = [round(Fraction(value) * weight * QUANTA), weight]
         elif reduction == TOTAL:
-            found[json.dumps([TOTAL, stage, name])] = [round(Fraction(value) * QUANTA)]
+            found[_entry(TOTAL, stage, name)] = [round(Fraction(value) * QUANTA)]
     fitting = {
-        entry for entry, numbers in found.items() if max(map(abs, numbers), default=0) * clients < LARGEST
+        entry
+        for entry, numbers in found.items()
+        if len(entry) <= LONGEST_ENTRY and max(map(abs, numbers), default=0) * clients < LARGEST
     }
     return {entry: found[entry] for entry in sorted(fitting)}
 
@@ -87,13 +94,25 @@ def _of_states(stages: Mapping[str, StageMetrics]) -> Iterator[tuple[str, list[i
         for name, metric in told.pack.metrics.items():
             if (numbers := _numbers(metric)) is not None:
                 shapes = {s: [a.dtype.name, list(a.shape)] for s, a in sorted(_arrays(metric).items())}
-                about = [STATES, stage, name, metric.class_path, dict(metric.configuration), shapes]
-                summed[name] = json.dumps(about, sort_keys=True), numbers
+                about = [
+                    STATES,
+                    stage,
+                    name,
+                    settings_digest(metric.class_path, metric.configuration),
+                    shapes,
+                ]
+                summed[name] = _entry(*about), numbers
         yield from summed.values()
         for logged, addresses in told.names.items():
             # That a value equals several says something of them.
             if len(addresses) == 1 and addresses[0].partition("[")[0] in summed:
-                yield json.dumps([NAME, stage, logged, addresses[0]]), []
+                yield _entry(NAME, stage, logged, addresses[0]), []
+
+
+def settings_digest(class_path: str, configuration: Mapping[str, str]) -> str:
+    """Give what metrics of one class have in common that count the same: SHA-256, shortened."""
+    text = json.dumps([class_path, dict(configuration)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def names_in(entries: Iterable[str]) -> set[str]:
@@ -129,7 +148,7 @@ def size_of(entry: str) -> int:
     """
     kind, *about = _read(entry)
     if kind == STATES:
-        shapes: list[list[int]] = [shape for _, shape in about[4].values()]
+        shapes: list[list[int]] = [shape for _, shape in about[3].values()]
         return 1 + sum(map(math.prod, shapes))
     return {MEAN: 2, TOTAL: 1, NAME: 0}[kind]
 
@@ -156,9 +175,8 @@ def read_sum(entries: Sequence[str], numbers: Sequence[int]) -> Sum:
         if kind == NAME:
             names[stage][name] = (about[0],)
         elif kind == STATES:
-            class_path, configuration, shapes = about
-            states = _states(shapes, found[1:])
-            metrics[stage][name] = MetricStates(class_path, configuration, found[0], states)
+            settings, shapes = about
+            metrics[stage][name] = MetricStates(settings, {}, found[0], _states(shapes, found[1:]))
         else:
             examples = found[1] if kind == MEAN else 1
             if examples < 1:
@@ -171,6 +189,10 @@ def read_sum(entries: Sequence[str], numbers: Sequence[int]) -> Sum:
         if metrics[stage] or scalars[stage]
     }
     return Sum(values, stages)
+
+
+def _entry(*about: Any) -> str:
+    return json.dumps(about, sort_keys=True, ensure_ascii=False)
 
 
 def _arrays(metric: MetricStates) -> dict[str, NDArray[Any]]:
@@ -209,6 +231,8 @@ def _states(shapes: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, NDAr
         if dtype.kind == "f":
             values = np.array([number / QUANTA for number in flat], np.float64)  # rounded once
             array = values.astype(np.result_type(dtype, np.float32))
+        elif any(abs(number) >= 2**63 for number in flat):
+            raise DamagedMetricPack(f"state {shorten(state)}: expected counts under 2^63, got larger ones")
         else:
             fits = all(np.iinfo(dtype).min <= number <= np.iinfo(dtype).max for number in flat)
             array = np.array(flat, dtype if fits else np.int64)
@@ -233,12 +257,12 @@ def _is_entry(text: str) -> bool:
 def _read(entry: str) -> list[Any]:
     try:
         kind, *texts = read = load_json(entry.encode(), JsonLimits())
-        length = {MEAN: 2, TOTAL: 2, NAME: 3, STATES: 5}[kind]
+        length = {MEAN: 2, TOTAL: 2, NAME: 3, STATES: 4}[kind]
         if len(texts) != length or texts[0] not in (*STAGES, *([""] if length == 2 else [])):
             raise ValueError(kind)
         if kind == STATES:
-            *texts, configuration, shapes = texts
-            texts += [*configuration, *configuration.values(), *shapes]
+            *texts, shapes = texts
+            texts += shapes
             for dtype, shape in shapes.values():
                 if dtype not in _DTYPES or not all(type(n) is int and n >= 0 for n in shape):
                     raise ValueError(dtype)

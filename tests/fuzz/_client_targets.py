@@ -16,12 +16,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from safetensors.torch import save
 
 from lightning_fl_ext import MaskExchange, WeightExchange
+from lightning_fl_ext.client.algorithms.choice import algorithm_of
 from lightning_fl_ext.client.messages import (
-    read_algorithm,
+    read_counted,
     read_instruction,
     read_max_rounds,
-    read_proximal_mu,
     read_run_id,
+    read_settings,
 )
 from lightning_fl_ext.client.persistence.saved_state import decode_files, encode_state
 from lightning_fl_ext.client.results.spool import read_result
@@ -151,7 +152,7 @@ def read_whole(given):
     exchange, content = given
     message = SimpleNamespace(content=content, metadata=SimpleNamespace(message_type="train"))
     context = SimpleNamespace(run_id=7)
-    told = read_max_rounds(message), read_algorithm(message), read_proximal_mu(message)
+    told = read_max_rounds(message), read_counted(message), algorithm_of(read_settings(message))
     return read_run_id(message, context), told, read_instruction(message, "a", exchange)
 
 

@@ -44,7 +44,7 @@ class Round:
             "share-key": announced[LIAR].share_key,
             "signature": b"",
             "wide": False,
-            "metrics": ["loss"],
+            "metrics": ['["mean", "train", "loss"]'],
         }
         self.server = server = ServerRound(TERMS, announced, False, ["loss"])
         self.before, self.honest, self.asked, self.liar = {}, {}, {"share": server.roster.to_dict()}, {}

@@ -1,6 +1,7 @@
 """Metrics as whole numbers: their sum computes what the merged states compute, or they are not summed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from _packs import packs_of
@@ -11,6 +12,7 @@ from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import BinaryAccuracy, BinaryF1Score
 
 from lightning_fl_ext.metrics import DamagedMetricPack, MetricPack, merge_metrics, pack_metrics
+from lightning_fl_ext.metrics.checks import declared_metrics
 from lightning_fl_ext.metrics.stage_metrics import Scalar, StageMetrics
 from lightning_fl_ext.metrics.summing import common_entries, read_sum, size_of, summable
 
@@ -41,6 +43,9 @@ def test_summed_states_compute_the_pooled_value_or_are_not_summed(case, assert_s
     whole = merged.metrics.keys() == packs[0].metrics.keys()
     assert whole == (not case.rows and case.name not in OTHERWISE_REDUCED)
     if whole:
+        own = declared_metrics(case.client())
+        settings = {n: {"class_path": d.class_path, "configuration": d.configuration} for n, d in own.items()}
+        merged = replace(merged, metrics={n: replace(m, **settings[n]) for n, m in merged.metrics.items()})
         value = merge_metrics(case.client(), [merged])["m"].compute()
         assert_same(value, case.client(case.pooled())["m"].compute(), 0.0 if case.exact else 1e-6)
 
@@ -108,9 +113,9 @@ def test_entries_tell_nothing_of_the_data():
     "text",
     [
         *("", "[]", "{}", '["mean"]', '["mean", "", 3]', '["median", "", "a"]', '["name", "train", "a"]'),
-        *('["name", "night", "a", "b"]', '["states", "train", "m", "C", {}, {"tp": ["object", []]}]'),
+        *('["name", "night", "a", "b"]', '["states", "train", "m", "C", {"tp": ["object", []]}]'),
         *(
-            '["states", "train", "m", "C", {}, {"tp": ["int64", [-1]]}]',
+            '["states", "train", "m", "C", {"tp": ["int64", [-1]]}]',
             "[" * 1000,
             '["sum", "a", "b"]',
             "[[], 1, 2]",
@@ -121,6 +126,12 @@ def test_what_is_no_entry_is_refused(text):
     with pytest.raises(DamagedMetricPack, match="an entry of a sum"):
         size_of(text)
     assert common_entries([[text]]) == ([], set())
+
+
+@pytest.mark.parametrize("numbers", [[1, 2**80], [1, -(2**63)], [-1, 5], [2**60, 5]])
+def test_counts_that_no_clients_have_together_are_refused(numbers):
+    with pytest.raises(DamagedMetricPack):
+        read_sum(['["states", "train", "m", "settings", {"tp": ["int64", []]}]'], numbers)
 
 
 def test_a_sum_of_no_examples_is_refused():

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
+from lightning_fl_ext.metrics import DamagedMetricPack
+from lightning_fl_ext.metrics.summing import LONGEST_ENTRY, names_in
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.secure import Announcement
 from lightning_fl_ext.server.screening.checks import ValueLimits
+from lightning_fl_ext.server.screening.limits import screen_name
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
 from lightning_fl_ext.wire.client_record import client_record, declared_id
 from lightning_fl_ext.wire.secure_record import REFUSED, SECURE
@@ -56,7 +59,7 @@ def step_record(content: RecordDict) -> ConfigRecord:
 
 
 def read_announcement(content: RecordDict) -> tuple[Announcement, bool, list[str]]:
-    """Read a client's keys, whether its update needs two words a number, and which metrics it can sum.
+    """Read a client's keys, whether its update needs two words a number, and what of its metrics is summed.
 
     Raises:
         Rejected: It refuses, something is missing or of another kind, or it speaks for another client.
@@ -69,4 +72,12 @@ def read_announcement(content: RecordDict) -> tuple[Announcement, bool, list[str
         raise Rejected(Reason.UNDECODABLE, SECURE, "keys for a secure round", "something else")
     if client != (declared := declared_id(content)):
         raise Rejected(Reason.NOT_SAMPLED, "client-id", f"keys of `{declared}`", f"keys of `{client}`")
+    for entry in names:
+        screen_name(entry, LONGEST_ENTRY)
+    try:
+        logged = names_in(map(str, names))
+    except DamagedMetricPack as error:
+        raise Rejected(Reason.UNDECODABLE, "metrics", "entries of a sum of metrics", str(error)) from None
+    for name in logged:
+        screen_name(name, LONGEST_ENTRY)
     return Announcement(client, *keys), bool(wide), list(map(str, names))  # type: ignore[arg-type]

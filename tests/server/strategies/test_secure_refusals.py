@@ -160,3 +160,12 @@ def _alter(content, step):
         value = record[name]
         record[name] = b"\x07" + bytes(30) + b"\x01" if step == "announce" else bytes(1) + value[1:]
         content["secure"] = ConfigRecord(record)
+
+
+def test_a_client_that_lies_about_its_metrics_voids_the_round_and_stops_nothing(monkeypatch):
+    entry, counts = '["states", "train", "m", "settings", {"tp": ["int64", []]}]', iter([2**80])
+    told = "lightning_fl_ext.client.secure.summable"
+    monkeypatch.setattr(told, lambda *_: {entry: [1, next(counts, 3)]})
+    result = fit(max_rounds=2, min_accepted=1)
+    assert [record.void for record in result.rounds] == [True, False]
+    assert "expected counts under 2^63" in str(result.rejected[0])
