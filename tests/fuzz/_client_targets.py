@@ -110,9 +110,12 @@ CONFIG = {
     "max-rounds": 5,
     "metric-states": True,
     "algorithm": "fedprox",
-    "proximal-mu": 0.1,
+    "proximal-mu": 0.0,
+    "feddyn-alpha": 0.1,
+    "fedrep-head-epochs": 1,
     "sampled": ["a", "b"],
 }
+ALGORITHMS = ("fedavg", "fedprox", "scaffold", "fednova", "feddyn", "fedrep", "another")
 PLAIN = to_record({"w": np.ones((2, 3), np.float32), "n": np.array(3)})
 CODED = to_record({MASKS: np.zeros(40, np.uint8), SIZE: np.array(3), MODEL: np.zeros(32, np.uint8)}, [MASKS])
 EXCHANGES = (WeightExchange(), MaskExchange(), MaskExchange(stratified=True))
@@ -121,7 +124,9 @@ EXCHANGES = (WeightExchange(), MaskExchange(), MaskExchange(stratified=True))
 def make_instruction(rng):
     exchange = rng.choice(EXCHANGES)
     record = dict(CODED if isinstance(exchange, MaskExchange) else PLAIN)
-    config = dict(CONFIG)
+    config = dict(CONFIG, algorithm=rng.choice(ALGORITHMS))
+    if rng.random() < 0.3:
+        config.pop(rng.choice(list(CONFIG)))
     if rng.random() < 0.6:
         value = some_value(rng)
         if not isinstance(value, dict | None) and _is_plain(value):
