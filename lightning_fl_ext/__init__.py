@@ -11,7 +11,12 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.lazy import import_lazily
 
 if TYPE_CHECKING:
+    from lightning_fl_ext.aggregation import CentredClipping as CentredClipping
+    from lightning_fl_ext.aggregation import CoordinateMedian as CoordinateMedian
     from lightning_fl_ext.aggregation import ExactMean as ExactMean
+    from lightning_fl_ext.aggregation import GeometricMedian as GeometricMedian
+    from lightning_fl_ext.aggregation import KrumSelection as KrumSelection
+    from lightning_fl_ext.aggregation import TrimmedMean as TrimmedMean
     from lightning_fl_ext.aggregation import exact_mean as exact_mean
     from lightning_fl_ext.callbacks import GateMonitor as GateMonitor
     from lightning_fl_ext.callbacks import GateTarget as GateTarget
@@ -41,7 +46,11 @@ if TYPE_CHECKING:
     from lightning_fl_ext.secure import write_site_keys as write_site_keys
     from lightning_fl_ext.server import AlgorithmStrategy as AlgorithmStrategy
     from lightning_fl_ext.server import Ditto as Ditto
+    from lightning_fl_ext.server import ExactFedAdagrad as ExactFedAdagrad
+    from lightning_fl_ext.server import ExactFedAdam as ExactFedAdam
     from lightning_fl_ext.server import ExactFedAvg as ExactFedAvg
+    from lightning_fl_ext.server import ExactFedAvgM as ExactFedAvgM
+    from lightning_fl_ext.server import ExactFedYogi as ExactFedYogi
     from lightning_fl_ext.server import FedDyn as FedDyn
     from lightning_fl_ext.server import FederatedTrainer as FederatedTrainer
     from lightning_fl_ext.server import FedNova as FedNova
@@ -49,6 +58,7 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server import FedProx as FedProx
     from lightning_fl_ext.server import FedRep as FedRep
     from lightning_fl_ext.server import Limits as Limits
+    from lightning_fl_ext.server import RobustFedAvg as RobustFedAvg
     from lightning_fl_ext.server import RoundCallback as RoundCallback
     from lightning_fl_ext.server import RoundCheckpoint as RoundCheckpoint
     from lightning_fl_ext.server import RoundEarlyStopping as RoundEarlyStopping
@@ -66,6 +76,11 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ExactMean": "aggregation",
+    "CentredClipping": "aggregation",
+    "CoordinateMedian": "aggregation",
+    "GeometricMedian": "aggregation",
+    "KrumSelection": "aggregation",
+    "TrimmedMean": "aggregation",
     "exact_mean": "aggregation",
     "GateMonitor": "callbacks",
     "GateTarget": "callbacks",
@@ -101,6 +116,11 @@ _HOME = {
     "FederatedTrainer": "server",
     "server_app": "server",
     "ExactFedAvg": "server",
+    "ExactFedAdagrad": "server",
+    "ExactFedAdam": "server",
+    "ExactFedAvgM": "server",
+    "ExactFedYogi": "server",
+    "RobustFedAvg": "server",
     "Limits": "server",
     "RoundCallback": "server",
     "RoundCheckpoint": "server",

@@ -125,7 +125,7 @@ class FloatSums:
         self._total, self._high = total, high
 
     def mean(self, count: int, out: Arrays) -> None:
-        """Divide by ``count``, rounding once to each array's dtype, and write to ``out``."""
+        """Divide by ``count``, rounding once to the dtype of each array to write to, and write to ``out``."""
         means = self._flat_views(out)
 
         def divide(blocks: Sequence[_Block]) -> None:
@@ -171,7 +171,7 @@ class FloatSums:
         ]
 
     def _flat_views(self, out: Arrays) -> dict[str, Array]:
-        return {name: out[name].reshape(-1).view(_part(entry.dtype)) for name, entry in self._entries.items()}
+        return {name: out[name].reshape(-1).view(_part(out[name].dtype)) for name in self._entries}
 
     def _add(self, flats: _FlatUpdates, journal: _Journal) -> None:
         """Add updates, writing down for every block the magnitudes seen so far."""

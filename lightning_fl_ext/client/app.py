@@ -194,6 +194,7 @@ def client_app(
                 around.enter_context(manager)
             personal = PersonalModel(bridge, memory(PersonalHalf.name), make) if is_personal(bridge) else None
             yield *make(kind, [bridge, *persistence]), bridge, personal
+            warn_if_seeded(seed, run_id)  # in a hook of data module or model
             for callback in persistence:
                 callback.remember_round(context)
 
@@ -212,7 +213,7 @@ def client_app(
     @app.evaluate(mods=plain)
     def evaluate(message: Message, context: Context) -> Message:
         with run(message, context) as (local, module, source, bridge, personal):
-            refuse_without_validation(module)
+            refuse_without_validation(module, source)
             warn_of_training_rows(source, read_run_id(message, context))
             local.validate(module, source, verbose=False)
             if personal:

@@ -33,12 +33,18 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server.screening.rejection import Rejection as Rejection
     from lightning_fl_ext.server.strategies import AlgorithmStrategy as AlgorithmStrategy
     from lightning_fl_ext.server.strategies import Ditto as Ditto
+    from lightning_fl_ext.server.strategies import ExactFedAdagrad as ExactFedAdagrad
+    from lightning_fl_ext.server.strategies import ExactFedAdam as ExactFedAdam
     from lightning_fl_ext.server.strategies import ExactFedAvg as ExactFedAvg
+    from lightning_fl_ext.server.strategies import ExactFedAvgM as ExactFedAvgM
+    from lightning_fl_ext.server.strategies import ExactFedOpt as ExactFedOpt
+    from lightning_fl_ext.server.strategies import ExactFedYogi as ExactFedYogi
     from lightning_fl_ext.server.strategies import FedDyn as FedDyn
     from lightning_fl_ext.server.strategies import FedNova as FedNova
     from lightning_fl_ext.server.strategies import FedPM as FedPM
     from lightning_fl_ext.server.strategies import FedProx as FedProx
     from lightning_fl_ext.server.strategies import FedRep as FedRep
+    from lightning_fl_ext.server.strategies import RobustFedAvg as RobustFedAvg
     from lightning_fl_ext.server.strategies import Scaffold as Scaffold
     from lightning_fl_ext.server.strategies import SecureFedAvg as SecureFedAvg
     from lightning_fl_ext.server.trainer import FederatedTrainer as FederatedTrainer
@@ -55,6 +61,12 @@ _HOME = {
     "CallbackError": "callbacks.base",
     "CheckpointError": "durability.checkpoint",
     "ExactFedAvg": "strategies",
+    "ExactFedAdagrad": "strategies",
+    "ExactFedAdam": "strategies",
+    "ExactFedAvgM": "strategies",
+    "ExactFedYogi": "strategies",
+    "RobustFedAvg": "strategies",
+    "ExactFedOpt": "strategies",
     "FedPM": "strategies",
     "FederatedResult": "result",
     "FederatedTrainer": "trainer",

@@ -24,7 +24,7 @@ from lightning_fl_ext.server.rounds.clients import Clients
 from lightning_fl_ext.server.rounds.flower_dtypes import align_replies, to_flower_dtypes
 from lightning_fl_ext.server.rounds.messages import RoundMessages
 from lightning_fl_ext.server.rounds.payload import PayloadCodec
-from lightning_fl_ext.server.rounds.quorum import wait_for_clients
+from lightning_fl_ext.server.rounds.quorum import innermost, wait_for_clients
 from lightning_fl_ext.server.rounds.strategy_calls import StrategyCalls, read_from
 from lightning_fl_ext.server.screening.announcements import screen_announcement
 from lightning_fl_ext.server.screening.checks import (
@@ -37,7 +37,7 @@ from lightning_fl_ext.server.screening.limits import ExpectedContent
 from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection
 from lightning_fl_ext.server.settings import round_config, tell_counted
-from lightning_fl_ext.server.strategies.buffers import averaged_buffers
+from lightning_fl_ext.server.strategies.buffers import averaged_buffers, name_buffers
 from lightning_fl_ext.server.strategies.secure_round import SecureOutcome
 from lightning_fl_ext.wire import RoundInfo, from_record, to_record
 from lightning_fl_ext.wire.algorithm_names import joined
@@ -76,6 +76,7 @@ class StrategyDriver:
         if self.calls.algorithm is not None:
             named = dict(trainer.model.named_parameters(remove_duplicate=False))
             self.calls.algorithm.parameters = [name for name in trainer.arrays if name in named]
+        name_buffers(innermost(trainer.strategy), trainer.model, trainer.arrays)
         self._metrics = copy_metrics(trainer.model)
         try:
             require_known("average_metrics", trainer.average_metrics, named_metrics(self._metrics))
@@ -130,6 +131,7 @@ class StrategyDriver:
                 self._aggregate(server_round, [])  # releases nothing, so what it has reserved is free again
         self._refuse_if_all_failed(messages, summaries)
         void = bool(messages.outgoing) and (new is None or len(summaries) < least)
+        self.calls.end_round(void)
         if new is not None and not void:
             arrays = self._checked(server_round, new, arrays, summaries)
         measured, left_out = self._measure(messages, summaries, metrics, outcome)

@@ -132,6 +132,11 @@ class StrategyCalls:
                     f" the round before is the last good one.{read_from(clients)}"
                 ) from error
 
+    def end_round(self, void: bool) -> None:
+        """Tell a strategy whose state steps with the model whether the round counts."""
+        if (end := getattr(innermost(self.strategy), "end_round", None)) is not None:
+            end(void)
+
     @contextmanager
     def _around(self, server_round: int, purpose: str) -> Iterator[None]:
         # BLAS adds in another order on another number of threads. What is order-free uses none, and

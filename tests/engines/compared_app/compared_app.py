@@ -1,4 +1,4 @@
-"""One federation for every engine: five strategies one after the other, so that engines start once.
+"""One federation for every engine: strategies one after the other, so that engines start once.
 
 What tends to differ between engines is in it: convolutions, which sum otherwise on another number of threads,
 batch norm, dropout, shuffled data, a metric that is pooled, and three of four clients in each round.
@@ -19,10 +19,13 @@ from torchmetrics.classification import MulticlassF1Score
 
 from lightning_fl_ext import (
     ExactFedAvg,
+    ExactFedYogi,
     FederatedTrainer,
     FedPM,
+    GeometricMedian,
     MaskedModule,
     MaskExchange,
+    RobustFedAvg,
     RoundLedger,
     Scaffold,
     SecureFedAvg,
@@ -31,14 +34,23 @@ from lightning_fl_ext import (
 )
 
 CLIENTS = 4
+
+
+class Robust(RobustFedAvg):
+    def __init__(self, **options):
+        super().__init__(GeometricMedian(), **options)
+
+
 STRATEGIES = {
     "ExactFedAvg": ExactFedAvg,
+    "ExactFedYogi": ExactFedYogi,
     "FedAdam": FedAdam,
     "FedPM": FedPM,
+    "RobustFedAvg": Robust,
     "Scaffold": Scaffold,
     "SecureFedAvg": SecureFedAvg,
 }
-ROUNDS = {"ExactFedAvg": 1, "FedAdam": 2, "FedPM": 2, "Scaffold": 2, "SecureFedAvg": 1}
+ROUNDS = {name: 2 if name in ("ExactFedYogi", "FedAdam", "FedPM", "Scaffold") else 1 for name in STRATEGIES}
 """Two where the server, or under SCAFFOLD a client, keeps something from the first."""
 
 
@@ -117,7 +129,7 @@ def answer(message, context):
 def main(grid, context):
     folder = Path(context.run_config["run-dir"])
     outcome = {}
-    for name in STRATEGIES:
+    for name in context.run_config["strategies"].split() or STRATEGIES:
         module, exchange = federation(name)
         trainer = FederatedTrainer(
             max_rounds=ROUNDS[name],
