@@ -264,7 +264,8 @@ def _read(entry: str) -> list[Any]:
             *texts, shapes = texts
             texts += shapes
             for dtype, shape in shapes.values():
-                if dtype not in _DTYPES or not all(type(n) is int and n >= 0 for n in shape):
+                whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+                if dtype not in _DTYPES or not whole:
                     raise ValueError(dtype)
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(kind)

@@ -8,13 +8,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
+import torch
 from _mutations import SMALL, damage_bytes, damage_json
 from _target import Target
 from flwr.app import ConfigRecord, RecordDict
+from torchmetrics import SumMetric
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_fl_ext import LightningFLError
 from lightning_fl_ext.client.instruction_limits import check_step
-from lightning_fl_ext.metrics.summing import common_entries, read_sum, size_of
+from lightning_fl_ext.metrics import pack_metrics
+from lightning_fl_ext.metrics.stage_metrics import Scalar, StageMetrics
+from lightning_fl_ext.metrics.summing import common_entries, read_sum, size_of, summable
 from lightning_fl_ext.secure import ClientRound, Roster, ServerRound, Terms
 from lightning_fl_ext.server.screening.announcements import read_announcement, step_record
 from lightning_fl_ext.server.screening.rejection import Rejected
@@ -160,11 +165,15 @@ def take_announcement(content):
     return announcement, names
 
 
-ENTRIES = [
-    *('["mean", "train", "loss"]', '["sum", "", "seen"]', '["name", "validate", "val_acc", "acc"]'),
-    '["states", "validate", "acc", "torchmetrics.aggregation.SumMetric", {"state value": "\\"sum\\""},'
-    ' {"value": ["float32", [2]]}]',
-]
+def make_stage():
+    metrics = torch.nn.ModuleDict({"total": SumMetric(), "matrix": MulticlassConfusionMatrix(3)})
+    metrics["total"].update(torch.tensor([1.0, 2.0]))
+    metrics["matrix"].update(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1]))
+    names = {"val_total": ("total",), "val_matrix": ("matrix",)}
+    return StageMetrics(pack_metrics(metrics, num_examples=3), names, {"val_loss": Scalar("mean", 3)})
+
+
+ENTRIES = list(summable({"loss": 0.5, "val_loss": 0.5}, 3, {"validate": make_stage()}, clients=3))
 
 
 def make_entries(rng):
