@@ -303,7 +303,7 @@ def safe_ledger(rng):
 
 TRACEBACKS = (
     b'Traceback:\n  File "/home/a/fit.py", line 7, in f\n    x()\nValueError: one\n  two',
-    b"<class 'ValueError'>:<'one (fit.py:7; client `site-a`)'>",
+    b"<class 'ValueError'>:<'one (ValueError at fit.py:7; client `site-a`)'>",
     b"code 7",
 )
 ODD_WORDS = ("9" * 5000, "`", "(", ":7", "\n", '\n  File "a", line ', "x" * 3000)
