@@ -50,7 +50,7 @@ ROOMS = {
         "record": {"screening"},
         "result": {"record", "screening"},
         "fit": {"record", "result", "screening"},
-        "metrics": {"screening"},
+        "metrics": {"record", "screening"},
         "strategies": {"metrics", "screening"},
         "durability": {"fit", "record", "screening"},
         "rounds": {"fit", "record", "screening", "metrics", "strategies"},

@@ -206,6 +206,8 @@ def _metrics(
     for stage in told:
         for name, scalar in stage.scalars.items():
             weights[name] = scalar.num_examples if scalar.reduction == "mean" else 0
+            if scalar.total is not None and weights[name]:  # under masks it is not told either
+                numbers = {**numbers, name: scalar.total / weights[name]}
         weights |= dict.fromkeys(stage.names, 0)
     found = {
         name: Metric(float(value), weights.get(name, weight))

@@ -31,6 +31,7 @@ class FederatedFit(Protocol):
     on_bad_update: str
     max_update_norm: float | None
     limits: Limits
+    site_metrics: dict[str, str]
     round_timeout: float | None
     exchange: Exchange
     monitor: str | None

@@ -67,10 +67,10 @@ def warn_of(trainer: FederatedFit, record: RoundRecord) -> None:
     """Say in the log who was left out of a round, and that it is void if it is."""
     for line in summary_lines(r for r in record.rejected if r.reason is not Reason.IDLE):
         log.warning("%s", shown(line, 2000))
-    if record.server_round == 0 and not record.metrics:
+    if not record.metrics:
         log.warning(
             "nothing was measured: the strategy asks no client to evaluate (`fraction_evaluate`), or the"
-            " clients' `validation_step` logs nothing"
+            " clients' `validation_step` or `test_step` logs nothing"
         )
     if record.void:
         log.warning("round %d is void, the model stays: %s", record.server_round, _why(trainer, record))

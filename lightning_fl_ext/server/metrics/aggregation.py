@@ -49,7 +49,8 @@ def aggregate_metrics(
     reduced = reduce_scalars(updates, stages)
     pooled, refused = pool_metrics(module, stages, server_round)
     left_out += refused
-    _, odd = common_metrics({client: update.metrics for client, update in updates.items()}, server_round)
+    telling = {c: update.metrics for c, update in updates.items() if update.metrics or not _logs(stages[c])}
+    _, odd = common_metrics(telling, server_round)
     left_out += [r for r in odd if r.key not in reduced and r.key not in pooled]
     left_out += [
         Rejection(client, server_round, Reason.METRIC, name, "metric states", "a value alone")
@@ -60,6 +61,11 @@ def aggregate_metrics(
     by_strategy = {k: float(v) for k, v in (aggregated or {}).items() if not isinstance(v, list)}
     plain = by_strategy | reduced if function is _WEIGHTED_MEAN else reduced | by_strategy
     return plain | pooled, left_out
+
+
+def _logs(stages: Stages) -> bool:
+    """Whether a client has metrics to tell of; without a number in its reply it keeps them to itself."""
+    return any(stage.names or stage.scalars for stage in stages.values())
 
 
 def common_metrics(

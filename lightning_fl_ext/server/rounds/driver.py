@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,13 @@ from flwr.serverapp import Grid
 from lightning_fl_ext.aggregation.conform import conform
 from lightning_fl_ext.engines import OrderedGrid
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.metric_names import ACROSS_SITES
 from lightning_fl_ext.metrics.computed_values import copy_metrics
-from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
+from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGE
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics, common_metrics
 from lightning_fl_ext.server.metrics.names import owned_by_server
+from lightning_fl_ext.server.metrics.sites import across_sites, keep_sites
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.rounds.clients import Clients
 from lightning_fl_ext.server.rounds.flower_dtypes import align_replies, to_flower_dtypes
@@ -65,6 +68,7 @@ class StrategyDriver:
             )
         self._metrics = copy_metrics(trainer.model)
         names = {name for callback in trainer.callbacks for name in callback.metric_names}
+        names |= {f"{name}/{what}" for name in trainer.site_metrics for what in ACROSS_SITES}
         self._owned = owned_by_server(names, except_for=(self.calls.count_key,))
         self._earlier: set[str] = set()
         self.validated_in_fits: set[str] = set()
@@ -136,33 +140,45 @@ class StrategyDriver:
             sum_digest="" if void else sum_digest,
         )
 
-    def evaluate(self, server_round: int, arrays: Arrays) -> tuple[dict[str, float], list[Rejection]]:
+    def evaluate(self, server_round: int, arrays: Arrays, stage: str = "validate") -> RoundRecord:
         """Have clients evaluate.
 
         Args:
             server_round: The current round; 0 outside a fit.
             arrays: The global weights.
+            stage: ``"validate"``, or ``"test"``, which all clients are asked for.
 
         Returns:
-            Metrics by name, and what was left out.
+            What came of it: who was asked, metrics, sites, and what was left out.
 
         Raises:
             NotEnoughClientsError: Too few clients are connected, or none answers.
+            LightningFLError: All clients failed, in round 0 or in a test.
         """
-        if self.calls.asks_to_evaluate:
-            wait_for_clients(self.grid, self.trainer.strategy, self.trainer.round_timeout)
-        messages = self._send("evaluate", server_round, arrays, screen_evaluate_reply)
+        asking = self.calls.asking_all() if stage == "test" else nullcontext()
+        with asking:
+            if self.calls.asks_to_evaluate:
+                wait_for_clients(self.grid, self.trainer.strategy, self.trainer.round_timeout)
+            messages = self._send("evaluate", server_round, arrays, screen_evaluate_reply, stage)
         if not messages.outgoing:
-            return {}, []
+            return RoundRecord(server_round)
         replies = messages.collect()
         summaries = {client: update for client, _, update in replies}
-        if server_round == 0:
-            self._refuse_if_all_failed(messages, summaries)
+        if server_round == 0 or stage == "test":
+            self._refuse_if_all_failed(messages, summaries, anew=True)
         accepted = [reply for _, reply, _ in replies]
         align_replies(accepted, self._shared_metrics(summaries))
         metrics = self.calls.call("aggregate_evaluate", server_round, accepted, clients=summaries)
         measured, left_out = self._measure(messages, summaries, metrics)
-        return measured, messages.rejected + left_out
+        modes = self.trainer.site_metrics
+        sites = keep_sites(summaries, measured, modes, self.trainer.limits.site_metrics)
+        return RoundRecord(
+            server_round,
+            sampled=tuple(messages.sampled),
+            rejected=tuple(messages.rejected + left_out),
+            metrics=measured | across_sites(sites, modes),
+            sites=sites,
+        )
 
     def _send(
         self,
@@ -170,6 +186,7 @@ class StrategyDriver:
         server_round: int,
         arrays: Arrays,
         screen: Callable[[Message, str, int, ValueLimits, Arrays], ClientUpdate],
+        stage: str = "validate",
     ) -> RoundMessages:
         record = to_record(arrays)
         given = record if self.calls.reads_every_dtype else to_flower_dtypes(record)
@@ -183,6 +200,8 @@ class StrategyDriver:
                 METRIC_STATES: True,
             }
         )
+        if stage != "validate":
+            config[STAGE] = stage
         if self.calls.secure and self.trainer.max_update_norm is not None:
             config["max-update-norm"] = self.trainer.max_update_norm
         outgoing = self.calls.call(f"configure_{phase}", server_round, given, config, self.grid)
@@ -248,15 +267,18 @@ class StrategyDriver:
                 " `min_train_nodes`), or lower `min_accepted`."
             )
 
-    def _refuse_if_all_failed(self, messages: RoundMessages, accepted: Collection[str]) -> None:
+    def _refuse_if_all_failed(
+        self, messages: RoundMessages, accepted: Collection[str], anew: bool = False
+    ) -> None:
         """Raise if the clients' own code fails on all of them, and no round before shows that it can work."""
         failed = [r for r in messages.rejected if r.reason is Reason.CLIENT_ERROR]
         others = [r for r in messages.rejected if r.reason not in (Reason.CLIENT_ERROR, Reason.IDLE)]
-        worked = accepted or self._has_worked
+        worked = accepted or (self._has_worked and not anew)
         if failed and not others and not worked:
             asked = "asked" if len(failed) == len(messages.outgoing) else "with examples"
+            when = "" if anew and self._has_worked else ", before any round has worked"
             raise LightningFLError(
-                f"all {len(failed)} clients {asked} failed, before any round has worked. One of them:"
+                f"all {len(failed)} clients {asked} failed{when}. One of them:"
                 f" {min(failed, key=lambda r: r.client_id)}"
             )
 
