@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from lightning_fl_ext.metric_names import title_of
 from lightning_fl_ext.report.families import Family, Series
 from lightning_fl_ext.report.history import left_out
 from lightning_fl_ext.report.scales import (
@@ -149,7 +150,7 @@ def make_chart(family: Family, rounds: Sequence[RoundRecord]) -> Chart:
         _event(record, x_of(record.server_round)) for record in rounds if record.void or left_out(record)
     )
     chart = Chart(
-        title=family.title[:1].upper() + family.title[1:],
+        title=title_of(family.title),
         summary=_summary(family, series, numbers, show),
         labels=() if alone else tuple(s.label for s in series),
         source=series[0].name if alone else "",

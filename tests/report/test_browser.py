@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -27,7 +28,7 @@ FLAGS = (
     "--disable-sync",
     "--hide-scrollbars",
 )
-SIZE = (1240, 2600)
+SIZE = (1280, 3000)
 
 # The report forbids scripts, so a page around it looks into it and writes down what is there.
 PROBE = """<!doctype html><body style="margin:0"><iframe id="report" srcdoc="REPORT"
@@ -47,7 +48,10 @@ document.getElementById("report").onload = event => {
                 on: e.closest(".card,.tile") ? look(e.closest(".card,.tile")).backgroundColor
                                              : look(page.body).backgroundColor}));
   document.getElementById("seen").textContent = JSON.stringify({
-    charts, texts, cells: page.querySelectorAll("svg.grid rect").length,
+    charts, texts, cards: [...page.querySelectorAll(".card,.tile")].map(box),
+    small: [...page.querySelectorAll("svg.small")]
+      .map(svg => [box(svg)[2], svg.querySelector(".line").getTotalLength()]),
+    cells: page.querySelectorAll("svg.grid rect").length,
     page: look(page.body).backgroundColor, width: page.documentElement.scrollWidth,
   });
 };
@@ -55,8 +59,16 @@ document.getElementById("report").onload = event => {
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory, write_ledger, records):
-    folder = write_ledger(tmp_path_factory.mktemp("runs") / "seen in a browser", records)
+def report(tmp_path_factory, write_ledger, site_records):
+    long = {f"strategy.a_rather_long_name_of_a_setting_{i}": "x" * 90 for i in range(2)}
+    test = replace(site_records[-1], metrics={f"test_metric_{i}": 0.5 for i in range(8)})
+    settings = {
+        "strategy": "FedAdam",
+        "exchange": "WeightExchange(include=('*',), exclude=('head.*',))",
+        **long,
+    }
+    folder = tmp_path_factory.mktemp("runs") / "seen in a browser"
+    write_ledger(folder, site_records, settings, test=test)
     path = folder / "report.html"
     path.write_text(render_report(read_history(folder)))
     return path
@@ -104,11 +116,12 @@ def seen(request, report, tmp_path_factory):
 
 def test_the_charts_are_there(seen):
     _, page = seen
-    assert len(page["charts"]) == 4
+    assert len(page["charts"]) == 6
     for chart in page["charts"]:
         assert chart["box"][2] > 400
         assert chart["box"][3] > 150
-    accuracy, loss, gates, moved = page["charts"]
+    accuracy, auroc, f1, loss, gates, moved = page["charts"]
+    assert [len(chart["lines"]) for chart in (auroc, f1)] == [1, 1]
     assert [len(chart["lines"]) for chart in (accuracy, loss, gates, moved)] == [1, 2, 1, 0]
     assert all(line["length"] > 200 for chart in (accuracy, loss, gates) for line in chart["lines"][:1])
     assert len(moved["bars"]) == 12
@@ -138,9 +151,13 @@ def test_lines_stand_out_from_the_card_and_from_each_other(seen):
 
 
 def test_nothing_sticks_out_on_a_phone(report, tmp_path):
-    page = look_into(report, tmp_path, dark=False, size=(390, 2600))
-    assert page["width"] <= 390
-    assert all(chart["box"][2] > 250 for chart in page["charts"])
+    for dark in (False, True):
+        page = look_into(report, tmp_path, dark, size=(390, 2600))
+        assert page["width"] <= 390
+        assert all(chart["box"][2] > 250 for chart in page["charts"])
+        assert all(x >= 0 and x + width <= 390 for x, _, width, _ in page["cards"])
+        assert len(page["small"]) == 3
+        assert all(width > 120 and line > 20 for width, line in page["small"])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
