@@ -62,6 +62,7 @@ ROOMS = {
             *("callbacks", "durability", "metrics", "record", "reporting", "result", "rounds"),
             *("screening", "strategies", "trainer_arguments"),
         },
+        "export": {"durability", "trainer_arguments"},
         "app": {"trainer"},
     },
     "client": {

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from lightning_fl_ext.cli.compare import compare
 from lightning_fl_ext.cli.errors import WRONG_INPUT
+from lightning_fl_ext.cli.export import export
 from lightning_fl_ext.cli.key import key
 from lightning_fl_ext.cli.new import new
 from lightning_fl_ext.cli.run import run
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (run, show, verify, compare, key, new):
+for command in (run, show, export, verify, compare, key, new):
     paragraphs = inspect.getdoc(command) or ""
     app.command(help=re.sub(r"(?<!\n)\n(?!\n)", " ", paragraphs))(command)
 

@@ -65,9 +65,9 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
     """
     if settings.clients < 1:
         raise WrongInput(f"`--clients` must be at least 1. Got {settings.clients}.")
-    model = _load_model(settings)
+    model = load_model(settings)
     strategy = make_strategy(settings, has_validation=overrides(model(), "validation_step"))
-    exchange = _make_exchange(settings, strategy)
+    exchange = make_exchange(settings, strategy)
     batch_size = load_object(settings.batch_size, "`--batch-size`") if settings.batch_size else None
     if batch_size is not None and not callable(batch_size):
         raise WrongInput(f"`--batch-size`: `{settings.batch_size}` must be a function of a batch.")
@@ -153,7 +153,12 @@ def _takes(found: Callable[..., Any], option: str) -> bool:
     return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _make_exchange(settings: RunSettings, strategy: Strategy) -> Exchange:
+def make_exchange(settings: RunSettings, strategy: Strategy) -> Exchange:
+    """Make the exchange that the settings describe.
+
+    Raises:
+        WrongInput: It does not take such options.
+    """
     patterns: Mapping[str, Any] = {"include": tuple(settings.include), "exclude": tuple(settings.exclude)}
     if getattr(strategy, "reads_coded", False):
         with refusing("`--exchange-option`"):
@@ -175,7 +180,12 @@ def _make_callbacks(settings: RunSettings) -> list[RoundCallback]:
     return callbacks
 
 
-def _load_model(settings: RunSettings) -> Callable[[], Any]:
+def load_model(settings: RunSettings) -> Callable[[], Any]:
+    """Import what makes the model, with its options.
+
+    Raises:
+        WrongInput: It makes no LightningModule. An error in the user's own code is not caught.
+    """
     what = f"the model `{settings.model}`"
     found = load_object(settings.model, "the model")
     if not callable(found) or lightning_name(found, "LightningModule"):
