@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from lightning_fl_ext.cli.errors import WrongInput, refusing
 from lightning_fl_ext.cli.objects import load_object
-from lightning_fl_ext.cli.settings import RunSettings
+from lightning_fl_ext.cli.settings import SETTINGS, RunSettings, flag_of
 from lightning_fl_ext.client import client_app
 from lightning_fl_ext.lightnings import lightning_name, overrides
 from lightning_fl_ext.server import (
@@ -72,7 +72,9 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
     if batch_size is not None and not callable(batch_size):
         raise WrongInput(f"`--batch-size`: `{settings.batch_size}` must be a function of a batch.")
     insisting: dict[str, Any] = {"secure": "required"} if isinstance(strategy, SecureFedAvg) else {}
-    with refusing("`--client-option` or `--trainer-option`"):
+    given = {name: f"--client-option {name}" for name in settings.client_option}
+    given |= {name: f"--trainer-option {name}" for name in settings.trainer_option}
+    with refusing("`--client-option` or `--trainer-option`", given | {"trainer": "--trainer-option"}):
         client = client_app(
             model,
             _load_data(settings.data),
@@ -80,7 +82,8 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
             exchange=exchange,
             **insisting | {"batch_size": batch_size} | settings.client_option,
         )
-    with refusing("the settings"):
+    flags = {setting.name: f"--{flag_of(setting)}" for setting in SETTINGS}
+    with refusing("the settings", flags | {"max_rounds": "--rounds"}):
         trainer = FederatedTrainer(
             max_rounds=settings.rounds,
             strategy=strategy,
@@ -95,8 +98,16 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
             exchange=exchange,
             monitor=settings.monitor,
             mode=settings.mode,
+            site_metrics=_site_metrics(settings.site_metric),
         )
     return Federation(client, trainer, model, _load_evaluation(settings.evaluate))
+
+
+def _site_metrics(given: Sequence[str]) -> dict[str, str]:
+    pairs = [pair.rpartition("=") for pair in given]
+    if wrong := [pair for pair, (name, _, mode) in zip(given, pairs, strict=True) if not (name and mode)]:
+        raise WrongInput(f"`--site-metric`: expected NAME=MODE, such as `val_f1=max`. Got `{wrong[0]}`.")
+    return {name: mode for name, _, mode in pairs}
 
 
 def make_strategy(settings: RunSettings, *, has_validation: bool) -> Strategy:
@@ -125,7 +136,9 @@ def make_strategy(settings: RunSettings, *, has_validation: bool) -> Strategy:
         raise WrongInput(f"`--strategy`: `{name}` takes no options; expected a class of strategies.")
     if not has_validation and "fraction_evaluate" not in options and _takes(found, "fraction_evaluate"):
         options["fraction_evaluate"] = 0.0
-    with refusing(f"`--strategy {name}`"):
+    with refusing(
+        f"`--strategy {name}`", {key: f"--strategy-option {key}" for key in settings.strategy_option}
+    ):
         strategy = found(**options)
     if not isinstance(strategy, Strategy):
         raise WrongInput(f"`--strategy`: `{name}` made a {type(strategy).__name__}, not a Flower strategy.")
@@ -161,7 +174,8 @@ def make_exchange(settings: RunSettings, strategy: Strategy) -> Exchange:
     """
     patterns: Mapping[str, Any] = {"include": tuple(settings.include), "exclude": tuple(settings.exclude)}
     if getattr(strategy, "reads_coded", False):
-        with refusing("`--exchange-option`"):
+        names = {key: f"--exchange-option {key}" for key in settings.exchange_option}
+        with refusing("`--exchange-option`", names):
             return MaskExchange(**{**patterns, **settings.exchange_option})
     if settings.exchange_option:
         raise WrongInput("`--exchange-option` is for the masks of FedPM. Got it with another strategy.")

@@ -101,6 +101,19 @@ def _print(history: History, console: Console) -> None:
         console.print(Text(f"the ledger is not sound: {shown(problem, 1000)}", style="red"))
     state = "finished" if history.finished else "not finished"
     console.print(Text(f"{state}, digest {shown(history.digest) or '–'}"), soft_wrap=True)
+    _print_sites(history, console)
+
+
+def _print_sites(history: History, console: Console) -> None:
+    from lightning_fl_ext.report.sites import view_sites
+
+    tested = [history.test] if history.test is not None else []
+    for where, records in (("at the sites", history.rounds), ("tested at the sites", tested)):
+        if (view := view_sites(records, history.told.get("monitor"))) is not None and len(view.rows) > 1:
+            for sentence in view.summary:
+                console.print(Text(f"{where}: {shown(sentence, 300)}"), soft_wrap=True)
+            if view.behind:
+                console.print(Text(shown(view.behind, 400), style="yellow"), soft_wrap=True)
 
 
 def _left_out(record: RoundRecord) -> str:
