@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Where the libraries of `make ecosystem` are installed: some gigabytes.
+ECOSYSTEM ?= .venv-ecosystem
 
 # The tested versions hold for build requirements too (the second name is that of pip 25.3 and later).
 export PIP_CONSTRAINT := constraints.txt
@@ -21,7 +23,8 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-portable floors fuzz engines faults lint docs pictures examples bench clean
+.PHONY: help demo test test-fast test-portable floors fuzz engines faults ecosystem lint docs pictures \
+    examples bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,7 +42,7 @@ endif
 test-fast: $(READY)  ## Run the tests that start no other engine
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not engines'
 
-fuzz: $(READY)  ## Feed damaged input to everything the server decodes, for ten minutes or FUZZ="--seconds 60"
+fuzz: $(READY)  ## Feed damaged input to everything that is decoded, for ten minutes or FUZZ="--seconds 60"
 	@$(BIN)/python tests/fuzz/_decoders.py $(FUZZ)
 
 test-portable: $(READY)  ## Run the tests that start no other engine on arithmetic like another processor's
@@ -55,6 +58,9 @@ engines: $(READY)  ## Train one federation on every engine, and compare the dige
 faults: $(READY)  ## Break real federations in every way that docs/faults.md lists, and follow docs/deployment.md
 	$(BIN)/python -m pytest -n 2 -m engines tests/engines/test_faults.py tests/engines/test_slow_faults.py \
 	    tests/engines/test_guide.py
+
+ecosystem: $(ECOSYSTEM)/.ready  ## Federate modules of other libraries, in an environment of their own; or ONLY=timm
+	@$(ECOSYSTEM)/bin/python -m ecosystem $(ONLY)
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .
@@ -82,7 +88,7 @@ bench:  ## List the benchmark commands
 	done
 
 clean:  ## Remove .venv and everything that was built
-	rm -rf $(VENV) .venv-lowest .venv-newest docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-ecosystem docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
@@ -93,4 +99,10 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Building $(VENV): the first time this downloads PyTorch and takes some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -e '.[dev]'
+	@touch $@
+
+$(ECOSYSTEM)/.ready: ecosystem/requirements.txt
+	$(PYTHON) -m venv $(ECOSYSTEM)
+	PIP_CONSTRAINT=ecosystem/requirements.txt $(ECOSYSTEM)/bin/python -m pip install -q \
+	    -r ecosystem/requirements.txt -e .
 	@touch $@

@@ -1,12 +1,13 @@
 """Averaging model updates: the exact mean beside Flower's `aggregate_arrayrecords`, in the same run.
 
-    python benchmarks/aggregation.py            # 20 million float32 x 12 clients, 1 million x 100; 2.5 GiB
-    python benchmarks/aggregation.py --quick    # 2 million x 12, 100 thousand x 100; half a minute
+    python benchmarks/aggregation.py            # four cases, from 20 million float32 x 12 clients; 2.5 GiB
+    python benchmarks/aggregation.py --quick    # a tenth of the weights in the two large ones; half a minute
 
 Both sides start from the same Flower records in memory, one set a case, and end with an ArrayRecord. Every
 contender runs once to warm up (numba compiles then), then all take turns, in an order drawn anew each
-time; the best of the repeats counts, which on a shared machine is the time least disturbed. "read once"
-touches every byte of the updates with as many threads as `ExactMean` uses, and does nothing else.
+time. Ratios are of the medians and of the best turns. Small models are folded by the compiled loops, as they
+are in a process that has folded enough of them. "read once" touches every byte of the updates with as many
+threads as `ExactMean` uses, and does nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -78,11 +80,12 @@ def exact_record(records: list[RecordDict], at_once: int | None, threads: int) -
 
 
 def exact_record_numpy(records: list[RecordDict], at_once: int, threads: int) -> ArrayRecord:
-    fused_from, kernels.FUSED_FROM = kernels.FUSED_FROM, 2**62
+    before = kernels.FUSED_FROM, kernels.COMPILE_AFTER
+    kernels.FUSED_FROM = kernels.COMPILE_AFTER = 2**62
     try:
         return exact_record(records, at_once, threads)
     finally:
-        kernels.FUSED_FROM = fused_from
+        kernels.FUSED_FROM, kernels.COMPILE_AFTER = before
 
 
 def read_once(records: list[RecordDict], threads: int) -> None:
@@ -116,18 +119,25 @@ def compare(parameters: int, clients: int, repeats: int, threads: int) -> None:
     }
     for work in contenders.values():
         work()
-    best = dict.fromkeys(contenders, (float("inf"), float("inf")))
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for turn in range(repeats):
         for name in random.Random(turn).sample(list(contenders), len(contenders)):
-            best[name] = min(best[name], seconds(contenders[name]))
+            turns[name].append(seconds(contenders[name]))
 
     print(f"\n{parameters / 1e6:g} million float32 x {clients} clients, {threads} threads")
-    print(f"{'':34}{'ms':>8}{'cpu ms':>8}{'ns/param/client':>17}{'x Flower':>10}{'x read':>8}")
-    flower = best["Flower aggregate_arrayrecords"][0]
-    for name, (wall, processor) in best.items():
+    print(
+        f"{'':34}{'median ms':>10}{'best':>8}{'cpu ms':>8}{'x Flower':>10}{'best':>7}{'cpu':>7}{'x read':>8}"
+    )
+    middle = {
+        name: [statistics.median(column) for column in zip(*t, strict=True)] for name, t in turns.items()
+    }
+    best = {name: min(wall for wall, _ in t) for name, t in turns.items()}
+    flower = "Flower aggregate_arrayrecords"
+    for name, (wall, processor) in middle.items():
         print(
-            f"{name:34}{wall * 1e3:8.0f}{processor * 1e3:8.0f}{wall / parameters / clients * 1e9:17.3f}"
-            f"{flower / wall:10.2f}{wall / best['read once'][0]:8.1f}"
+            f"{name:34}{wall * 1e3:10.1f}{best[name] * 1e3:8.1f}{processor * 1e3:8.1f}"
+            f"{middle[flower][0] / wall:10.2f}{best[flower] / best[name]:7.2f}"
+            f"{middle[flower][1] / processor:7.2f}{wall / middle['read once'][0]:8.1f}"
         )
     mean = exact(records, 4, threads)
     other = exact(records[: clients // 2], 4, threads)
@@ -150,6 +160,9 @@ def main() -> None:
     scale, repeats = (10, 3) if arguments.quick else (1, 7)
     compare(20_000_000 // scale, 12, repeats, arguments.threads)
     compare(1_000_000 // scale, 100, repeats, arguments.threads)
+    kernels.COMPILE_AFTER = 0
+    compare(100_000, 100, repeats, arguments.threads)
+    compare(10_000, 1000, repeats, arguments.threads)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 _BLANK = "\u115f\u1160\u2800\u3164\uffa0"
@@ -35,3 +37,26 @@ def shown(text: Any, limit: int = 200) -> str:
         line.append(c if fit else c.encode("unicode_escape").decode())
     written = "".join(line)
     return written if len(written) <= limit else f"{written[: limit - 1]}…"
+
+
+def listed(names: Iterable[Any], named: int = 5) -> str:
+    """Name the first few of several, and say how many more there are.
+
+    Example:
+        >>> listed(["a", "b", "c"], named=2)
+        '`a`, `b` and 1 more'
+    """
+    every = list(names)
+    more = f" and {len(every) - named} more" if len(every) > named else ""
+    return ", ".join(f"`{shown(name)}`" for name in every[:named]) + more
+
+
+def shown_traceback(error: BaseException, lines: int = 40) -> str:
+    """Write out where an exception was raised, as lines that are text and nothing else.
+
+    Args:
+        error: Its message may hold whatever came.
+        lines: How many to give at most, the last ones.
+    """
+    text = "".join(traceback.format_exception(error, limit=-lines // 2))
+    return "\n".join(shown(line) for line in text.splitlines()[-lines:])

@@ -52,6 +52,9 @@ def unflatten(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
     Tensors come on the CPU, with the strides they had.
 
+    Raises:
+        Exception: Of any kind, if it is not what :func:`flatten` gave; it takes no more memory than that.
+
     Example:
         >>> unflatten(*flatten({1: [2.5, (None, "a")]}))
         {1: [2.5, (None, 'a')]}
@@ -69,7 +72,7 @@ def unflatten(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if _RECORD in data:
         return to_record({name: to_numpy(tensors[where]) for name, where in data[_RECORD].items()})
     if _DTYPE in data:
-        return getattr(torch, data[_DTYPE])
+        return _dtype(data[_DTYPE])
     if _TUPLE in data:
         return tuple(unflatten(value, tensors) for value in data[_TUPLE])
     kind, pairs = (Counter, data[_COUNTER]) if _COUNTER in data else (dict, data[_DICT])
@@ -125,7 +128,17 @@ def _add(tensors: dict[str, torch.Tensor], name: str, tensor: torch.Tensor) -> s
     return name
 
 
+def _dtype(name: Any) -> torch.dtype:
+    found = getattr(torch, name)
+    if not isinstance(found, torch.dtype):
+        raise TypeError(f"{name} is no dtype")
+    return found
+
+
 def _with_strides(tensor: torch.Tensor, strides: list[int] | None) -> torch.Tensor:
     if strides is None:
         return tensor
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
+    if tensor.numel() and (min(strides, default=0) < 0 or last + 1 != tensor.numel()):
+        raise ValueError("strides of another tensor")
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)

@@ -13,12 +13,13 @@ import lightning_fl_ext
 ROOT = Path(lightning_fl_ext.__file__).parent
 PACKAGE = ROOT.name
 
-FREE = {"arguments", "errors", "lazy", "lightnings", "locks", "metric_names", "seeds", "text"}
+FREE = {"arguments", "errors", "failures", "lazy", "lightnings", "locks", "metric_names", "seeds", "text"}
 """Parts that every part may import."""
 
 MAY_IMPORT = {
     "arguments": set(),
     "errors": set(),
+    "failures": set(),
     "lazy": set(),
     "lightnings": set(),
     "metric_names": set(),
@@ -56,7 +57,7 @@ ROOMS = {
         "rounds": {"fit", "record", "screening", "metrics", "strategies"},
         "callbacks": {"durability", "fit", "record", "screening"},
         "stopping": set(),
-        "reporting": {"fit", "record", "screening", "stopping"},
+        "reporting": {"durability", "fit", "record", "screening", "stopping"},
         "trainer_arguments": {"callbacks", "screening"},
         "trainer": {
             *("callbacks", "durability", "metrics", "record", "reporting", "result", "rounds"),
@@ -78,7 +79,7 @@ ROOMS = {
         "algorithms": {"instruction_limits", "messages"},
         "bridge": {"algorithms", "identity", "messages", "metrics", "notices", "results", "round"},
         "persistence": {"bridge", "messages", "notices", "results"},
-        "secure": {"identity", "messages"},
+        "secure": {"identity", "instruction_limits", "messages"},
         "app": {
             *("bridge", "factories", "identity", "messages", "notices", "persistence", "secure"),
             "trainers",
@@ -91,6 +92,7 @@ LIBRARIES = {"torch", "torchmetrics", "lightning", "pytorch_lightning", "flwr"}
 MAY_USE = {
     "arguments": set(),
     "errors": set(),
+    "failures": set(),
     "lazy": set(),
     "lightnings": set(),
     "metric_names": set(),

@@ -13,8 +13,10 @@ from rich.console import Console
 from lightning_fl_ext import LightningFLError, RoundLedger, RoundProgressBar
 from lightning_fl_ext.cli.app import main
 from lightning_fl_ext.report import read_history, render_report
+from lightning_fl_ext.server.durability.ledger import GENESIS, make_line
+from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection, summary_lines
-from lightning_fl_ext.text import shown
+from lightning_fl_ext.text import listed, shown, shown_traceback
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -161,3 +163,59 @@ def test_the_command_line_complains_in_plain_lines(capsys, tmp_path):
     said = capsys.readouterr().err
     assert is_plain(said)
     assert r"\x1b[31m[red]\u202e:skull:" in said
+
+
+def test_several_names_are_listed_and_the_rest_counted():
+    assert listed(["a", "b\n", "\u202ec"], named=2) == r"`a`, `b\n` and 1 more"
+    assert listed([]) == ""
+
+
+def test_a_traceback_is_plain_lines_of_bounded_length():
+    def deep(n):
+        return deep(n - 1) if n else int("\x1b[2J\u202e" + "9" * 10**6 + "\nx")
+
+    try:
+        deep(200)
+    except ValueError as error:
+        lines = shown_traceback(error).split("\n")
+    assert all(map(is_plain, lines))
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 200
+    assert any("deep" in line for line in lines)
+    assert "ValueError" in "".join(lines)
+
+
+def somebodys_ledger(folder, name):
+    """A sound ledger in which every name and word is this one."""
+    left_out = tuple(Rejection(name, 1, reason, name, name, name) for reason in (Reason.NORM, Reason.METRIC))
+    rounds = [
+        RoundRecord(n, (name, "b"), (name,), left_out, "0" * 64, {name: 0.5, "loss": 1.0}, void=n == 2)
+        for n in (1, 2)
+    ]
+    head, lines = make_line(GENESIS, 0, "start", {"fingerprint": {name: name}, "run_id": name})
+    lines = [lines]
+    for record in rounds:
+        accepted = [{"client_id": name, "num_examples": 1, "score": 0.5, "digest": "0" * 64}]
+        content = {"round": record.to_json(), "accepted": accepted}
+        head, line = make_line(head, len(lines), "round", content)
+        lines.append(line)
+    folder.mkdir(parents=True)
+    (folder / "ledger.jsonl").write_bytes(b"".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_ledger_that_holds_anything_is_shown_as_text(tmp_path, capsys, name):
+    name = name[:200_000]
+    one, two = (somebodys_ledger(tmp_path / run, name + run) for run in ("one", "two"))
+    assert main(["show", str(one)]) == 0
+    main(["verify", str(one)])
+    main(["compare", str(one), str(two)])
+    said = "".join(capsys.readouterr())
+    assert is_plain(said)
+    assert len(said) < 100_000
+    page = render_report(read_history(one))
+    assert is_plain(page)
+    assert len(page) < 300_000
+    for markup in ("<script>alert", "<bold"):
+        assert markup not in page

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.aggregation.arithmetic import LIMIT, QUANTUM_HIGH, SHIFT, Int64
 from lightning_fl_ext.aggregation.errors import AggregationOverflow, InvalidUpdate
-from lightning_fl_ext.aggregation.kernels import UPDATES_PER_PASS, Terms, Weights, kernels_for
+from lightning_fl_ext.aggregation.kernels import UPDATES_PER_PASS, Terms, Weights, count_folded, kernels_for
 from lightning_fl_ext.aggregation.structure import PARTS, Arrays, Entry
 
 Array = NDArray[Any]
@@ -214,6 +214,7 @@ class FloatSums:
 
     def _run_blocks(self, work: Callable[[Sequence[_Block]], None], numbers: int) -> None:
         """Run ``work`` over all blocks, on several threads if there are numbers enough."""
+        count_folded(numbers)
         threads = min(self._threads, len(self._blocks)) if numbers >= THREADED_FROM else 1
         if threads <= 1:
             work(self._blocks)
@@ -255,7 +256,12 @@ def _cut(sizes: Mapping[str, int], step: int) -> Iterable[_Block]:
 
 def _flat(array: Array, dtype: np.dtype[Any]) -> Array:
     """View an array as contiguous, aligned real numbers, read-only; copy it only if it is not so."""
-    flat: Array = np.require(array, requirements=["C", "A", "E"]).reshape(-1).view(_part(dtype))
+    flags = array.flags
+    if not (flags.c_contiguous and flags.aligned and type(array) is np.ndarray):
+        array = np.require(array, requirements=["C", "A", "E"])
+    flat: Array = array.reshape(-1)
+    if dtype in PARTS:
+        flat = flat.view(PARTS[dtype])
     flat.flags.writeable = False
     return flat
 

@@ -36,7 +36,12 @@ UPDATES_PER_PASS = 4
 """Blocks that a call of `Kernels.fold` takes, if not one: the sums are read and written once for all."""
 
 FUSED_FROM = 2**17
-"""Floating elements in a model from which a second or two of compilation, once a process, pays."""
+"""Floating elements in a model from which a second or two of compilation, once a process, pays at once."""
+
+COMPILE_AFTER = 2**28
+"""Numbers folded in a process after which it pays for every model: some seconds of the loops in numpy."""
+
+_folded = 0
 
 
 class Kernels(NamedTuple):
@@ -69,8 +74,14 @@ class Kernels(NamedTuple):
 
 
 def kernels_for(size: int) -> Kernels:
-    """Return the loops for a model of ``size`` floating elements: fused if large and numba is installed."""
-    return (_fused() or _BLOCKED) if size >= FUSED_FROM else _BLOCKED
+    """Return the loops for a model of ``size`` floating elements: fused where it pays and numba is there."""
+    return (_fused() or _BLOCKED) if size >= FUSED_FROM or _folded >= COMPILE_AFTER else _BLOCKED
+
+
+def count_folded(numbers: int) -> None:
+    """Count what this process has folded so far."""
+    global _folded
+    _folded += numbers
 
 
 def _fold(total: Int64, high: Int64 | None, values: Terms, weights: Weights, into: np.ufunc) -> Float64:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from lightning_fl_ext.cli.errors import WrongInput, refusing
 from lightning_fl_ext.cli.objects import load_object
 from lightning_fl_ext.cli.settings import SETTINGS, RunSettings, flag_of
 from lightning_fl_ext.client import client_app
+from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.lightnings import lightning_name, overrides
 from lightning_fl_ext.server import (
     ExactFedAvg,
     FederatedTrainer,
     FedPM,
+    Limits,
     RoundCallback,
     RoundCheckpoint,
     RoundEarlyStopping,
@@ -93,12 +95,14 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
             min_accepted=settings.min_accepted,
             on_bad_update=settings.on_bad_update,
             max_update_norm=settings.max_update_norm,
+            limits=_make_limits(settings.limit),
             round_timeout=None,
             enable_progress_bar=any(isinstance(callback, RoundProgressBar) for callback in callbacks),
             exchange=exchange,
             monitor=settings.monitor,
             mode=settings.mode,
             site_metrics=_site_metrics(settings.site_metric),
+            average_metrics=settings.average_metrics,
         )
     return Federation(client, trainer, model, _load_evaluation(settings.evaluate))
 
@@ -182,6 +186,15 @@ def make_exchange(settings: RunSettings, strategy: Strategy) -> Exchange:
     return WeightExchange(**patterns)
 
 
+def _make_limits(given: Mapping[str, Any]) -> Limits:
+    known = [limit.name for limit in fields(Limits)]
+    for name in given:
+        if name not in known:
+            raise WrongInput(f"`--limit`: there is no `{name}`. There are {', '.join(known)}.")
+    with refusing("`--limit`"):
+        return Limits(**given)
+
+
 def _make_callbacks(settings: RunSettings) -> list[RoundCallback]:
     if settings.patience is not None and settings.monitor is None:
         raise WrongInput("`--patience` needs a metric to watch: give `--monitor`.")
@@ -215,12 +228,20 @@ def load_model(settings: RunSettings) -> Callable[[], Any]:
     return make
 
 
-def _load_data(spec: str) -> Callable[[Any], Any]:
-    found: Callable[[Any], Any] = load_object(spec, "`--data`")
+def _load_data(spec: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = load_object(spec, "`--data`")
     what = f"`--data`: `{spec}`"
     if not callable(found):
         raise WrongInput(f"{what} must be a function of the client's Context. Got {type(found).__name__}.")
-    _refuse_arguments(found, what, "one argument, the client's Context", object())
+    try:
+        asks_for(found, "data")
+    except TypeError:
+        name, takes = spec.rpartition(":")[2], inspect.signature(found)
+        raise WrongInput(
+            f"{what} is called with a parameter named `context` (Flower's Context), with one named `round` (a"
+            f" ClientRound), or with both. It takes {takes}. Write a function that gives it the rest, such as"
+            f" `def data(context): return {name}(...)`, and name that."
+        ) from None
     return found
 
 

@@ -43,7 +43,7 @@ class RunSettings:
         FEDERATION,
         "A function from Flower's Context to a client's LightningDataModule or DataLoader, or the class of a"
         " LightningDataModule that takes the Context. context.node_config has 'partition-id', from 0, and"
-        " 'num-partitions'.",
+        " 'num-partitions'. A parameter named 'round' gets the client's round.",
         metavar="MODULE:NAME",
     )
     clients: int = _setting("int", FEDERATION, "Number of clients.", metavar="N")
@@ -128,6 +128,15 @@ class RunSettings:
         "pairs", CLIENTS, "Argument for FedPM's masks, such as code=packed. Repeatable.", metavar="KEY=VALUE"
     )
 
+    average_metrics: list[str] = _setting(
+        "list",
+        STRATEGY,
+        "Attribute of the model that holds a torchmetrics metric to average over the clients instead of"
+        " pooling its states. Repeatable.",
+        (),
+        metavar="NAME",
+    )
+
     min_accepted: int = _setting(
         "int", SCREENING, "Least number of good updates; with fewer a round is void.", 1
     )
@@ -136,6 +145,9 @@ class RunSettings:
     )
     max_update_norm: float | None = _setting(
         "float", SCREENING, "Limit on the L2 norm of an update. [default: none]", None
+    )
+    limit: dict[str, Any] = _setting(
+        "pairs", SCREENING, "What a reply may hold, such as metrics=5000. Repeatable.", metavar="NAME=VALUE"
     )
 
     dir: str | None = _setting(

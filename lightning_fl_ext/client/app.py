@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ from lightning_fl_ext.client.bridge.refusals import (
 from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import query_reply, read_run_id, read_seed, read_stage
-from lightning_fl_ext.client.notices import warn_if_seeded
+from lightning_fl_ext.client.notices import warn_if_seeded, warn_of_training_rows
 from lightning_fl_ext.client.persistence.callback import StatePersistence
 from lightning_fl_ext.client.persistence.state_folder import default_root
 from lightning_fl_ext.client.secure import SecureAggregation, refuse_plain
 from lightning_fl_ext.client.trainers import check_trainer, give_folder, trainer_arguments
+from lightning_fl_ext.failures import signed
 from lightning_fl_ext.lightnings import data_for, lightning_of, quiet
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import Exchange
@@ -69,8 +70,9 @@ def client_app(
     Args:
         model: Makes the LightningModule: its class, or a function.
         data: Gives the client's data: from the ``Context`` to a LightningDataModule or a train DataLoader.
-            An evaluation runs ``Trainer.validate`` on the same object, and that of the final model, if the
-            server asks for it, ``Trainer.test`` on the LightningDataModule.
+            An evaluation runs ``Trainer.validate`` on the same object: on the rows of the training, if it is
+            a loader. The test of the final model, if the server asks for it, runs ``Trainer.test`` on a
+            LightningDataModule.
         trainer: Arguments for the Trainer, which is that of the module's own Lightning
             (``lightning.pytorch`` or ``pytorch_lightning``), or a function that gives them. Callbacks and
             loggers among them are copied for every fit. Default: one epoch. Progress bar, logger,
@@ -146,15 +148,19 @@ def client_app(
     ) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge]]:
         bridge = FlowerBridge.from_message(message, context, **options)
         bridge._remedy = _REMEDY
-        persistence = (
-            [StatePersistence.from_message(bridge, message, context, root, training)] if root else []
-        )
         bridge.keeps_local = True  # or is not to
         kind = message.metadata.message_type.split(".")[0]
         seed = derive_seed(read_seed(message), bridge.server_round, bridge.client_id, kind)
         build_seed = derive_seed(read_seed(message), 0, bridge.client_id, "model")
-        alone = persistence[0].alone() if persistence and fits else nullcontext()
-        with alone, bridge.seeded(), _threads(num_threads), quiet(), _collected():
+        with ExitStack() as around:
+            around.enter_context(signed(bridge.client_id))
+            persistence = (
+                [StatePersistence.from_message(bridge, message, context, root, training)] if root else []
+            )
+            if persistence and fits:
+                around.enter_context(persistence[0].alone())
+            for manager in (bridge.seeded(), _threads(num_threads), quiet(), _collected()):
+                around.enter_context(manager)
             check_trainer(given := make_trainer(bridge.round))
             own = trainer_arguments(given)
             owner = bridge.client_id or f"node-{context.node_id}"
@@ -189,6 +195,7 @@ def client_app(
                 local.test(module, source, verbose=False)
             else:
                 refuse_without_validation(module)
+                warn_of_training_rows(source, read_run_id(message, context))
                 local.validate(module, source, verbose=False)
             return bridge.reply()
 

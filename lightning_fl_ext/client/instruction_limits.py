@@ -6,8 +6,9 @@ and memory in proportion to the message.
 
 from __future__ import annotations
 
-import math
 import reprlib
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 from flwr.app import ArrayRecord
@@ -20,6 +21,9 @@ MOST_ROUND = 2**31 - 1
 
 MOST_SEED = 2**63 - 1
 """Largest seed of a run; larger ones cannot travel."""
+
+MOST_NUMBER = sys.float_info.max
+"""Largest number that is no count."""
 
 MOST_ARRAYS = 2**16
 """Most arrays in a message. Models of hundreds of layers have thousands."""
@@ -55,7 +59,7 @@ def bounded_integer(key: str, value: Any, most: int) -> int:
 
 def number(key: str, value: Any) -> float:
     """Take a finite number of at least 0."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MOST_NUMBER:
         raise _refused(f"config `{key}`", "a finite number of at least 0", value)
     return float(value)
 
@@ -111,6 +115,42 @@ def check_arrays(record: ArrayRecord) -> None:
         if len(array.shape) > MOST_AXES or any(size < 0 for size in array.shape):
             expected = f"at most {MOST_AXES} axes, of 0 or more entries each"
             raise _refused(f"array `{shown(key)}`", expected, array.shape)
+
+
+_NUMBERS = ("asked", "threshold")
+_LISTS_OF_NUMBERS = ("from", "survivors", "dropped")
+
+
+def check_step(asked: Mapping[str, Any]) -> None:
+    """Refuse what no step of secure aggregation asks: of other types, longer, or of more clients.
+
+    What a step needs and how it fits together is checked when it is taken.
+
+    Raises:
+        InstructionError: Names the key.
+    """
+    for key, value in asked.items():
+        what = f"secure step, `{shown(key)}`"
+        kind: type = int if key in _LISTS_OF_NUMBERS else bytes
+        if key in _NUMBERS:
+            bounded_integer(key, value, MOST_SAMPLED)
+        elif key == "max-update-norm":
+            number(key, value)
+        elif isinstance(value, list):
+            if len(value) > MOST_SAMPLED:
+                raise _refused(what, f"at most {MOST_SAMPLED} entries", f"{len(value)} of them", plain=True)
+            for item in value:
+                _check_part(what, item, kind)
+        elif not isinstance(value, bool):
+            _check_part(what, value, bytes)
+
+
+def _check_part(what: str, value: Any, kind: type) -> None:
+    if isinstance(value, str):
+        if len(value) > LONGEST_NAME or not _is_utf8(value):
+            raise _refused(what, f"a text of at most {LONGEST_NAME} characters", value)
+    elif not isinstance(value, kind) or isinstance(value, bool):
+        raise _refused(what, "numbers" if kind is int else "texts or bytes", value)
 
 
 def _refused(what: str, expected: str, got: Any, plain: bool = False) -> InstructionError:

@@ -21,6 +21,7 @@ from lightning_fl_ext.client.instruction_limits import (
 )
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.failures import described
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGE
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.text import shown
@@ -45,14 +46,7 @@ def read_instruction(message: Message, client_id: str, exchange: Exchange) -> tu
         InstructionError: The message holds what no server of this package sends.
         LightningFLError: There is not exactly one array record, or the exchange cannot read it.
     """
-    records = records_of(message.content, ArrayRecord)
-    if len(records) != 1:
-        raise LightningFLError(
-            f"a {shown(message.metadata.message_type)} message must hold exactly one ArrayRecord, the global"
-            f" weights. Got {len(records)}: {shown(list(records)[:5])}."
-        )
-    record = next(iter(records.values()))
-    check_arrays(record)
+    record = _weights(message)
     info = RoundInfo(
         read_seed(message),
         read_round(message),
@@ -68,8 +62,30 @@ def read_instruction(message: Message, client_id: str, exchange: Exchange) -> tu
     except Exception as error:
         raise InstructionError(
             f"the server's weights, round {info.server_round}: {exchange!r} cannot read"
-            f" {shown(list(arrays)[:5])}: {type(error).__name__}: {shown(error)}"
+            f" {shown(list(arrays)[:5])}: {shown(described(error), 400)}"
         ) from error
+
+
+def read_weights(message: Message) -> Arrays:
+    """Read the arrays that the server sent, whatever exchange they are of.
+
+    Raises:
+        InstructionError: No server of this package sends them.
+        LightningFLError: There is not exactly one array record, or one is not what it claims.
+    """
+    return from_record(_weights(message))
+
+
+def _weights(message: Message) -> ArrayRecord:
+    records = records_of(message.content, ArrayRecord)
+    if len(records) != 1:
+        raise LightningFLError(
+            f"a {shown(message.metadata.message_type)} message must hold exactly one ArrayRecord, the global"
+            f" weights. Got {len(records)}: {shown(list(records)[:5])}."
+        )
+    record = next(iter(records.values()))
+    check_arrays(record)
+    return record
 
 
 def read_seed(message: Message) -> int:

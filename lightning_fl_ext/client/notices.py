@@ -8,6 +8,8 @@ from collections.abc import Hashable
 
 import torch
 
+from lightning_fl_ext.lightnings import lightning_name
+
 log = logging.getLogger(__name__)
 
 _MOST = 10_000
@@ -29,6 +31,22 @@ def warn_once(log: logging.Logger, run: object, text: str, *, topic: str = "") -
         if len(_said) > _MOST:
             _said.popitem(last=False)
         log.warning("%s", text)
+
+
+def warn_of_training_rows(source: object, run: object) -> None:
+    """Say so, once in a run, if an evaluation is over the rows that the client trains on.
+
+    Args:
+        source: What ``data`` gave for an evaluation: a LightningDataModule has loaders of its own for it.
+        run: Tells the run.
+    """
+    if lightning_name(source, "LightningDataModule") is None:
+        text = (
+            "`data` gives one loader, for training and evaluation alike: the metrics of clients' evaluations"
+            " are of the rows that they train on. For rows held out, return a LightningDataModule with a"
+            " `val_dataloader`. To have no such metrics, set `fraction_evaluate=0.0` in the strategy."
+        )
+        warn_once(log, run, text)
 
 
 def warn_if_seeded(seed: int, run: object) -> None:

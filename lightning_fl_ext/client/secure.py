@@ -12,7 +12,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from lightning_fl_ext.aggregation import ExactMean
 from lightning_fl_ext.aggregation.words import fits_one_word
 from lightning_fl_ext.client.identity import client_id
-from lightning_fl_ext.client.messages import read_round
+from lightning_fl_ext.client.instruction_limits import check_step
+from lightning_fl_ext.client.messages import read_round, read_weights
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES, StageMetrics
 from lightning_fl_ext.secure import ClientRound, SecureAggregationError, Terms, UpdateRefused
 from lightning_fl_ext.secure.checks import checked_mean
@@ -74,6 +75,7 @@ class SecureAggregation:
         if not isinstance(asked, ConfigRecord) or STEP not in asked:
             raise SecureAggregationError(f"a message for `{SECURE}` must say which step it asks for")
         try:
+            check_step(asked)
             if asked[STEP] == ANNOUNCE:
                 return self._announce(message, context, train, asked)
             return Message(self._step(context, asked), reply_to=message)
@@ -89,7 +91,9 @@ class SecureAggregation:
     ) -> Message:
         forget(context)
         server_round = read_round(message)
-        like = from_record(next(iter(records_of(message.content, ArrayRecord).values())))
+        like = read_weights(message)
+        if missing := {"session", "asked", "threshold", "count-key"} - {*asked}:
+            raise SecureAggregationError(f"a message that asks for keys must say {sorted(missing)}")
         terms = Terms(asked["session"], asked["asked"], asked["threshold"])
         terms.check()
         reply = train(message, context)

@@ -83,7 +83,7 @@ def give_folder(arguments: dict[str, Any], run_id: str, client: str, server_roun
         kind: ``"train"`` or ``"evaluate"``.
     """
     name = f"round-{server_round:05d}" + ("" if kind == "train" else f"-{kind}")
-    own = os.path.join(file_name(run_id)[:8], file_name(client), name)
+    own = os.path.join(file_name(run_id), file_name(client), name)
 
     def below(root: Any) -> str:
         folder = os.path.join(os.fspath(root), own)

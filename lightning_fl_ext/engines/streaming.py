@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from lightning_fl_ext.text import listed
+
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
@@ -55,18 +57,7 @@ def stream_replies(
             missing = [m.metadata.dst_node_id for m in messages if m.metadata.message_id in outstanding]
             log.warning(
                 "waiting for %d of %d replies (%.0f s): %s",
-                *(len(missing), len(messages), now - start, _listed(sorted(map(name_of, missing)))),
+                *(len(missing), len(messages), now - start, listed(sorted(map(name_of, missing)))),
             )
         if outstanding and not in_process:
             time.sleep(_POLL_SECONDS if timeout is None else min(_POLL_SECONDS, start + timeout - now))
-
-
-def _listed(names: Sequence[str], limit: int = 5) -> str:
-    """List names in a line, the first of many.
-
-    Example:
-        >>> _listed(["a", "b", "c"], limit=2)
-        '`a`, `b`, and 1 more'
-    """
-    more = [f"and {len(names) - limit} more"] if len(names) > limit else []
-    return ", ".join([*(f"`{name}`" for name in names[:limit]), *more])

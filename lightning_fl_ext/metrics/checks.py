@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,32 +59,39 @@ def check_pack(module: nn.Module, pack: MetricPack) -> None:
         lightning_fl_ext.metrics.errors.MetricMismatch: client 'a', metric `acc` (BinaryAccuracy): other
         configuration than the server's.
           threshold: expected 0.5, got 0.4
-        Build the metric with the same arguments, and use the same torchmetrics, everywhere.
+        Build the metric with the same arguments, and use the same torchmetrics, everywhere. One that depends
+        on each client's data has a weighted mean: `FederatedTrainer(average_metrics=('acc',))`, on the
+        command line `--average-metrics acc`.
     """
     check_declared(declared_metrics(module), pack)
 
 
 def check_declared(declared: dict[str, Declared], pack: MetricPack) -> None:
     """`check_pack` against `declared_metrics` of the server's module."""
+    for mismatch in mismatches(declared, pack):
+        raise mismatch
+
+
+def mismatches(declared: dict[str, Declared], pack: MetricPack) -> Iterator[MetricMismatch]:
+    """What `check_declared` refuses in a pack, metric by metric."""
     for name, sent in pack.metrics.items():
         if name not in declared:
-            raise MetricMismatch(
+            yield MetricMismatch(
                 f"{pack}: the server's module has no metric {shorten(name)}. It has "
                 f"{shorten(list(declared))}. Build the same module on both sides, with its metrics in "
                 f"`__init__`, or leave this one out on the client: `exclude_metrics=({shorten(name)},)`.",
                 client_id=pack.client_id,
                 metric=name,
             )
-        problem = _problem(declared[name], sent)
-        if problem:
-            raise MetricMismatch(
+        elif problem := _problem(name, declared[name], sent):
+            yield MetricMismatch(
                 f"{pack}, {label(name, declared[name].metric)}: {problem}",
                 client_id=pack.client_id,
                 metric=name,
             )
 
 
-def _problem(declared: Declared, sent: MetricStates) -> str | None:
+def _problem(name: str, declared: Declared, sent: MetricStates) -> str | None:
     """What is wrong with one metric of a pack."""
     if sent.class_path != declared.class_path:
         return f"other class than the server's: expected {declared.class_path}, got {sent.class_path}."
@@ -98,7 +106,9 @@ def _problem(declared: Declared, sent: MetricStates) -> str | None:
         listed = "\n".join(differences)
         return (
             f"other configuration than the server's.\n{listed}\n"
-            "Build the metric with the same arguments, and use the same torchmetrics, everywhere."
+            "Build the metric with the same arguments, and use the same torchmetrics, everywhere. One that"
+            f" depends on each client's data has a weighted mean: `FederatedTrainer(average_metrics="
+            f"({shorten(name)},))`, on the command line `--average-metrics {name}`."
         )
     if not sent.updates:
         return None

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
+from lightning_fl_ext.failures import described
 from lightning_fl_ext.metrics.discovery import named_metrics, own_states
 
 
@@ -74,7 +75,7 @@ def computed_values(
             try:
                 values |= {f"{name}{index}": value for index, value in _flat(metric.compute()).items()}
             except Exception as error:  # a metric's own code, of whatever class: too few examples, say
-                problems[name] = f"{type(error).__name__}: {error}"
+                problems[name] = described(error)
     return values, problems
 
 

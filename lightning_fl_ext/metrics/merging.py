@@ -18,6 +18,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.retrieval import RetrievalPrecisionRecallCurve
 from torchmetrics.retrieval.base import RetrievalMetric
 
+from lightning_fl_ext.failures import described
 from lightning_fl_ext.metrics.admission import refuse_unsupported
 from lightning_fl_ext.metrics.checks import check_declared, declared_metrics
 from lightning_fl_ext.metrics.configuration import reduction_name
@@ -160,7 +161,7 @@ def _merge(
         except Exception as error:  # a sum beyond its numbers, or what the user's own function raises
             raise MetricMismatch(
                 f"{label(name, metric)}, state `{state}`, reduced by {reduction_name(metric, state)}: "
-                f"{type(error).__name__}: {error}",
+                f"{described(error)}",
                 metric=name,
             ) from error
     return merged, sum(weights)

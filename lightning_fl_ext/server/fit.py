@@ -32,6 +32,7 @@ class FederatedFit(Protocol):
     max_update_norm: float | None
     limits: Limits
     site_metrics: dict[str, str]
+    average_metrics: tuple[str, ...]
     round_timeout: float | None
     exchange: Exchange
     monitor: str | None

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.failures import described
 from lightning_fl_ext.server.record import RoundRecord, why_void
 from lightning_fl_ext.server.screening.rejection import Reason, summary_lines
 from lightning_fl_ext.server.stopping import ending_on_sigterm
 from lightning_fl_ext.text import shown
 
 if TYPE_CHECKING:
+    from lightning_fl_ext.server.durability.logged_rounds import LoggedRounds
     from lightning_fl_ext.server.fit import FederatedFit
 
 log = logging.getLogger(__name__)
@@ -49,16 +51,17 @@ def reporting(trainer: FederatedFit) -> Iterator[None]:
         narrator.setLevel(level)
 
 
-def log_record(trainer: FederatedFit, record: RoundRecord) -> None:
-    """Hand a round's metrics to the loggers.
+def log_record(trainer: FederatedFit, record: RoundRecord, logged: LoggedRounds | None) -> None:
+    """Hand a round's metrics to the loggers that do not have it yet; without ``logged``, to all.
 
     Raises:
         LightningFLError: A logger raised; the message names it and the round.
     """
 
     def hand_over(logger: Any) -> None:
-        logger.log_metrics(dict(record.metrics), step=record.server_round)
-        logger.save()
+        if logged is None or logged.take(logger, record.server_round):
+            logger.log_metrics(dict(record.metrics), step=record.server_round)
+            logger.save()
 
     _each_logger(trainer, hand_over)
 
@@ -106,6 +109,5 @@ def _each_logger(trainer: FederatedFit, do: Callable[[Any], None]) -> None:
             do(logger)
         except Exception as error:
             raise LightningFLError(
-                f"logger {type(logger).__name__} raised in round {trainer.current_round}:"
-                f" {type(error).__name__}: {error}"
+                f"logger {type(logger).__name__} raised in round {trainer.current_round}: {described(error)}"
             ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from lightning_fl_ext.arguments import choice, folder, limit, metric_name, whole_number
-from lightning_fl_ext.metrics.discovery import weights_of
+from lightning_fl_ext.metrics.discovery import require_names, weights_of
 from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server.callbacks.base import RoundCallback, call_hook
@@ -24,6 +24,7 @@ from lightning_fl_ext.server.callbacks.ledger import RoundLedger
 from lightning_fl_ext.server.callbacks.progress import RoundProgressBar
 from lightning_fl_ext.server.durability.checkpoint import fingerprint, load_checkpoint
 from lightning_fl_ext.server.durability.lock import folder_lock
+from lightning_fl_ext.server.durability.logged_rounds import LoggedRounds
 from lightning_fl_ext.server.durability.strategy_state import copy_strategy
 from lightning_fl_ext.server.metrics.central_evaluation import (
     check_evaluation,
@@ -78,6 +79,9 @@ class FederatedTrainer:
         limits: What one reply of a client may hold at most; None for the defaults of :class:`Limits`.
         site_metrics: By metric, whether a ``"min"`` or ``"max"`` of it is best. Each round's metrics have
             ``<name>/worst``, ``<name>/best`` and ``<name>/spread`` of the sites' own values.
+        average_metrics: Names of the module's torchmetrics (or of the collections that hold them) whose
+            values are averaged over the clients, weighted by their examples, instead of computed from pooled
+            states: for a metric with a constant that depends on the client's data.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -112,6 +116,7 @@ class FederatedTrainer:
         mode: str = "min",
         limits: Limits | None = None,
         site_metrics: Mapping[str, str] | None = None,
+        average_metrics: Collection[str] = (),
     ) -> None:
         self.max_rounds = whole_number("max_rounds", max_rounds, 0)
         self.strategy = self._strategy = strategy_object(ExactFedAvg() if strategy is None else strategy)
@@ -128,6 +133,8 @@ class FederatedTrainer:
         self.mode = choice("mode", mode, ("min", "max"))
         self.limits = limits_object(Limits() if limits is None else limits)
         self.site_metrics = site_modes(site_metrics or {})
+        require_names("average_metrics", average_metrics)
+        self.average_metrics = tuple(average_metrics)
         if enable_progress_bar and not any(isinstance(c, RoundProgressBar) for c in self.callbacks):
             self.callbacks.insert(0, RoundProgressBar())
         # As in Lightning, checkpoints are written last, when the other callbacks' state is what it will be.
@@ -254,7 +261,8 @@ class FederatedTrainer:
             metrics |= self._evaluate_centrally(on_server, stage)
         rejected = sort_rejections(record.rejected)
         record = replace(record, rejected=rejected, digest=digest(self.arrays), metrics=metrics)
-        self._tell(record)
+        self.callback_metrics.update(record.metrics)
+        log_record(self, record, None)
         warn_of(self, record)
         return record
 
@@ -267,6 +275,7 @@ class FederatedTrainer:
         self.current_round, self.rounds, self.callback_metrics = 0, [], {}
         self.should_stop, self.result, self.ckpt_path = False, None, ckpt_path
         self.fingerprint = fingerprint(self)
+        self._logged: LoggedRounds | None = None
         self._driver = StrategyDriver(self, grid, partial(call_hook, self))
 
     # A round
@@ -318,8 +327,8 @@ class FederatedTrainer:
     def add_record(self, record: RoundRecord) -> None:
         """Add a round's record, and hand its metrics to the loggers."""
         self.rounds.append(record)
-        self._tell(record)
-
-    def _tell(self, record: RoundRecord) -> None:
         self.callback_metrics.update(record.metrics)
-        log_record(self, record)
+        if self._logged is None:  # not before: a run that goes on has its id from the checkpoint
+            keeps = any(isinstance(callback, RoundCheckpoint) for callback in self.callbacks)
+            self._logged = LoggedRounds(self.default_root_dir if keeps else None, self.run_id)
+        log_record(self, record, self._logged)

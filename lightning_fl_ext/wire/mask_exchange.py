@@ -17,7 +17,6 @@ from lightning_fl_ext.wire.codes import (
     MaskKey,
     check_code,
     decode_mask,
-    decode_theta,
     encode_mask,
     encode_theta,
     to_fixed_point,
@@ -30,6 +29,7 @@ from lightning_fl_ext.wire.exchange import (
     WeightExchange,
     place,
 )
+from lightning_fl_ext.wire.late_theta import LateTheta, number_of_masked, theta_arrays
 from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
 from lightning_fl_ext.wire.tensors import to_numpy
 
@@ -105,7 +105,7 @@ class MaskExchange(Exchange):
         """Give the θ a run starts from: the server's own probabilities, rounded to fifteenths."""
         packed = self.pack(state)
         theta = ThetaCounts.from_probabilities(packed.pop(MASKS))
-        return {**_theta_arrays(theta), MODEL: _model_digest(state), **packed}
+        return {**theta_arrays(theta), MODEL: _model_digest(state), **packed}
 
     def unpack(self, arrays: Arrays, state: State) -> dict[str, torch.Tensor]:
         """Turn θ into scores, which are finite since θ is kept in [0.01, 0.99], and convert the rest.
@@ -114,8 +114,8 @@ class MaskExchange(Exchange):
             StateMismatchError: θ is of another model, or the rest does not fit.
         """
         scores = _scores(state)
-        if not np.array_equal(arrays[MODEL], _model_digest(state)):
-            own, got = sum(score.numel() for score in scores.values()), arrays[COUNTS].size
+        own, got = sum(score.numel() for score in scores.values()), number_of_masked(arrays)
+        if own != got or not np.array_equal(arrays[MODEL], _model_digest(state)):
             differ = f"expected {own} masked parameters, got {got}" if own != got else f"both have {own}"
             raise StateMismatchError(
                 f"The masks are for other frozen weights or parameters than this model's ({differ}). Build"
@@ -141,7 +141,7 @@ class MaskExchange(Exchange):
         }
 
     def from_server(self, arrays: Arrays, info: RoundInfo) -> Arrays:
-        """Read θ.
+        """Read θ; that of a large model is decoded when it is first looked at, by :meth:`unpack` at last.
 
         Raises:
             MaskCodeError: The payload is damaged, or for another round, run or model.
@@ -154,9 +154,8 @@ class MaskExchange(Exchange):
                 " the exchange that the server has."
             )
         key = self._key(arrays, info, down=True)
-        theta = decode_theta(arrays[MASKS].tobytes(), _size(arrays[SIZE]), key)
-        rest = {name: array for name, array in arrays.items() if name not in (MASKS, SIZE)}
-        return {**_theta_arrays(theta), **rest}
+        rest = {name: array for name, array in arrays.items() if name not in (MASKS, SIZE, COUNTS, TRIALS)}
+        return LateTheta(arrays[MASKS].tobytes(), _size(arrays[SIZE]), key, rest)
 
     def to_server(self, arrays: Arrays, received: Arrays | None, info: RoundInfo) -> Arrays:
         """Sample the masks and write them down."""
@@ -236,10 +235,6 @@ def _size(array: NDArray[Any]) -> int:
 
 def _theta(arrays: Arrays) -> ThetaCounts:
     return ThetaCounts(np.asarray(arrays[COUNTS]), int(arrays[TRIALS]))
-
-
-def _theta_arrays(theta: ThetaCounts) -> dict[str, NDArray[Any]]:
-    return {COUNTS: theta.counts, TRIALS: np.array(theta.trials)}
 
 
 def _prefixes(state: State) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Collection
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -30,6 +31,10 @@ _HEADER_READERS: dict[tuple[int, int], Any] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+
+
+_SHORT, _HEADERS = 256, 1024
+"""Headers of up to so many bytes are remembered, and how many: the clients of a round all send the same."""
 
 
 class PayloadError(LightningFLError):
@@ -124,21 +129,39 @@ def _view_raw(name: str, packed: Array) -> NDArray[Any]:
     return _view(name, packed, 0, _BARE_DTYPES[packed.dtype], "C")
 
 
+class _Header(NamedTuple):
+    """What ``np.save`` wrote before an array's numbers."""
+
+    length: int
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    dtype: np.dtype[Any]
+    names: tuple[str, str]
+
+
+def _read_header(data: bytes) -> _Header:
+    stream = io.BytesIO(data)
+    shape, fortran, dtype = _HEADER_READERS[np.lib.format.read_magic(stream)](stream)
+    return _Header(stream.tell(), shape, "F" if fortran else "C", dtype, (dtype.name, str(dtype)))
+
+
+_read_short_header = lru_cache(_HEADERS)(_read_header)
+
+
 def _view_npy(name: str, packed: Array) -> NDArray[Any]:
-    stream = io.BytesIO(packed.data)
     try:
-        version = np.lib.format.read_magic(stream)
-        shape, fortran, dtype = _HEADER_READERS[version](stream)
+        end = 10 + int.from_bytes(packed.data[8:10], "little")  # of a header of version 1
+        header = _read_short_header(packed.data[:end]) if end <= _SHORT else _read_header(packed.data)
     except Exception as error:  # whatever the parser stumbles over, the bytes are not an array's
         raise PayloadError(f"array `{name}`: not the bytes of an array ({error!r})") from None
-    if dtype.kind not in _KINDS:
-        raise PayloadError(f"array `{name}`: expected numbers or booleans, got dtype {dtype}")
-    if packed.dtype not in (dtype.name, str(dtype)) or shape != packed.shape:
+    if header.dtype.kind not in _KINDS:
+        raise PayloadError(f"array `{name}`: expected numbers or booleans, got dtype {header.dtype}")
+    if packed.dtype not in header.names or header.shape != packed.shape:
         raise PayloadError(
             f"array `{name}`: announced as {packed.dtype}{list(packed.shape)},"
-            f" holds {dtype.name}{list(shape)}"
+            f" holds {header.names[0]}{list(header.shape)}"
         )
-    return _view(name, packed, stream.tell(), dtype, "F" if fortran else "C")
+    return _view(name, packed, header.length, header.dtype, header.order)
 
 
 def _view(

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lightning_fl_ext.aggregation import kernels
+from lightning_fl_ext.aggregation import exact_mean, kernels
 from lightning_fl_ext.aggregation.arithmetic import LIMIT
 from lightning_fl_ext.aggregation.kernels import FUSED_FROM, Kernels, kernels_for
 
@@ -167,9 +167,25 @@ def test_a_bad_value_shows_in_the_peak_and_can_be_taken_out_again(
     assert (sums == before).all()
 
 
-def test_numpy_serves_small_models_and_numba_large_ones(fused: Kernels) -> None:
+def test_numpy_serves_small_models_and_numba_large_ones(
+    fused: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_folded", 0)
     assert kernels_for(FUSED_FROM - 1) is kernels._BLOCKED
     assert kernels_for(FUSED_FROM) is fused
+
+
+def test_numba_serves_small_models_too_once_much_was_folded(
+    fused: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_folded", 0)
+    monkeypatch.setattr(kernels, "COMPILE_AFTER", 50)
+    rows = [({"w": np.full(10, value)}, 3) for value in (0.1, 0.7, -0.3)]
+    with_numpy = exact_mean(rows[0][0], rows)
+    assert kernels_for(10) is kernels._BLOCKED
+    assert exact_mean(rows[0][0], rows)["w"].tobytes() == with_numpy["w"].tobytes()
+    assert kernels_for(10) is fused
+    assert exact_mean(rows[0][0], rows)["w"].tobytes() == with_numpy["w"].tobytes()
 
 
 def test_without_numba_numpy_serves_all_models() -> None:

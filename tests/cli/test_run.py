@@ -2,11 +2,20 @@
 
 import json
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from lightning_fl_ext import ExactFedAvg, FederatedTrainer, client_app, run_local, server_app, verify_ledger
+from lightning_fl_ext import (
+    ExactFedAvg,
+    FederatedTrainer,
+    Limits,
+    client_app,
+    run_local,
+    server_app,
+    verify_ledger,
+)
 from lightning_fl_ext.report import read_history
 
 
@@ -42,6 +51,14 @@ def test_a_secure_run_gives_the_digest_of_the_plain_one_and_a_ledger_without_upd
     assert history.fingerprint["strategy"] == "SecureFedAvg"
     assert all(record.sum_digest for record in history.rounds if record.server_round)
     assert verify_ledger(project / "secure").ok
+
+
+def test_limits_are_those_of_python_by_name(project, federate, call):
+    done = federate("run", "--limit", "metrics=0", "--limit", "name=300", rounds=1)
+    assert "expected at most 0 metrics (`Limits.metrics`)" in done.out + done.err
+    kept = tomllib.loads((project / "run" / "run.toml").read_text())
+    assert Limits(**kept["limit"]) == Limits(metrics=0, name=300)
+    assert federate("more", "--limit", "metrics=5", rounds=1).code == 0
 
 
 def test_the_folder_gets_a_ledger_checkpoints_and_the_settings(project, federate):
@@ -149,9 +166,23 @@ def test_a_module_of_pytorch_lightning(project, call):
     assert "round 1/1  clients 2/2" in done.out
 
 
+@pytest.mark.parametrize("data", ["of_both", "of_the_round"])
+def test_data_may_ask_for_the_round(project, federate, data):
+    federate("run", data=f"lit:{data}")
+    federate("plain")
+    digests = [read_history(project / name).rounds[-1].digest for name in ("run", "plain")]
+    assert digests[0] == digests[1]
+
+
 def test_the_server_evaluates_on_a_data_module(project, federate):
     federate("run", "--evaluate", "lit:Central", model="lit:Validated", data="lit:Data")
     assert "server_val_mae" in read_history(project / "run").rounds[-1].metrics
+
+
+def test_a_name_to_average_that_is_no_metric_is_one_line(project, federate):
+    done = federate("run", "--average-metrics", "elbo", "--quiet")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "`average_metrics` names `elbo`, which is no metric of the module" in done.err
 
 
 def test_a_client_that_fails_is_named_with_its_error_and_the_run_goes_on(project, federate):
@@ -229,7 +260,8 @@ WRONG = {
     "a plain module": ((), {"model": "lit:plain"}, "makes a torch.nn.modules.linear.Linear; expected"),
     "model options are missing": ((), {"model": "lit:needs"}, "missing a required argument: 'width'"),
     "one model option too many": (("--model-option", "depth=3"), {}, "unexpected keyword argument 'depth'"),
-    "data of two arguments": ((), {"data": "lit:index_and_number"}, "is called with one argument, the"),
+    "data of two arguments": ((), {"data": "lit:index_and_number"}, "with one named `round` (a"),
+    "data of other arguments": ((), {"data": "lit:index_and_number"}, "return index_and_number(...)`"),
     "data that is none": ((), {"data": "lit:number"}, "must be a function of the client's Context. Got int."),
     "no clients": ((), {"clients": 0}, "`--clients` must be at least 1. Got 0."),
     "too few clients": ((), {"clients": 1}, "At least 2 are needed: ExactFedAvg(min_available_nodes=2)"),
@@ -248,6 +280,8 @@ WRONG = {
     "a site metric without a mode": (("--site-metric", "val_mae"), {}, "expected NAME=MODE, such as"),
     "a site metric of another mode": (("--site-metric", "val_mae=up"), {}, "must be 'min' or 'max'"),
     "what to do with a bad update": (("--on-bad-update", "ignore"), {}, "must be 'exclude' or 'raise'"),
+    "no such limit": (("--limit", "metric=5"), {}, "`--limit`: there is no `metric`. There are records"),
+    "a limit in words": (("--limit", "metrics=many"), {}, "`limits.metrics` must be"),
     "min accepted": (("--min-accepted", 0), {}, "`--min-accepted` must be at least 1. Got 0."),
     "a pattern that excludes nothing": (("--exclude", "tail.*"), {}, "the pattern `tail.*` excludes nothing"),
     "a pattern that includes nothing": (("--include", "tail.*"), {}, "selects none of the model's 4 entries"),

@@ -2,6 +2,7 @@
 
 import os
 import random
+from pathlib import Path
 
 import lightning.pytorch as L
 import pytest
@@ -22,7 +23,7 @@ from lightning_fl_ext import (
     RoundCheckpoint,
     client_app,
 )
-from lightning_fl_ext.client.trainers import trainer_arguments
+from lightning_fl_ext.client.trainers import give_folder, trainer_arguments
 from lightning_fl_ext.server import CallbackError
 
 DEVICE = {"accelerator": "cpu", "devices": 1}
@@ -78,7 +79,7 @@ def test_checkpoints_and_logs_lie_by_client_and_round(kit, tmp_path):
     }
     own = {**trainer, "default_root_dir": tmp_path / "files", "log_every_n_steps": 1}
     server = federate(kit, own, tmp_path / "server")
-    run = server.run_id[:8]
+    run = server.run_id
     found = below(tmp_path / "logs" / "lightning_logs", run)
     for client in "012":
         for name in ("round-00001", "round-00002"):
@@ -90,7 +91,7 @@ def test_checkpoints_and_logs_lie_by_client_and_round(kit, tmp_path):
 def test_so_they_do_without_a_logger_and_with_a_folder_of_the_callback(kit, tmp_path):
     trainer = {"callbacks": [ModelCheckpoint(), ModelCheckpoint(tmp_path / "mine", "last", monitor="loss")]}
     server = federate(kit, {**trainer, "default_root_dir": tmp_path / "files"}, tmp_path / "server")
-    run = server.run_id[:8]
+    run = server.run_id
     rounds = [f"{client}/round-{n:05d}" for client in "012" for n in (1, 2)]
     assert below(tmp_path / "files", run) == [f"{r}/checkpoints/epoch=0-step=3.ckpt" for r in rounds]
     assert below(tmp_path / "mine", run) == [f"{r}/last.ckpt" for r in rounds]
@@ -107,9 +108,7 @@ def test_a_round_that_is_tried_again_replaces_what_the_first_try_wrote(kit, tmp_
     with pytest.raises(CallbackError, match="power"):
         federate(kit, trainer, tmp_path / "server", callbacks=[Kills()])
     server = federate(kit, trainer, tmp_path / "server", ckpt_path="last")
-    events = [
-        name for name in below(tmp_path / "logs" / "lightning_logs", server.run_id[:8]) if "events" in name
-    ]
+    events = [name for name in below(tmp_path / "logs" / "lightning_logs", server.run_id) if "events" in name]
     assert sorted(os.path.dirname(name) for name in events if "evaluate" not in name) == [
         f"{client}/round-{n:05d}" for client in "012" for n in (1, 2)
     ]
@@ -135,3 +134,34 @@ def test_a_client_that_seeds_torch_in_its_data_is_told_once(kit, tmp_path, caplo
     assert (random.getstate(), torch.get_rng_state().tolist()) == (states[0], states[1].tolist())
     federate(kit, {}, tmp_path / "other")
     assert len([r for r in caplog.records if "seeds torch" in r.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_an_evaluation_on_training_rows_is_told_once(kit, tmp_path, caplog, held_out):
+    class Data(L.LightningDataModule):
+        def __init__(self, context):
+            super().__init__()
+
+        def train_dataloader(self):
+            return kit.loader()
+
+        val_dataloader = train_dataloader
+
+    server = FederatedTrainer(max_rounds=2, enable_progress_bar=False, default_root_dir=tmp_path)
+    data = Data if held_out else lambda context: kit.loader()
+    server.fit(kit.Validated, LocalGrid(client_app(kit.Validated, data, DEVICE), 3))
+    said = [r.getMessage() for r in caplog.records if "rows that they train on" in r.getMessage()]
+    assert len(said) == (not held_out)
+
+
+@pytest.mark.parametrize("other", ["experiment-2", "experiment-1/../x", "experiment-1/", "../x", ".."])
+def test_a_run_whose_id_begins_alike_or_leads_elsewhere_leaves_the_files_of_another_alone(tmp_path, other):
+    kept = tmp_path / "files" / "experiment-1" / "a" / "round-00001" / "model.ckpt"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    arguments = {"default_root_dir": tmp_path / "files", "callbacks": [], "logger": False}
+    give_folder(arguments, other, "a", 1, "train")
+    assert kept.exists()
+    folder = Path(arguments["default_root_dir"])
+    assert folder.relative_to(tmp_path / "files").parts[1:] == ("a", "round-00001")
+    assert ".." not in folder.parts

@@ -1,4 +1,4 @@
-"""Damaged input for everything the server decodes: each outcome is a value or one of the package's errors.
+"""Damaged input for everything that is decoded: each outcome is a value or one of the package's errors.
 
 python tests/fuzz/_decoders.py --seconds 600 --seed 1
 """
@@ -37,7 +37,7 @@ class Found:
 
     def __str__(self):
         lines = [
-            f"{name:<14} {self.inputs[name]:>9} inputs, {self.values[name]:>9} taken" for name in TARGETS
+            f"{name:<15} {self.inputs[name]:>9} inputs, {self.values[name]:>9} taken" for name in TARGETS
         ]
         return "\n".join(
             [

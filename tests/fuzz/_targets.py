@@ -1,19 +1,21 @@
-"""Everything the server decodes, and how damaged input for it is made."""
+"""Everything that is decoded, and how damaged input for it is made."""
 
 import hashlib
 import json
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+from _client_targets import CLIENT_TARGETS
 from _mutations import SMALL, damage_bytes, damage_json, some_value
+from _secure_targets import SECURE_TARGETS
+from _target import Target
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam
 from safetensors.numpy import save
 from torchmetrics import CatMetric, MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from lightning_fl_ext import LightningFLError, Limits
+from lightning_fl_ext import Limits
 from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
 from lightning_fl_ext.files import arrays_to_bytes, read_manifest, tensors_from_bytes, tensors_to_bytes
 from lightning_fl_ext.metrics import MetricPack, pack_metrics
@@ -39,16 +41,6 @@ from lightning_fl_ext.wire.codes import (
     encode_theta,
     to_fixed_point,
 )
-
-
-@dataclass(frozen=True)
-class Target:
-    """A decoder: how its input is made from random numbers, and what it may raise."""
-
-    make: object
-    decode: object
-    raises: tuple = (LightningFLError,)
-
 
 # Arrays
 
@@ -318,6 +310,8 @@ TARGETS = {
     "checkpoints": Target(make_files, decode_checkpoint),
     "manifests": Target(lambda rng: damage_json(MANIFEST, rng), read_manifest, (ValueError,)),
     "ledgers": Target(safe_ledger, read_ledger, (LedgerError,)),
+    **CLIENT_TARGETS,
+    **SECURE_TARGETS,
 }
-INPUTS_AT_ONCE = {"pooling": 5, "checkpoints": 40, "masks": 100, "replies": 100}
+INPUTS_AT_ONCE = {"pooling": 5, "checkpoints": 40, "masks": 100, "replies": 100, "spool files": 50}
 """Inputs of a target in each turn; 200 of those that are not named."""

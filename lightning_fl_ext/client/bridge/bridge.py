@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from lightning_fl_ext.client.results.retention import Retention
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE, ResultStore
 from lightning_fl_ext.client.round import ClientRound
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.failures import signed
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult, order_results
 from lightning_fl_ext.seeds import derive_seed, seeded
@@ -169,29 +170,31 @@ class FlowerBridge(FitHooks):
         options.setdefault("keep", "all" if options.get("submit") == "mean" else "last")
         options.setdefault("client_id", client_id(context))
         bridge = cls(**options)
-        arrays, bridge._info, asked = read_instruction(message, bridge.client_id, bridge.exchange)
-        bridge.receive(arrays, bridge._info.server_round)
-        bridge._algorithm = algorithm_of(message)
-        bridge._metrics.active = asked
         bridge._message = message
+        with bridge._signed():
+            arrays, bridge._info, asked = read_instruction(message, bridge.client_id, bridge.exchange)
+            bridge.receive(arrays, bridge._info.server_round)
+            bridge._algorithm = algorithm_of(message)
+            bridge._round = ClientRound(
+                bridge.client_id,
+                bridge.server_round,
+                read_max_rounds(message),
+                read_settings(message),
+                context,
+                bridge._global or {},
+            )
+        bridge._metrics.active = asked
         bridge._remedy = "`FlowerBridge.from_message(..., batch_size=...)`"
-        bridge._round = ClientRound(
-            bridge.client_id,
-            bridge.server_round,
-            read_max_rounds(message),
-            read_settings(message),
-            context,
-            bridge._global or {},
-        )
         return bridge
 
-    def seeded(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def seeded(self) -> Iterator[None]:
         """Seed all global random state for a fit or evaluation written by hand, as ``client_app`` does.
 
         The seed follows from the server's run seed, the round, the client's id and the kind of message; at
         the end, the random state is put back as it was. Make the data inside. A module that is made inside
         draws from the same numbers: the run reproduces, to other bytes than those of ``client_app``, which
-        makes modules under a seed of their own.
+        makes modules under a seed of their own. An exception on its way out says which client it is of.
 
         Example:
             >>> import torch
@@ -201,7 +204,9 @@ class FlowerBridge(FitHooks):
             ...     assert torch.rand(1) == first
         """
         kind = "train" if self._message is None else self._message.metadata.message_type.split(".")[0]
-        return seeded(derive_seed(self._info.run_seed, self.server_round, self.client_id, kind))
+        seed = derive_seed(self._info.run_seed, self.server_round, self.client_id, kind)
+        with self._signed(), seeded(seed):
+            yield
 
     def receive(self, arrays: Arrays, server_round: int = 0) -> None:
         """Take the weights that the next fit starts from, and validations and tests before it.
@@ -274,13 +279,19 @@ class FlowerBridge(FitHooks):
             raise LightningFLError(
                 "`reply()` needs a message to answer: make the bridge with `FlowerBridge.from_message`."
             )
-        outcome = self._store.get(outcome_kind(self._message))
-        if outcome.arrays:
-            outcome = replace(
-                outcome, arrays=self.exchange.to_server(outcome.arrays, self._global, self._info)
-            )
-        stages = {s: self._store.get(s).arrays[METRIC_STATES].tobytes() for s in STAGES if self._store.has(s)}
-        return outcome_reply(self._message, outcome, stages, self.exchange.coded)
+        with self._signed():
+            outcome = self._store.get(outcome_kind(self._message))
+            if outcome.arrays:
+                outcome = replace(
+                    outcome, arrays=self.exchange.to_server(outcome.arrays, self._global, self._info)
+                )
+            held = (s for s in STAGES if self._store.has(s))
+            stages = {s: self._store.get(s).arrays[METRIC_STATES].tobytes() for s in held}
+            return outcome_reply(self._message, outcome, stages, self.exchange.coded)
+
+    def _signed(self) -> AbstractContextManager[None]:
+        """Have exceptions say which client they are of; those of a bridge alone stay as they are."""
+        return nullcontext() if self._message is None else signed(self.client_id)
 
     def __getstate__(self) -> dict[str, Any]:
         # Lightning binds `log` and `log_dict` of the module to every callback; they must not travel with it.

@@ -32,6 +32,7 @@ from lightning_fl_ext.client.notices import warn_once
 from lightning_fl_ext.client.results.retention import Retention
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.failures import described, sign
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult
 from lightning_fl_ext.wire import Exchange, RoundInfo
 
@@ -163,11 +164,18 @@ class FitHooks(EvaluationHooks):
             self._finish(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Called when the fit or evaluation raised: withholds its outcome and says what is left."""
+        """Called when the fit or evaluation raised: withholds its outcome and says what is left.
+
+        In a federation that goes without saying: the exception itself goes to the server.
+        """
         self._reported.stop()
         fn = trainer.state.fn.value
-        reason = f"`Trainer.{fn}` raised {type(exception).__name__}: {exception}".rstrip(".")
-        log.warning("%s", self._store.fail(UPDATE if fn == "fit" else EVALUATION, reason))
+        reason = f"`Trainer.{fn}` raised {described(exception)}"
+        said = self._store.fail(UPDATE if fn == "fit" else EVALUATION, reason)
+        if self._message is None:
+            log.warning("%s", said)
+        else:
+            sign(exception, self.client_id)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation ends well: notes what an evaluation found."""
@@ -179,8 +187,9 @@ class FitHooks(EvaluationHooks):
         return ExampleCounter(self.batch_size, strict=self._global is not None, remedy=self._remedy)
 
     def _start(self, trainer: Any, module: Any) -> None:
-        self._metrics.check(module)
-        self._load(load_state, trainer, module)
+        with torch.inference_mode(False):  # under which tensors made of others have no state dict
+            self._metrics.check(module)
+            self._load(load_state, trainer, module)
 
     def _load(self, load: Callable[..., list[str]], trainer: Any, module: Any) -> None:
         if self._global is not None and not self._store.has(UPDATE):

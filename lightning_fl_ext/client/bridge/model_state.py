@@ -138,7 +138,7 @@ def _undo_precision(trainer: Any, state: dict[str, Any], like: Arrays | None) ->
     cast = true_dtype(trainer)
     if like is None or cast is None:
         return state
-    wanted = {name: _torch_dtype(array) for name, array in like.items()}
+    wanted = {name: _torch_dtype(like[name]) for name in like if name in state}
     floats = {
         name: value
         for name, value in state.items()

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from flwr.app import ConfigRecord, Context, Message
 from lightning.pytorch.callbacks import Callback
 
@@ -21,7 +22,8 @@ from lightning_fl_ext.client.persistence.local_entries import (
     fingerprints,
     load_local,
 )
-from lightning_fl_ext.client.persistence.state_folder import SavedState, StateFolder, encode_state
+from lightning_fl_ext.client.persistence.saved_state import SavedState, encode_state
+from lightning_fl_ext.client.persistence.state_folder import StateFolder
 from lightning_fl_ext.client.persistence.training_state import (
     describe_training,
     limit_fit,
@@ -151,7 +153,8 @@ class StatePersistence(Callback):
         if trainer.state.fn == "validate" and self._bridge.local_entries:
             this_round = self._bridge.server_round
             kept = self._folder.find(this_round + 1 if this_round else None)
-            load_local(pl_module, kept.state["local"] if kept else {})
+            with torch.inference_mode(False):
+                load_local(pl_module, kept.state["local"] if kept else {})
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation ends well: after a fit, keeps the state."""

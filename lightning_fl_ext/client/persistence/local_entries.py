@@ -13,6 +13,7 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import digest
 from lightning_fl_ext.trees import flatten
 from lightning_fl_ext.wire import to_numpy
+from lightning_fl_ext.wire.tensors import is_made_of_others
 
 
 def fingerprints(
@@ -62,9 +63,11 @@ def describe_local(module: torch.nn.Module, names: Collection[str]) -> dict[str,
 
 
 def describe(value: Any) -> str:
-    """Give a tensor's dtype and shape, or the type of something else."""
+    """Give a tensor's dtype and shape, or the type of something else, as which it is read again."""
     if not isinstance(value, torch.Tensor):
-        return type(value).__qualname__
+        return next(
+            (kind.__name__ for kind in (dict, tuple) if isinstance(value, kind)), type(value).__qualname__
+        )
     return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
 
 
@@ -73,10 +76,18 @@ def _cast(value: Any, dtype: torch.dtype | None) -> Any:
     return value.to(dtype) if floating and dtype is not None else value
 
 
+def _taken_apart(value: Any) -> Any:
+    """Give the tensors that a tensor is made of, with what else it says of itself; any other as it is."""
+    if not (isinstance(value, torch.Tensor) and is_made_of_others(value)):
+        return value
+    names, rest = value.__tensor_flatten__()  # type: ignore[attr-defined]
+    return {"": repr(rest), **{name: _taken_apart(getattr(value, name)) for name in names}}
+
+
 def _fingerprint(value: Any) -> str | None:
     try:
-        data, tensors = flatten(value)
+        data, tensors = flatten(_taken_apart(value))
         arrays = {name: to_numpy(tensor) for name, tensor in tensors.items()}
         return digest({**arrays, "": np.frombuffer(json.dumps(data).encode(), dtype=np.uint8)})
-    except (LightningFLError, TypeError, ValueError):
+    except (LightningFLError, AttributeError, TypeError, ValueError):
         return None

@@ -3,61 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
+from lightning_fl_ext.client.persistence.old_runs import let_go_of_old_runs
+from lightning_fl_ext.client.persistence.saved_state import SavedState, decode_files, encode_files
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.files import (
-    TornFilesError,
-    read_folder,
-    remove_folder,
-    tensors_from_bytes,
-    tensors_to_bytes,
-    write_folder,
-)
+from lightning_fl_ext.files import TornFilesError, read_folder, remove_folder, write_folder
 from lightning_fl_ext.locks import hold
-from lightning_fl_ext.trees import flatten, unflatten
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
 _ROUND = re.compile(r"round-(\d{5,})$")
 _LEFT_BEHIND = re.compile(r"\.round-\d{5,}\.part$")
-
-
-@dataclass(frozen=True)
-class SavedState:
-    """A client's state after a round.
-
-    Attributes:
-        server_round: The round.
-        previous: The round whose state its fit had started from; 0 if it started afresh.
-        model: Describes what the state belongs to, part by part.
-        state: A tree of plain values and tensors.
-    """
-
-    server_round: int
-    previous: int
-    model: Mapping[str, str]
-    state: Any
-
-
-def encode_state(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Take a state apart into JSON data and the tensors that it refers to.
-
-    Raises:
-        LightningFLError: It holds what is neither plain nor a tensor.
-    """
-    return flatten(state, advice="Hold it in another form, or run without `keep_optimizer`.")
 
 
 def default_root() -> Path:
@@ -206,18 +168,9 @@ class StateFolder:
             LightningFLError: It cannot be written, or holds what is neither plain nor a tensor. What lay
                 there before is as it was.
         """
-        data, tensors = encode_state(kept.state)
-        header = {
-            "version": _VERSION,
-            "client_id": self.client_id,
-            "run_id": self.run_id,
-            "round": kept.server_round,
-            "previous": kept.previous,
-            "model": dict(kept.model),
-            "state": data,
-        }
-        files = {"tensors.safetensors": tensors_to_bytes(tensors), "state.json": json.dumps(header).encode()}
+        files = encode_files(kept, self.client_id, self.run_id)
         self.make()
+        begins = not self._rounds()
         try:
             write_folder(self.path / _name(kept.server_round), files)
         except OSError as error:
@@ -226,6 +179,8 @@ class StateFolder:
         for path in self.path.iterdir():
             if path.name not in keep and (_ROUND.match(path.name) or _LEFT_BEHIND.match(path.name)):
                 remove_folder(path)
+        if begins:
+            let_go_of_old_runs(self.path)
 
     def _unwritable(self, error: OSError) -> str:
         return (
@@ -246,17 +201,7 @@ class StateFolder:
 
     def _read(self, server_round: int) -> SavedState:
         path = self.path / _name(server_round)
-        files = read_folder(path)
-        try:
-            header = json.loads(files["state.json"])
-            found = header["version"], header["client_id"], header["run_id"], header["round"]
-            expected = _VERSION, self.client_id, self.run_id, server_round
-            if found != expected:
-                raise LightningFLError(_of_another(path, found, expected))
-            state = unflatten(header["state"], tensors_from_bytes(files["tensors.safetensors"]))
-            return SavedState(server_round, header["previous"], header["model"], state)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise TornFilesError(f"`{path}` is not a state of this package ({error!r})") from None
+        return decode_files(read_folder(path), path, self.client_id, self.run_id, server_round)
 
 
 def _name(server_round: int) -> str:
@@ -266,12 +211,3 @@ def _name(server_round: int) -> str:
 def _safe(name: str) -> str:
     readable = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:40]
     return f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-
-
-def _of_another(path: Path, found: tuple[Any, ...], expected: tuple[Any, ...]) -> str:
-    words = "format", "client", "run", "round"
-    there, here = (", ".join(f"{w} {v!r}" for w, v in zip(words, s, strict=True)) for s in (found, expected))
-    return (
-        f"`{path}` holds a state that is not this client's:\n  expected {here}\n  got {there}\n"
-        "Put it back where it was made, or remove the folder to start afresh."
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from lightning_fl_ext.files import TornFilesError
 from lightning_fl_ext.results import ClientUpdate, EpochResult
+from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire import to_numpy, to_torch
 
 ResultT = TypeVar("ResultT", EpochResult, ClientUpdate)
@@ -34,12 +37,12 @@ class SpooledArrays(Mapping[str, NDArray[Any]]):
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._names:
             raise KeyError(name)
-        with safe_open(str(self.path), framework="pt") as file:
+        with _whole(self.path), safe_open(str(self.path), framework="pt") as file:
             return to_numpy(file.get_tensor(name))
 
     def load(self) -> dict[str, NDArray[Any]]:
         """Read all of them into memory."""
-        with safe_open(str(self.path), framework="pt") as file:
+        with _whole(self.path), safe_open(str(self.path), framework="pt") as file:
             return {name: to_numpy(file.get_tensor(name)) for name in self._names}
 
     def __iter__(self) -> Iterator[str]:
@@ -66,7 +69,30 @@ def write_result(path: Path, result: ResultT) -> ResultT:
 
 
 def read_result(path: Path, kind: type[ResultT]) -> ResultT:
-    """Read back what :func:`write_result` wrote; arrays are read when they are looked up."""
-    with safe_open(str(path), framework="pt") as file:
-        meta = json.loads(file.metadata()["result"])
-    return kind(SpooledArrays(path, meta.pop("names")), **meta)
+    """Read back what :func:`write_result` wrote; arrays are read when they are looked up.
+
+    Raises:
+        TornFilesError: It is not such a file, or not whole.
+    """
+    with _whole(path):
+        with safe_open(str(path), framework="pt") as file:
+            meta = json.loads(file.metadata()["result"])
+            names, metrics = meta.pop("names"), meta.pop("metrics")
+            if sorted(names) != sorted(file.keys()):
+                raise ValueError("its entries are others than its header names")
+        for name, value in meta.items():
+            if type(value) is not (str if name == "client_id" else int):
+                raise TypeError(f"`{name}` is of another kind")
+        if not all(isinstance(value, int | float) for value in metrics.values()):
+            raise TypeError("metrics are no numbers")
+        return kind(SpooledArrays(path, names), metrics=metrics, **meta)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Say that a file is torn, whatever reading it stumbles over."""
+    try:
+        yield
+    except Exception as error:
+        what = f"{type(error).__name__}: {shown(error)}"
+        raise TornFilesError(f"`{path}` is no whole result: {what}. Run the fit again.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.failures import described
 
 if TYPE_CHECKING:
     from lightning_fl_ext.results import ClientUpdate
@@ -92,5 +93,5 @@ def call_hook(trainer: FederatedFit, hook: str, *args: Any) -> None:
         except Exception as error:
             raise CallbackError(
                 f"{type(callback).__name__}.{hook} raised in round {trainer.current_round}:"
-                f" {type(error).__name__}: {error}"
+                f" {described(error)}"
             ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from flwr.app import MetricRecord
@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_fl_ext.metrics.discovery import named_metrics
 from lightning_fl_ext.results import ClientUpdate
+from lightning_fl_ext.server.metrics.merging import linked_names
 from lightning_fl_ext.server.metrics.names import keep_common
 from lightning_fl_ext.server.metrics.pooling import Stages, pool_metrics, reduce_scalars
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection
@@ -27,6 +28,7 @@ def aggregate_metrics(
     aggregated: MetricRecord | None,
     function: Callable[..., Any] | None,
     server_round: int,
+    average_metrics: Collection[str] = (),
 ) -> tuple[dict[str, float], list[Rejection]]:
     """Pool metrics, reduce plain numbers, and say what takes part in neither.
 
@@ -40,6 +42,7 @@ def aggregate_metrics(
         aggregated: What the strategy made of the clients' numbers.
         function: With what it made that.
         server_round: The current round.
+        average_metrics: Names of metrics, or of what holds them, that are averaged instead of pooled.
 
     Returns:
         Metrics by name, and what was left out.
@@ -47,7 +50,7 @@ def aggregate_metrics(
     named = named_metrics(module)
     updates, stages, left_out = keep_common(updates, stages, named, server_round)
     reduced = reduce_scalars(updates, stages)
-    pooled, refused = pool_metrics(module, stages, server_round)
+    pooled, refused = pool_metrics(module, stages, server_round, average_metrics)
     left_out += refused
     telling = {c: update.metrics for c, update in updates.items() if update.metrics or not _logs(stages[c])}
     _, odd = common_metrics(telling, server_round)
@@ -57,6 +60,15 @@ def aggregate_metrics(
         for client in sorted(updates)
         for name in sorted(pooled.keys() & updates[client].metrics.keys())
         if not stages[client]
+    ]
+    averaged = linked_names(module, average_metrics) if average_metrics else set()
+    left_out += [
+        Rejection(client, server_round, Reason.METRIC, name, "a value to average", "kept by the client")
+        for client, update in sorted(updates.items())
+        for stage in (stages[client].values() if not update.metrics else ())
+        for name, addresses in sorted(stage.names.items())
+        if any(address.partition("[")[0] in averaged for address in addresses)
+        and getattr(stage.scalars.get(name), "total", None) is None
     ]
     by_strategy = {k: float(v) for k, v in (aggregated or {}).items() if not isinstance(v, list)}
     plain = by_strategy | reduced if function is _WEIGHTED_MEAN else reduced | by_strategy

@@ -10,6 +10,7 @@ import torch
 
 from lightning_fl_ext.arguments import got, kind_of
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.failures import described
 from lightning_fl_ext.lightnings import data_for, lightning_name, lightning_of, quiet
 from lightning_fl_ext.metrics.discovery import weights_of
 from lightning_fl_ext.wire.exchange import left_alone
@@ -94,9 +95,8 @@ def evaluate_centrally(
             raise TypeError(f"it must return a mapping from names to numbers.{got(metrics)}")
         return {f"server_{name}": _number(name, value) for name, value in metrics.items()}
     except Exception as error:
-        said = f"{type(error).__name__}: {error}".rstrip(".: ")
         what = "test" if stage == "test" else "evaluate"
-        raise LightningFLError(f"`{what}` failed after round {server_round}: {said}.") from error
+        raise LightningFLError(f"`{what}` failed after round {server_round}: {described(error)}.") from error
     finally:
         module.train(training)
         _leave_inference_mode(module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from flwr.app import MetricRecord, RecordDict
@@ -72,6 +72,17 @@ def taken_out(names: Collection[str]) -> list[Rejected]:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     expected, got = "a name that is not the server's own", f"{len(names)} such name(s)"
     return [Rejected(Reason.METRIC, ", ".join(first) + more, expected, got)]
+
+
+def told_by_half(names: Sequence[Collection[str]]) -> set[str]:
+    """Give the names that at least half of the clients tell.
+
+    Example:
+        >>> sorted(told_by_half([{"loss", "f1"}, {"loss"}, {"loss", "mine"}, {"f1"}]))
+        ['f1', 'loss']
+    """
+    votes = Counter(name for told in names for name in set(told))
+    return {name for name, count in votes.items() if 2 * count >= len(names)}
 
 
 def keep_common(

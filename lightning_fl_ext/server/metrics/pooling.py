@@ -12,16 +12,16 @@ from typing import Any
 from torch import nn
 
 from lightning_fl_ext.aggregation.structure import MAX_WEIGHT
-from lightning_fl_ext.metrics import DamagedMetricPack, MetricMismatch, MetricPack, missing_clients
+from lightning_fl_ext.metrics import DamagedMetricPack, MetricPack, missing_clients
 from lightning_fl_ext.metrics.bounded_json import JsonLimits
-from lightning_fl_ext.metrics.checks import check_declared, declared_metrics
 from lightning_fl_ext.metrics.computed_values import computed_values, copy_metrics
 from lightning_fl_ext.metrics.discovery import covered
-from lightning_fl_ext.metrics.merging import merge_checked
 from lightning_fl_ext.metrics.stage_metrics import STAGES, Scalar, StageMetrics
 from lightning_fl_ext.results import ClientUpdate
+from lightning_fl_ext.server.metrics.merging import linked_names, merge_packs, without
 from lightning_fl_ext.server.screening.limits import Limits, screen_count, screen_name
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected, Rejection
+from lightning_fl_ext.text import listed, shown
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,10 @@ def _screen_stage(told: StageMetrics, limits: Limits, most: int) -> None:
 
 
 def pool_metrics(
-    module: nn.Module, clients: Mapping[str, Stages], server_round: int
+    module: nn.Module,
+    clients: Mapping[str, Stages],
+    server_round: int,
+    average_metrics: Collection[str] = (),
 ) -> tuple[dict[str, float], list[Rejection]]:
     """Merge what the clients sent, stage by stage, and compute each metric under the names it is logged by.
 
@@ -94,11 +97,13 @@ def pool_metrics(
         module: Holds metrics like the clients'. It is left as it is.
         clients: The stages of each client.
         server_round: The current round.
+        average_metrics: Names of metrics, or of what holds them, that are not to be pooled.
 
     Returns:
         Pooled values by logged name, NaN where there is none (no data, or none that could be merged); and
         whose states were left out and why.
     """
+    averaged = linked_names(module, average_metrics)
     values: dict[str, float] = {}
     left_out: list[Rejection] = []
     for stage in STAGES:
@@ -107,8 +112,9 @@ def pool_metrics(
             continue
         packs = {client: told.pack for client, told in present.items()}
         left_out += _missing(stage, clients, packs, server_round)
+        packs = {client: without(pack, averaged) for client, pack in packs.items()}
         metrics = copy_metrics(module)
-        merged, refused = _merge(metrics, packs, stage, server_round)
+        merged, refused = merge_packs(metrics, packs, stage, server_round)
         left_out += refused
         pooled = _compute(metrics, server_round) if merged else {}
         sent = {name for pack in packs.values() for name in pack.metrics}
@@ -160,7 +166,7 @@ def reduce_scalars(updates: Mapping[str, ClientUpdate], clients: Mapping[str, St
         usual = votes[0][0]
         odd = sorted(client for client, scalar in by_client.items() if scalar.reduction != usual)
         if odd:
-            log.warning("`%s` is reduced by %s, but not by client(s) %s", name, usual, ", ".join(odd))
+            log.warning("`%s` is reduced by %s, but not by client(s) %s", shown(name), usual, listed(odd))
         terms = [
             term
             for client, update in sorted(updates.items())
@@ -206,63 +212,12 @@ def _missing(
     ]
 
 
-def _merge(
-    module: nn.Module, packs: Mapping[str, MetricPack], stage: str, server_round: int
-) -> tuple[list[str], list[Rejection]]:
-    """Merge all packs that can be, and name the clients whose states count."""
-    good: dict[str, MetricPack] = {}
-    refused: list[Rejection] = []
-
-    def refuse(pack: MetricPack, client: str, error: MetricMismatch) -> None:
-        got = " ".join(str(error).removeprefix(str(pack)).lstrip(",: ").split())
-        why = Rejected(Reason.METRIC, error.metric or stage, got=got)
-        refused.append(Rejection(client, server_round, why.reason, why.key, why.expected, why.got))
-
-    declared = declared_metrics(module)
-    for client, pack in packs.items():
-        try:
-            check_declared(declared, pack)
-        except MetricMismatch as error:
-            refuse(pack, client, error)
-        else:
-            if not pack.withheld:
-                good[client] = pack
-    while good:
-        try:
-            merge_checked(module, good.values())
-            break
-        except MetricMismatch as error:
-            named = str(error.client_id)
-            odd = named if named in good else _without_whom(module, good)
-            if odd is None:
-                log.warning("%s of round %d cannot be pooled: %s", stage, server_round, error)
-                return [], refused
-            refuse(good.pop(odd), odd, error)
-        except Exception as error:  # a reduction of the user's own, say; the round's model is not at fault
-            odd = _without_whom(module, good)
-            if odd is None:
-                log.warning("%s of round %d cannot be pooled: %r", stage, server_round, error)
-                return [], refused
-            refuse(good.pop(odd), odd, MetricMismatch(f"{type(error).__name__}: {error}"))
-    return list(good), refused
-
-
-def _without_whom(module: nn.Module, packs: Mapping[str, MetricPack]) -> str | None:
-    """Find the one client without whose pack the others merge; None if there is none, or not one alone."""
-    found = []
-    for client in packs if len(packs) > 2 else ():
-        try:
-            merge_checked(module, [pack for other, pack in packs.items() if other != client])
-        except Exception:
-            continue
-        found.append(client)
-    return found[0] if len(found) == 1 else None
-
-
 def _compute(module: nn.Module, server_round: int) -> dict[str, float]:
     values, problems = computed_values(module)
     for name, problem in problems.items():
-        log.warning("metric `%s` of round %d cannot be computed: %s", name, server_round, problem)
+        log.warning(
+            "metric `%s` of round %d cannot be computed: %s", name, server_round, shown(problem, 1000)
+        )
     return values
 
 
@@ -296,6 +251,6 @@ def _agreed(name: str, values: set[float], addresses: list[str]) -> float:
     if len(values) > 1:
         log.warning(
             "`%s` may be the value of any of %s: log the metric object itself to have it pooled",
-            *(name, ", ".join(f"`{address}`" for address in addresses)),
+            *(shown(name), listed(addresses, named=10)),
         )
     return values.pop() if len(values) == 1 else math.nan

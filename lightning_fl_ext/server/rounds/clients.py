@@ -13,6 +13,7 @@ from lightning_fl_ext.engines import stream_replies
 from lightning_fl_ext.engines.private import NOT_REACHED
 from lightning_fl_ext.server.screening.limits import screen_name
 from lightning_fl_ext.server.screening.rejection import Rejected
+from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire.client_record import declared_id
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class Clients:
             declared = declared_id(reply.content) if reply.has_content() else ""
             screen_name(declared, self._longest_id)
         except Exception as error:
-            why = error if isinstance(error, Rejected) else repr(error)
+            why = error if isinstance(error, Rejected) else shown(repr(error))
             log.warning("node %d answers the query for its client's id with none: %s", node, why)
             return ""
         return declared

@@ -13,12 +13,14 @@ from flwr.serverapp import Grid
 from lightning_fl_ext.aggregation.conform import conform
 from lightning_fl_ext.engines import OrderedGrid
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.failures import described
 from lightning_fl_ext.metric_names import ACROSS_SITES
 from lightning_fl_ext.metrics.computed_values import copy_metrics
+from lightning_fl_ext.metrics.discovery import named_metrics, require_known
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGE
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics, common_metrics
-from lightning_fl_ext.server.metrics.names import owned_by_server
+from lightning_fl_ext.server.metrics.names import owned_by_server, told_by_half
 from lightning_fl_ext.server.metrics.sites import across_sites, keep_sites
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.rounds.clients import Clients
@@ -52,8 +54,8 @@ class StrategyDriver:
         call_hook: Calls a hook of every callback, by name, with the hook's arguments after the trainer.
 
     Attributes:
-        validated_in_fits: Names that all clients log in the validations of their fits, if the strategy asks
-            clients to evaluate as well: the same names then mean the global model.
+        validated_in_fits: Names that at least half of the clients log in the validations of their fits, if
+            the strategy asks clients to evaluate as well: the same names then mean the global model.
     """
 
     def __init__(self, trainer: FederatedFit, grid: Grid, call_hook: Callable[..., None]) -> None:
@@ -67,6 +69,10 @@ class StrategyDriver:
                 f"{self.calls.name} cannot aggregate what {trainer.exchange!r} sends: use `FedPM`."
             )
         self._metrics = copy_metrics(trainer.model)
+        try:
+            require_known("average_metrics", trainer.average_metrics, named_metrics(self._metrics))
+        except ValueError as error:
+            raise LightningFLError(str(error)) from None
         names = {name for callback in trainer.callbacks for name in callback.metric_names}
         names |= {f"{name}/{what}" for name in trainer.site_metrics for what in ACROSS_SITES}
         self._owned = owned_by_server(names, except_for=(self.calls.count_key,))
@@ -100,6 +106,7 @@ class StrategyDriver:
             )
             if self.calls.secure:
                 summaries, sum_digest = self._take_outcome(messages, summaries)
+                metrics = MetricRecord({k: v for k, v in (metrics or {}).items() if not self._owned(k)})
         else:
             replies = messages.collect()
             summaries = {client: replace(update, arrays={}) for client, _, update in replies}
@@ -123,7 +130,7 @@ class StrategyDriver:
         if self.calls.asks_to_evaluate:
             told = [messages.stages.get(client, {}).get("validate") for client in summaries]
             names = [{*stage.names, *stage.scalars} for stage in told if stage is not None]
-            self.validated_in_fits = set.intersection(*names) if names else self.validated_in_fits
+            self.validated_in_fits |= told_by_half([found for found in names if found])
         counts = {
             "clients_accepted": len(summaries),
             "clients_rejected": len({r.client_id for r in messages.rejected} - {*summaries}),
@@ -293,11 +300,11 @@ class StrategyDriver:
         stages = {client: messages.stages.get(client, {}) for client in summaries}
         number = messages.server_round
         try:
-            return aggregate_metrics(summaries, stages, self._metrics, aggregated, function, number)
+            averaged = self.trainer.average_metrics
+            return aggregate_metrics(summaries, stages, self._metrics, aggregated, function, number, averaged)
         except Exception as error:
             raise LightningFLError(
-                f"the metrics of round {number} cannot be made: {type(error).__name__}: {error}."
-                f"{read_from(summaries)}"
+                f"the metrics of round {number} cannot be made: {described(error)}.{read_from(summaries)}"
             ) from error
 
     def _aggregate(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from lightning_fl_ext.engines import NotEnoughClientsError, stream_replies
 from lightning_fl_ext.engines.private import NOT_REACHED
+from lightning_fl_ext.failures import described, read_failure
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES, StageMetrics
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.metrics.names import Owned, drop_owned, taken_out, without_owned
@@ -28,6 +28,7 @@ from lightning_fl_ext.server.screening.limits import (
     screen_size,
 )
 from lightning_fl_ext.server.screening.rejection import BadUpdateError, Reason, Rejected, Rejection
+from lightning_fl_ext.text import shown, shown_traceback
 from lightning_fl_ext.wire.client_record import declared_id
 from lightning_fl_ext.wire.secure_record import ACTION
 from lightning_fl_ext.wire.typed_records import records_of
@@ -35,6 +36,8 @@ from lightning_fl_ext.wire.typed_records import records_of
 log = logging.getLogger(__name__)
 
 _TRACEBACK = 2**16  # characters of a client's exception that are looked at, from its end
+
+_WORDS = 1000  # characters that are kept of it: errors end with what to do
 
 Screen = Callable[[Message, str], ClientUpdate]
 """Checks a client's reply and reads it, or raises `Rejected`."""
@@ -182,7 +185,7 @@ class RoundMessages:
             Exception: Whatever goes wrong; the reply does not count.
         """
         if reply.has_error():
-            raise _failed(reply)
+            raise self._failed(reply, node)
         content = reply.content
         states = content.pop(METRIC_STATES, None)
         screen_size(content, self.limits, self.expected)
@@ -209,10 +212,24 @@ class RoundMessages:
         except Rejected as why:
             odd.append(why)
         except Exception as error:
-            log.warning("metric states of client `%s`: %r", client, error, exc_info=True)
-            what = f"{type(error).__name__}: {error}"
-            odd.append(Rejected(Reason.METRIC, METRIC_STATES, "whole metric states", what))
+            log.warning("metric states of client `%s`:\n%s", shown(client), shown_traceback(error))
+            odd.append(Rejected(Reason.METRIC, METRIC_STATES, "whole metric states", described(error)))
         return size, read, odd + taken_out(dropped)
+
+    def _failed(self, reply: Message, node: int) -> Rejected:
+        """Read an error reply; a client whose id nobody knew may tell it there."""
+        told = str(reply.error.reason or f"code {reply.error.code}")
+        reason = told[-_TRACEBACK:].strip()
+        if f"registered with name '{ACTION}'" in reason:
+            return Rejected(Reason.SECURE, "", "keys for a secure round", REMEDY)
+        failure = read_failure(reason)
+        if reply.error.code in NOT_REACHED:
+            return Rejected(Reason.NO_REPLY, got=str(failure))
+        if failure.client_id:
+            screen_name(failure.client_id, self.limits.name)
+            self.clients.agrees(node, failure.client_id)
+        words = shown(failure.words, _WORDS - len(failure.place) - 3)
+        return Rejected(Reason.CLIENT_ERROR, got=str(replace(failure, words=words)), most=_WORDS)
 
     def _most_examples(self, read: ClientUpdate) -> dict[str, int]:
         """Say how many examples a stage can have by what the reply itself says.
@@ -227,11 +244,10 @@ class RoundMessages:
         if isinstance(error, Rejected):
             return error
         log.warning(
-            "the %s reply of client `%s` in round %d is left out: reading it raised",
-            *(self.phase, client, self.server_round),
-            exc_info=error,
+            "the %s reply of client `%s` in round %d is left out: reading it raised\n%s",
+            *(self.phase, shown(client), self.server_round, shown_traceback(error)),
         )
-        return Rejected(Reason.UNDECODABLE, got=f"{type(error).__name__}: {error}")
+        return Rejected(Reason.UNDECODABLE, got=described(error))
 
     def _reject(self, client: str, why: Rejected) -> None:
         phase = "train" if why.reason is Reason.METRIC else self.phase  # a metric is named once
@@ -256,43 +272,6 @@ def _by_content(reply: Reply) -> tuple[bool, float, str, int, str]:
     nan = math.isnan(update.score)
     metrics = repr(sorted(update.metrics.items()))
     return nan, 0.0 if nan else update.score, update.digest, update.num_examples, metrics
-
-
-def _failed(reply: Message) -> Rejected:
-    told = str(reply.error.reason or f"code {reply.error.code}")
-    reason = told[-_TRACEBACK:].strip()
-    if f"registered with name '{ACTION}'" in reason:
-        return Rejected(Reason.SECURE, "", "keys for a secure round", REMEDY)
-    code = Reason.NO_REPLY if reply.error.code in NOT_REACHED else Reason.CLIENT_ERROR
-    return Rejected(code, got=_last_exception(reason))
-
-
-def _last_exception(reason: str) -> str:
-    """Give the message of a traceback's last exception, all its lines in one, and where it was raised.
-
-    Flower's SuperNodes and simulation write an exception as its type and message instead.
-
-    Example:
-        >>> trace = ['Traceback:', '  File "fit.py", line 7, in f', '    x()', 'ValueError: one', '  two']
-        >>> _last_exception(chr(10).join(trace))
-        'ValueError: one; two (fit.py:7)'
-        >>> _last_exception("<class 'ValueError'>:<'one:" + chr(10) + "  two'>")
-        'ValueError: one: two'
-    """
-    lines = re.sub(r"\A<class '([\w.]+)'>:<'(.*)'>\Z", r"\1: \2", reason, flags=re.DOTALL).splitlines()
-    frames = [i for i, line in enumerate(lines) if line.startswith('  File "')]
-    if not frames:
-        return _in_one_line(lines)
-    rest = lines[frames[-1] + 1 :]
-    while rest and rest[0].startswith("    "):
-        rest = rest[1:]
-    place = re.match(r'  File "(?:.*[/\\])?([^"]+)", line (\d+)', lines[frames[-1]])
-    where = f" ({place[1]}:{place[2]})" if place else ""
-    return _in_one_line(rest) + where
-
-
-def _in_one_line(lines: Iterable[str]) -> str:
-    return "; ".join(line.strip() for line in lines if line.strip()).replace(":; ", ": ")
 
 
 def _array_bytes(message: Message) -> int:

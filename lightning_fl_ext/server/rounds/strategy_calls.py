@@ -10,9 +10,11 @@ from flwr.serverapp.strategy import Strategy
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.failures import described
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server.rounds.quorum import innermost
 from lightning_fl_ext.server.screening.checks import ValueLimits
+from lightning_fl_ext.text import listed
 
 
 def read_from(clients: Collection[str]) -> str:
@@ -24,9 +26,7 @@ def read_from(clients: Collection[str]) -> str:
     """
     if not clients:
         return ""
-    ids = sorted(clients)
-    more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
-    return f" It had read the replies of client(s) {', '.join(f'`{c}`' for c in ids[:10])}{more}."
+    return f" It had read the replies of client(s) {listed(sorted(clients), named=10)}."
 
 
 class StrategyCalls:
@@ -132,10 +132,9 @@ class StrategyCalls:
             except LightningFLError:
                 raise
             except Exception as error:
-                said = f"{type(error).__name__}: {error}".rstrip(".: ")
                 raise LightningFLError(
-                    f"{self.name}.{method} failed in round {server_round}: {said}. The model of the round"
-                    f" before is the last good one.{read_from(clients)}"
+                    f"{self.name}.{method} failed in round {server_round}: {described(error)}. The model of"
+                    f" the round before is the last good one.{read_from(clients)}"
                 ) from error
 
     @contextmanager

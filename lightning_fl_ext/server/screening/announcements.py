@@ -7,10 +7,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.secure import Announcement
 from lightning_fl_ext.server.screening.checks import ValueLimits
+from lightning_fl_ext.server.screening.limits import screen_name
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
-from lightning_fl_ext.wire.client_record import client_record
+from lightning_fl_ext.wire.client_record import client_record, declared_id
 from lightning_fl_ext.wire.secure_record import REFUSED, SECURE
 from lightning_fl_ext.wire.typed_records import records_of
+
+LONGEST_METRIC = 1024
+"""Characters of a metric's name in an announcement."""
 
 REMEDY = (
     "no half of secure aggregation in its app: use `client_app` of this package, or"
@@ -30,13 +34,10 @@ def screen_announcement(
     """
     if (answered := client_record(reply.content).get("server-round", server_round)) != server_round:
         raise Rejected(Reason.STALE, "server-round", str(server_round), str(answered))
-    record = step_record(reply.content)
+    step_record(reply.content)
     if records_of(reply.content, ArrayRecord):
         raise Rejected(Reason.SECURE, "arrays", "keys alone", "arrays in the plain, which are not looked at")
-    try:
-        read_announcement(record)
-    except (KeyError, TypeError, ValueError):
-        raise Rejected(Reason.UNDECODABLE, SECURE, "keys for a secure round", "something else") from None
+    read_announcement(reply.content)
     return ClientUpdate({}, 0, client_id=client_id, server_round=server_round)
 
 
@@ -58,17 +59,20 @@ def step_record(content: RecordDict) -> ConfigRecord:
     return record
 
 
-def read_announcement(record: ConfigRecord) -> tuple[Announcement, bool, list[str]]:
+def read_announcement(content: RecordDict) -> tuple[Announcement, bool, list[str]]:
     """Read a client's keys, whether its update needs two words a number, and the names of its metrics.
 
     Raises:
-        KeyError: Something is missing.
-        TypeError: It is of another kind.
+        Rejected: It refuses, something is missing or of another kind, or it speaks for another client.
     """
-    keys = [record[name] for name in ("mask-key", "share-key", "signature")]
-    wide, names = record["wide"], record["metrics"]
-    if not all(isinstance(key, bytes) for key in keys) or not isinstance(wide, bool):
-        raise TypeError("keys")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise TypeError("metrics")
-    return Announcement(str(record["client-id"]), *keys), wide, [str(name) for name in names]  # type: ignore[arg-type]
+    record = step_record(content)
+    keys = [record.get(name) for name in ("mask-key", "share-key", "signature")]
+    client, wide, names = (record.get(name) for name in ("client-id", "wide", "metrics"))
+    whole = all(isinstance(key, bytes) for key in keys) and isinstance(wide, bool)
+    if not whole or not isinstance(client, str) or not isinstance(names, list):
+        raise Rejected(Reason.UNDECODABLE, SECURE, "keys for a secure round", "something else")
+    if client != (declared := declared_id(content)):
+        raise Rejected(Reason.NOT_SAMPLED, "client-id", f"keys of `{declared}`", f"keys of `{client}`")
+    for name in names:
+        screen_name(name, LONGEST_METRIC)
+    return Announcement(client, *keys), bool(wide), list(map(str, names))  # type: ignore[arg-type]

@@ -150,12 +150,22 @@ class BadUpdateError(LightningFLError):
 
 
 class Rejected(Exception):
-    """Raised by a check, to be turned into a `Rejection`."""
+    """Raised by a check, to be turned into a `Rejection`.
 
-    def __init__(self, reason: Reason, key: str = "", expected: str = "", got: str = "") -> None:
+    Args:
+        reason: Why.
+        key: Where in the reply.
+        expected: What would have passed.
+        got: What came.
+        most: Characters of each that are kept.
+    """
+
+    def __init__(
+        self, reason: Reason, key: str = "", expected: str = "", got: str = "", most: int = 400
+    ) -> None:
         super().__init__(reason, key, expected, got)
         self.reason = reason
-        self.key, self.expected, self.got = (shown(text, 400) for text in (key, expected, got))
+        self.key, self.expected, self.got = (shown(text, most) for text in (key, expected, got))
 
     def __str__(self) -> str:
         where = f", `{self.key}`" if self.key else ""

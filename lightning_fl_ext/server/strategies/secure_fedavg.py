@@ -14,25 +14,31 @@ from flwr.serverapp import Grid
 
 from lightning_fl_ext.engines import stream_replies
 from lightning_fl_ext.engines.private import NOT_REACHED
+from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.secure import Announcement, SecureAggregationError, ServerRound, Terms
 from lightning_fl_ext.secure.vector import Total, decode, length
 from lightning_fl_ext.server.screening.announcements import read_announcement, step_record
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
+from lightning_fl_ext.server.screening.secure_steps import (
+    masked_words,
+    screen_answer,
+    screen_commitment,
+    screen_keys,
+    with_repeated_keys,
+)
 from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg
-from lightning_fl_ext.wire import from_record
+from lightning_fl_ext.text import shown, shown_traceback
 from lightning_fl_ext.wire.records import written_record
 from lightning_fl_ext.wire.secure_record import (
     ACTION,
     ANNOUNCE,
     MASK,
-    MASKED,
     SECURE,
     SHARE,
     STEP,
     UNMASK,
 )
-from lightning_fl_ext.wire.typed_records import records_of
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +191,7 @@ class _Asked:
             outcome.digest = digest({"sum": words})
             total = decode(self.like, words, server.roster.wide, names, len(survivors))
         except SecureAggregationError as error:
-            log.warning("the secure round is void: %s", error)
+            log.warning("the secure round is void: %s", shown(error, 1000))
             for node in self.nodes:
                 outcome.left_out.setdefault(node, Rejected(Reason.SECURE, got=f"the round is void: {error}"))
             outcome.digest = ""
@@ -194,25 +200,29 @@ class _Asked:
         return total
 
     def _open(self, replies: Iterable[Message], outcome: SecureOutcome) -> tuple[ServerRound, list[str]]:
-        found: dict[str, tuple[int, Announcement]] = {}
-        wide, common = False, None
+        found: dict[str, tuple[int, Announcement, bool, set[str]]] = {}
         for reply in replies:
             if reply.has_error():
                 continue
             node = reply.metadata.src_node_id
             self.nodes.append(node)
             try:
-                announcement, needs_two, names = read_announcement(step_record(reply.content))
+                announcement, needs_two, names = read_announcement(reply.content)
+                screen_keys(announcement)
                 if announcement.client_id in found:
                     raise Rejected(Reason.DUPLICATE, "client-id", "one node of this name", "several")
             except Rejected as why:
                 outcome.left_out[node] = why
             else:
-                found[announcement.client_id] = node, announcement
-                wide |= needs_two
-                common = set(names) if common is None else common & set(names)
+                found[announcement.client_id] = node, announcement, needs_two, set(names)
+        for client in with_repeated_keys([announcement for _, announcement, _, _ in found.values()]):
+            outcome.left_out[found.pop(client)[0]] = Rejected(
+                Reason.SECURE, "mask-key, share-key", "new keys of its own", "keys that came twice"
+            )
         order = sorted(found)
-        metrics = sorted(common or ())
+        wide = any(needs_two for _, _, needs_two, _ in found.values())
+        named = [names for _, _, _, names in found.values()]
+        metrics = sorted(set.intersection(*named)) if named else []
         self.nodes[:] = [found[client][0] for client in order] + [
             node for node in self.nodes if node in outcome.left_out
         ]
@@ -222,7 +232,9 @@ class _Asked:
         roster = server.roster.to_dict()
 
         def take(member: int, reply: Message) -> None:
-            server.take_shares(member, step_record(reply.content))
+            record = step_record(reply.content)
+            screen_commitment(record)
+            server.take_shares(member, record)
 
         members = range(len(server.roster.members))
         self._ask(SHARE, dict.fromkeys(members, roster), take, outcome, "sharing keys")
@@ -230,15 +242,12 @@ class _Asked:
     def _mask(self, server: ServerRound, outcome: SecureOutcome, size: int) -> None:
         def take(member: int, reply: Message) -> None:
             record = step_record(reply.content)
-            arrays = records_of(reply.content, ArrayRecord)
-            words = from_record(arrays[MASKED])[MASKED] if MASKED in arrays else None
-            if words is None or words.shape != (size,) or words.dtype.str != "<u8":
-                raise Rejected(Reason.SECURE, MASKED, f"a masked vector of {size} words", "something else")
+            words = masked_words(reply.content, size)
             server.take_masked(member, record, words)
             outcome.bytes_up += words.nbytes
 
         boxes = {i: server.mailbox(i) for i in sorted(server.sharers)}
-        self._ask(MASK, boxes, take, outcome, "masking")
+        self._ask(MASK, boxes, take, outcome, "masking", size)
 
     def _unmask(self, server: ServerRound, survivors: list[int], outcome: SecureOutcome) -> None:
         request = server.request()
@@ -258,6 +267,7 @@ class _Asked:
         take: Callable[[int, Message], None],
         outcome: SecureOutcome,
         while_: str,
+        words: int = 0,
     ) -> None:
         """Send each member its message, and take what comes; who answers badly or not at all is left out."""
         messages = [
@@ -279,11 +289,14 @@ class _Asked:
             try:
                 if reply.has_error():
                     raise _failed(reply, while_)
+                screen_answer(reply.content, len(self.nodes), words)
                 take(member_of[node], reply)
             except Rejected as why:
                 if node not in answered:
                     outcome.left_out[node] = why
             except Exception as error:  # whatever it stumbles over, it is not what was asked for
+                if not isinstance(error, LightningFLError):
+                    log.warning("node %d, while %s:\n%s", node, while_, shown_traceback(error))
                 if node not in answered:
                     outcome.left_out[node] = Rejected(Reason.SECURE, got=f"while {while_}: {error}")
             answered.add(node)

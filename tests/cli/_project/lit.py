@@ -43,6 +43,16 @@ def data(context):
     return DataLoader(rows(client, 16 + 4 * client), batch_size=8, shuffle=True)
 
 
+def of_both(context, round):
+    assert round.server_round in (0, 1, 2)
+    assert round.context is context
+    return data(context)
+
+
+def of_the_round(round):
+    return data(round.context)
+
+
 class Data(L.LightningDataModule):
     def __init__(self, context):
         super().__init__()

@@ -49,7 +49,7 @@ def test_a_client_that_tells_no_examples_of_a_scalar_counts_by_those_of_its_repl
 def test_a_client_that_reduces_a_scalar_unlike_most_is_left_out_and_named(caplog):
     stages = {client: logs(loss=Scalar("mean", 1)) for client in "abc"} | {"d": logs(loss=Scalar("sum", 3))}
     assert reduce_scalars(replies(a=1.0, b=2.0, c=3.0, d=9.0), stages) == {"loss": 2.0}
-    assert "`loss` is reduced by mean, but not by client(s) d" in caplog.text
+    assert "`loss` is reduced by mean, but not by client(s) `d`" in caplog.text
     del stages["b"], stages["c"]
     assert str(reduce_scalars(replies(a=1.0, d=9.0), stages)["loss"]) == "nan", "no majority, no number"
 

@@ -107,6 +107,16 @@ def test_a_site_that_keeps_its_values_counts_in_the_pooled_ones_to_the_bit(tmp_p
                 assert {name for name, scalar in told.items() if scalar.total is not None} == {"val_loss"}
 
 
+def test_an_average_names_the_site_that_keeps_its_value(tmp_path):
+    trainer = run(tmp_path, LogsObjects, client=silent(LogsObjects), average_metrics=("acc",))
+    told = [(s.num_examples, s.metrics["val_acc"]) for c, s in trainer.rounds[-1].sites.items() if c != "1"]
+    mean = sum(n * value for n, value in told) / sum(n for n, _ in told)
+    assert trainer.callback_metrics["val_acc"] == pytest.approx(mean)
+    assert [(r.client_id, r.key, r.got) for r in trainer.rounds[-1].rejected if r.reason == "odd-metric"] == [
+        ("1", "val_acc", "kept by the client")
+    ]
+
+
 def test_a_server_that_pools_nothing_gets_no_value_of_a_site_that_keeps_them():
     from flwr.app import ConfigRecord, RecordDict
 

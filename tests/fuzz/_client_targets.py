@@ -1,0 +1,162 @@
+"""What a client decodes: a server's instructions, its own kept states, the files of a fit's processes."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+import torch
+from _mutations import damage_bytes, damage_json, some_value
+from _target import Target
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from safetensors.torch import save
+
+from lightning_fl_ext import MaskExchange, WeightExchange
+from lightning_fl_ext.client.messages import (
+    read_algorithm,
+    read_instruction,
+    read_max_rounds,
+    read_proximal_mu,
+    read_run_id,
+)
+from lightning_fl_ext.client.persistence.saved_state import decode_files, encode_state
+from lightning_fl_ext.client.results.spool import read_result
+from lightning_fl_ext.files import tensors_to_bytes
+from lightning_fl_ext.results import ClientUpdate, EpochResult
+from lightning_fl_ext.wire import to_record
+from lightning_fl_ext.wire.mask_names import MASKS, MODEL, SIZE
+
+# Kept states
+
+DATA, TENSORS = encode_state(
+    {
+        "local": {"w": torch.ones(2, 3), "t": torch.ones(3, 4).T, "c": torch.tensor(1j)},
+        "optimizers": [{"state": {0: {"step": 3, "dtype": torch.float16, "a": np.ones(2)}}}],
+        "steps": (1, None, "a"),
+    }
+)
+WHOSE = {"client_id": "a", "run_id": "r", "server_round": 3}
+STATE = json.dumps(
+    {
+        "version": 1,
+        "client_id": "a",
+        "run_id": "r",
+        "round": 3,
+        "previous": 2,
+        "model": {"w": "float32[2, 3]"},
+        "state": DATA,
+    }
+).encode()
+KEPT = {"state.json": STATE, "tensors.safetensors": tensors_to_bytes(TENSORS)}
+
+
+def make_kept(rng):
+    files = dict(KEPT)
+    if rng.random() < 0.8:
+        files["state.json"] = damage_json(files["state.json"], rng)
+    else:
+        name = rng.choice(sorted(files))
+        files[name] = damage_bytes(files[name], rng)
+    return files
+
+
+# Files that a fit's processes leave for each other
+
+WEIGHTS = {"w": torch.ones(2, 3), "n": torch.tensor(3), "h": torch.ones(2, dtype=torch.bfloat16)}
+SPOOLED = {
+    EpochResult: {"num_examples": 5, "epoch": 0, "names": [*WEIGHTS], "metrics": {"loss": 0.5}},
+    ClientUpdate: {
+        "num_examples": 5,
+        "client_id": "a",
+        "server_round": 1,
+        "examples_seen": 5,
+        "steps": 1,
+        "epochs": 1,
+        "names": [*WEIGHTS],
+        "metrics": {"loss": 0.5},
+    },
+}
+FOLDER = tempfile.TemporaryDirectory()
+FILE = Path(FOLDER.name) / "result.safetensors"
+
+
+def make_spooled(rng):
+    kind = rng.choice(list(SPOOLED))
+    text = json.dumps(SPOOLED[kind]).encode()
+    if rng.random() < 0.6:
+        text = damage_json(text, rng)
+        return kind, save(WEIGHTS, {"result": text.decode(errors="replace")})
+    return kind, damage_bytes(save(WEIGHTS, {"result": text.decode()}), rng)
+
+
+def read_spooled(given):
+    kind, data = given
+    FILE.write_bytes(data)
+    result = read_result(FILE, kind)
+    return {name: result.arrays[name] for name in result.arrays}, result.arrays.load()
+
+
+# Instructions
+
+CONFIG = {
+    "run-seed": 7,
+    "run-id": "3fa9",
+    "server-round": 1,
+    "max-rounds": 5,
+    "metric-states": True,
+    "algorithm": "fedprox",
+    "proximal-mu": 0.1,
+    "sampled": ["a", "b"],
+}
+PLAIN = to_record({"w": np.ones((2, 3), np.float32), "n": np.array(3)})
+CODED = to_record({MASKS: np.zeros(40, np.uint8), SIZE: np.array(3), MODEL: np.zeros(32, np.uint8)}, [MASKS])
+EXCHANGES = (WeightExchange(), MaskExchange(), MaskExchange(stratified=True))
+
+
+def make_instruction(rng):
+    exchange = rng.choice(EXCHANGES)
+    record = dict(CODED if isinstance(exchange, MaskExchange) else PLAIN)
+    config = dict(CONFIG)
+    if rng.random() < 0.6:
+        value = some_value(rng)
+        if not isinstance(value, dict | None) and _is_plain(value):
+            config[rng.choice([*CONFIG, "more"])] = value
+    else:
+        name = rng.choice(list(record))
+        packed = record[name]
+        fields = {f: getattr(packed, f) for f in ("dtype", "shape", "stype", "data")}
+        field = rng.choice(("data", "data", "dtype", "shape"))
+        changed = {
+            "data": lambda: damage_bytes(packed.data, rng),
+            "dtype": lambda: rng.choice(("float64", "O", "x" * 99, "uint8")),
+            "shape": lambda: tuple(rng.choice((0, -1, 2, 2**40)) for _ in range(rng.choice((0, 1, 70)))),
+        }[field]()
+        record[name] = Array(**{**fields, field: changed})
+    content = RecordDict({"arrays": ArrayRecord(record), "config": ConfigRecord(config)})
+    return exchange, content
+
+
+def _is_plain(value):
+    """Whether a Flower record takes it."""
+    values = value if isinstance(value, list) else [value]
+    kinds = {type(v) for v in values}
+    return len(kinds) <= 1 and kinds <= {int, float, str, bytes, bool}
+
+
+def read_whole(given):
+    exchange, content = given
+    message = SimpleNamespace(content=content, metadata=SimpleNamespace(message_type="train"))
+    context = SimpleNamespace(run_id=7)
+    told = read_max_rounds(message), read_algorithm(message), read_proximal_mu(message)
+    return read_run_id(message, context), told, read_instruction(message, "a", exchange)
+
+
+CLIENT_TARGETS = {
+    "kept states": Target(make_kept, lambda files: decode_files(files, Path("kept"), **WHOSE)),
+    "spool files": Target(make_spooled, read_spooled),
+    "instructions": Target(make_instruction, read_whole),
+}
