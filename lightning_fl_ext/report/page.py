@@ -61,6 +61,16 @@ def render_report(history: History) -> str:
         >>> "<h1>&lt;first&gt;</h1>" in page, "<script" in page
         (True, False)
     """
+    return render("page.html.jinja", SimpleNamespace(**_contents(history)))
+
+
+def render(template: str, page: SimpleNamespace) -> str:
+    """Fill a template with a page's contents; everything is escaped.
+
+    Args:
+        template: Its name.
+        page: What it shows.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -72,8 +82,8 @@ def render_report(history: History) -> str:
         lstrip_blocks=True,
     )
     environment.filters["shown"] = shown
-    return environment.get_template("page.html.jinja").render(
-        page=SimpleNamespace(**_contents(history)),
+    return environment.get_template(template).render(
+        page=page,
         box=SimpleNamespace(
             width=charts.WIDTH,
             height=charts.HEIGHT,

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from lightning_fl_ext.report import read_history, render_report
+from lightning_fl_ext.report import read_history, render_report, render_runs
+from lightning_fl_ext.report.runs import find_runs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -158,6 +159,30 @@ def test_nothing_sticks_out_on_a_phone(report, tmp_path):
         assert all(x >= 0 and x + width <= 390 for x, _, width, _ in page["cards"])
         assert len(page["small"]) == 3
         assert all(width > 120 and line > 20 for width, line in page["small"])
+
+
+@pytest.mark.parametrize("size", [(390, 2000), (1280, 1600)], ids=["phone", "desk"])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_page_of_many_runs_is_seen_whole(tmp_path, write_ledger, records, dark, size):
+    for seed in range(3):
+        for rate in (0.1, 0.2):
+            shifted = [
+                replace(
+                    r, metrics={name: value * (1 + rate + seed / 50) for name, value in r.metrics.items()}
+                )
+                for r in records
+            ]
+            settings = {"strategy": "FedAdam", "strategy.eta": rate, "seed": seed}
+            write_ledger(tmp_path / f"a_long_name_of_a_run_{rate}_{seed}", shifted, settings)
+    path = tmp_path / "runs.html"
+    path.write_text(render_runs(find_runs(tmp_path)))
+    page = look_into(path, tmp_path, dark, size)
+    assert page["width"] <= size[0]
+    assert len(page["charts"]) == 3
+    assert all(len(chart["lines"]) for chart in page["charts"])
+    assert all(x >= 0 and x + width <= size[0] for x, _, width, _ in page["cards"])
+    for text in page["texts"]:
+        assert contrast(text["color"], text["on"]) >= 4.5, text
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
