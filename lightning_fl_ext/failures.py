@@ -20,7 +20,7 @@ from lightning_fl_ext.text import shown
 
 _HERE = Path(__file__).parent
 _INSTALLED = re.compile(r"/(?:site|dist)-packages/|/lib/python3|/python3\d*/lib/|\A<", re.IGNORECASE)
-_FRAME = re.compile(r'^ *File "(?P<file>[^"\n]+)", line (?P<line>\d+)', re.MULTILINE)
+_FRAME = re.compile(r'^ *File "(?P<file>[^"\n]+)", line (?P<line>\d{1,9})', re.MULTILINE)
 _ORIGIN = re.compile(
     r"(?:; | )?\((?:(?P<place>[^()`;]+:\d+); )?client `(?P<client>[^`]+)`\)(?P<quote>['\"]?)\Z"
 )

@@ -16,6 +16,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from lightning_fl_ext.arguments import choice
+from lightning_fl_ext.client.algorithms.base import ClientAlgorithm
+from lightning_fl_ext.client.algorithms.choice import check_halves
+from lightning_fl_ext.client.algorithms.memory import AlgorithmMemory, ContextMemory
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.bridge.refusals import (
     refuse_other_data,
@@ -27,8 +30,10 @@ from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import query_reply, read_run_id, read_seed, read_stage
 from lightning_fl_ext.client.notices import warn_if_seeded, warn_of_training_rows
+from lightning_fl_ext.client.persistence.algorithm_states import FolderMemory
 from lightning_fl_ext.client.persistence.callback import StatePersistence
 from lightning_fl_ext.client.persistence.state_folder import default_root
+from lightning_fl_ext.client.personal import PersonalHalf, PersonalModel, is_personal
 from lightning_fl_ext.client.secure import SecureAggregation, refuse_plain
 from lightning_fl_ext.client.trainers import check_trainer, give_folder, trainer_arguments
 from lightning_fl_ext.failures import signed
@@ -60,6 +65,7 @@ def client_app(
     secure: str = "auto",
     trusted_keys: str | os.PathLike[str] | None = None,
     signing_key: str | os.PathLike[str] | None = None,
+    algorithms: tuple[type[ClientAlgorithm], ...] = (),
 ) -> ClientApp:
     """Make a Flower ``ClientApp`` that trains, evaluates, and tells who it is.
 
@@ -99,10 +105,13 @@ def client_app(
             With False, every message begins with them as ``model`` builds them.
         batch_size: Gives the number of examples in a batch, the weight of a client; see
             :class:`FlowerBridge`.
-        secure: Whether updates are masked if the server asks for it (``"auto"``), or leave in no other form
-            (``"required"``): a server that asks for a plain one then gets an error and no weights.
+        secure: Whether updates and evaluations are masked if the server asks for it (``"auto"``), or leave in
+            no other form (``"required"``): a server that asks for plain ones then gets an error, and neither
+            weights nor metrics.
         trusted_keys: See :class:`SecureAggregation`.
         signing_key: See :class:`SecureAggregation`.
+        algorithms: Client halves of your own algorithms, classes derived from :class:`ClientAlgorithm`. What
+            they keep lies where ``keep_local`` says; with False, in Flower's ``Context``.
 
     ``model``, ``data`` and ``trainer`` may have a parameter ``context``, for the client's ``Context``, and
     one named ``round``, for its :class:`ClientRound`; annotated so, they may have other names.
@@ -136,6 +145,7 @@ def client_app(
         "share_metrics": share_metrics,
         "batch_size": batch_size,
     }
+    halves: tuple[type[ClientAlgorithm], ...] = (PersonalHalf, *check_halves(algorithms))
     FlowerBridge(**options)  # complains now rather than in the first round
     choice("secure", secure, ("auto", "required"))
     half = SecureAggregation(trusted_keys, signing_key)
@@ -145,13 +155,39 @@ def client_app(
     @contextmanager
     def run(
         message: Message, context: Context, fits: bool = False
-    ) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge]]:
-        bridge = FlowerBridge.from_message(message, context, **options)
+    ) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge, PersonalModel | None]]:
+        bridge = FlowerBridge.from_message(message, context, algorithms=halves, **options)
         bridge._remedy = _REMEDY
         bridge.keeps_local = True  # or is not to
+        run_id = read_run_id(message, context)
+
+        def memory(algorithm: str) -> AlgorithmMemory:
+            if root is None:
+                return ContextMemory(context, run_id, algorithm)
+            return FolderMemory(root, bridge.client_id or f"node {context.node_id}", run_id, algorithm)
+
+        if bridge._part:
+            bridge._part.memory = memory(bridge._part.half.name)
         kind = message.metadata.message_type.split(".")[0]
         seed = derive_seed(read_seed(message), bridge.server_round, bridge.client_id, kind)
         build_seed = derive_seed(read_seed(message), 0, bridge.client_id, "model")
+
+        def make(kind: str, callbacks: list[Any]) -> tuple[Any, Any, Any]:
+            check_trainer(given := make_trainer(bridge.round))
+            own = trainer_arguments(given)
+            owner = bridge.client_id or f"node-{context.node_id}"
+            give_folder(own, run_id, owner, bridge.server_round, kind)
+            own["callbacks"] = [*callbacks, *own["callbacks"]]
+            with seeded(build_seed):  # alike in every round: what stays at home and is frozen is not kept
+                module = make_model(bridge.round)
+            source = make_data(bridge.round)
+            warn_if_seeded(seed, run_id)
+            lightning = _lightning_of(module)
+            local = lightning.Trainer(**own)
+            refuse_script_launcher(local)
+            refuse_other_data(source)
+            return local, module, data_for(lightning, source)
+
         with ExitStack() as around:
             around.enter_context(signed(bridge.client_id))
             persistence = (
@@ -161,20 +197,8 @@ def client_app(
                 around.enter_context(persistence[0].alone())
             for manager in (bridge.seeded(), _threads(num_threads), quiet(), _collected()):
                 around.enter_context(manager)
-            check_trainer(given := make_trainer(bridge.round))
-            own = trainer_arguments(given)
-            owner = bridge.client_id or f"node-{context.node_id}"
-            give_folder(own, read_run_id(message, context), owner, bridge.server_round, kind)
-            own["callbacks"] = [bridge, *persistence, *own["callbacks"]]
-            with seeded(build_seed):  # alike in every round: what stays at home and is frozen is not kept
-                module = make_model(bridge.round)
-            source = make_data(bridge.round)
-            warn_if_seeded(seed, read_run_id(message, context))
-            lightning = _lightning_of(module)
-            local = lightning.Trainer(**own)
-            refuse_script_launcher(local)
-            refuse_other_data(source)
-            yield local, module, data_for(lightning, source), bridge
+            personal = PersonalModel(bridge, memory(PersonalHalf.name), make) if is_personal(bridge) else None
+            yield *make(kind, [bridge, *persistence]), bridge, personal
             for callback in persistence:
                 callback.remember_round(context)
 
@@ -183,20 +207,25 @@ def client_app(
     @app.train(ACTION, mods=[half])
     @app.train(mods=plain)
     def train(message: Message, context: Context) -> Message:
-        with run(message, context, fits=True) as (local, module, source, bridge):
+        with run(message, context, fits=True) as (local, module, source, bridge, personal):
             local.fit(module, source)
+            if personal:
+                personal.fit()
             return bridge.reply()
 
-    @app.evaluate()
+    @app.evaluate(ACTION, mods=[half])
+    @app.evaluate(mods=plain)
     def evaluate(message: Message, context: Context) -> Message:
-        with run(message, context) as (local, module, source, bridge):
+        with run(message, context) as (local, module, source, bridge, personal):
             if read_stage(message) == "test":
                 refuse_without_test(module, source)
                 local.test(module, source, verbose=False)
-            else:
-                refuse_without_validation(module)
-                warn_of_training_rows(source, read_run_id(message, context))
-                local.validate(module, source, verbose=False)
+                return bridge.reply()
+            refuse_without_validation(module)
+            warn_of_training_rows(source, read_run_id(message, context))
+            local.validate(module, source, verbose=False)
+            if personal:
+                personal.validate()
             return bridge.reply()
 
     @app.query()

@@ -49,6 +49,7 @@ from lightning_fl_ext.server.trainer_arguments import (
     make_module,
     site_modes,
     strategy_object,
+    train_settings,
 )
 from lightning_fl_ext.wire import Exchange, WeightExchange
 
@@ -82,6 +83,8 @@ class FederatedTrainer:
         average_metrics: Names of the module's torchmetrics (or of the collections that hold them) whose
             values are averaged over the clients, weighted by their examples, instead of computed from pooled
             states: for a metric with a constant that depends on the client's data.
+        train_config: Settings that clients are told with each training message, by name; or a function that
+            gives them for a round. ``learning-rate`` and ``proximal-mu`` are known to all clients.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -117,6 +120,7 @@ class FederatedTrainer:
         limits: Limits | None = None,
         site_metrics: Mapping[str, str] | None = None,
         average_metrics: Collection[str] = (),
+        train_config: Mapping[str, Any] | Callable[[int], Mapping[str, Any]] | None = None,
     ) -> None:
         self.max_rounds = whole_number("max_rounds", max_rounds, 0)
         self.strategy = self._strategy = strategy_object(ExactFedAvg() if strategy is None else strategy)
@@ -135,6 +139,7 @@ class FederatedTrainer:
         self.site_metrics = site_modes(site_metrics or {})
         require_names("average_metrics", average_metrics)
         self.average_metrics = tuple(average_metrics)
+        self.train_config = train_settings({} if train_config is None else train_config)
         if enable_progress_bar and not any(isinstance(c, RoundProgressBar) for c in self.callbacks):
             self.callbacks.insert(0, RoundProgressBar())
         # As in Lightning, checkpoints are written last, when the other callbacks' state is what it will be.

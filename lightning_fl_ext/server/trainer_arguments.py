@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from lightning_fl_ext.arguments import choice, got, kind_of, metric_name
 from lightning_fl_ext.server.callbacks import RoundCallback, RoundCheckpoint, RoundLedger, RoundProgressBar
 from lightning_fl_ext.server.screening.limits import Limits
+from lightning_fl_ext.server.settings import check_settings
 from lightning_fl_ext.wire import Exchange
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,22 @@ def site_modes(value: Any) -> dict[str, str]:
         metric_name(name): choice(f"site_metrics[{name!r}]", mode, ("min", "max"))
         for name, mode in value.items()
     }
+
+
+def train_settings(value: Any) -> Mapping[str, Any] | Callable[[int], Mapping[str, Any]]:
+    """Take settings for clients, or a function of the round that gives them.
+
+    Raises:
+        TypeError: They are something else.
+        LightningFLError: A setting cannot travel, or is not the user's to make.
+    """
+    if callable(value):
+        return value  # type: ignore[no-any-return]
+    if not isinstance(value, Mapping):
+        message = "`train_config` must be a dict of settings, or a function from the round to one."
+        raise TypeError(message + got(value))
+    check_settings(value, "`train_config`")
+    return dict(value)
 
 
 def callback_list(value: Any, enable_progress_bar: bool) -> list[RoundCallback]:

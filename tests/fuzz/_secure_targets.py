@@ -8,12 +8,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-from _mutations import SMALL, damage_bytes
+from _mutations import SMALL, damage_bytes, damage_json
 from _target import Target
 from flwr.app import ConfigRecord, RecordDict
 
 from lightning_fl_ext import LightningFLError
 from lightning_fl_ext.client.instruction_limits import check_step
+from lightning_fl_ext.metrics.summing import common_entries, read_sum, size_of
 from lightning_fl_ext.secure import ClientRound, Roster, ServerRound, Terms
 from lightning_fl_ext.server.screening.announcements import read_announcement, step_record
 from lightning_fl_ext.server.screening.rejection import Rejected
@@ -43,7 +44,7 @@ class Round:
             "share-key": announced[LIAR].share_key,
             "signature": b"",
             "wide": False,
-            "metrics": ["loss"],
+            "metrics": ['["mean", "train", "loss"]'],
         }
         self.server = server = ServerRound(TERMS, announced, False, ["loss"])
         self.before, self.honest, self.asked, self.liar = {}, {}, {"share": server.roster.to_dict()}, {}
@@ -159,6 +160,28 @@ def take_announcement(content):
     return announcement, names
 
 
+ENTRIES = [
+    *('["mean", "train", "loss"]', '["sum", "", "seen"]', '["name", "validate", "val_acc", "acc"]'),
+    '["states", "validate", "acc", "torchmetrics.aggregation.SumMetric", {"state value": "\\"sum\\""},'
+    ' {"value": ["float32", [2]]}]',
+]
+
+
+def make_entries(rng):
+    entries = list(ENTRIES)
+    for at in rng.sample(range(len(entries)), rng.choice((1, 1, 3))):
+        entries[at] = damage_json(entries[at].encode(), rng).decode(errors="surrogateescape")
+    return entries
+
+
+def sum_entries(entries):
+    """Sum them over two clients that say the same: what one alone says is not summed."""
+    common, _ = common_entries([entries, entries])
+    size = sum(map(size_of, common))
+    found = read_sum(common, [3] * size) if size < 10_000 else None
+    return found, [size_of(entry) for entry in entries]
+
+
 def make_request(rng):
     step = rng.choice(STEPS)
     return step, damaged(ROUND.asked[step], rng)
@@ -192,4 +215,5 @@ SECURE_TARGETS = {
     "announcements": Target(fits_a_record(make_announcement), take_announcement, (Rejected,)),
     "secure answers": Target(fits_a_record(make_answer), take_answer, (Rejected, LightningFLError)),
     "secure requests": Target(make_request, obey),
+    "sum entries": Target(make_entries, sum_entries),
 }

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_fl_ext.client.bridge.model_state import is_sharded
+from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.lightnings import lightning_name, overrides
 
 _AVERAGING = {"WeightAveraging", "StochasticWeightAveraging"}
@@ -30,6 +31,28 @@ def refuse_to_follow_averaging(bridge: Any, callbacks: list[Any]) -> None:
             f"`{name}` precedes `FlowerBridge` in `callbacks`. It copies the module before the bridge has"
             " loaded the global weights, and would bring the old ones back at the end. Put the bridge"
             f" first: `callbacks=[FlowerBridge(...), {name}(...)]`; or drop `{name}`."
+        )
+
+
+def refuse_other_weights(half: Any, submit: str, callbacks: Sequence[Any]) -> None:
+    """Refuse to hand in other weights than the last ones, where an algorithm counts on these.
+
+    Args:
+        half: The client's half of an algorithm.
+        submit: What the bridge hands in.
+        callbacks: The Trainer's callbacks.
+
+    Raises:
+        LightningFLError: The half counts on the last weights, and others would be handed in.
+    """
+    if not half.hands_in_last:
+        return
+    reason = f"`submit={submit!r}`" if submit != "last" else None
+    reason = next((f"`{type(c).__name__}`" for c in callbacks if is_averaging(c)), reason)
+    if reason:
+        raise LightningFLError(
+            f"the server's algorithm `{half.name}` counts on the weights at the end of the fit, and {reason}"
+            " hands in others. Leave it out, or use another strategy."
         )
 
 

@@ -63,6 +63,8 @@ def fingerprint(trainer: FederatedFit) -> dict[str, Any]:
     for name in ("seed", "min_accepted", "on_bad_update", "max_update_norm"):
         described[name] = getattr(trainer, name)
     described["exchange"] = repr(trainer.exchange)
+    if trainer.train_config and not callable(trainer.train_config):
+        described["train_config"] = repr(dict(sorted(trainer.train_config.items())))
     if trainer.limits != Limits():
         described["limits"] = repr(trainer.limits)
     return described

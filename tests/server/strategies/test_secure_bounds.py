@@ -96,7 +96,6 @@ ANNOUNCED = {
     "a list for a key": (config(**{"mask-key": [1, 2]}), Reason.UNDECODABLE, "secure"),
     "a number for names": (config(metrics=3), Reason.UNDECODABLE, "secure"),
     "another client's id": (config(**{"client-id": "00"}), Reason.NOT_SAMPLED, "client-id"),
-    "names that turn text round": (config(metrics=["\u202eloss"]), Reason.NAME, "\\u202eloss"),
     "a million names": (config(metrics=[f"m{i}" for i in range(10**6)]), Reason.OVER_LIMIT, "secure"),
 }
 
@@ -127,7 +126,7 @@ def test_two_that_announce_the_same_key_are_left_out_and_the_round_goes_on():
     ]
 
 
-@pytest.mark.parametrize("commitment", [None, b"", 3, [b"x" * 32]])
+@pytest.mark.parametrize("commitment", [None, b"", 3, [1, 2]])
 def test_shares_that_cannot_be_checked_are_left_out_before_anybody_masks_with_them(
     without_it, monkeypatch, commitment
 ):
