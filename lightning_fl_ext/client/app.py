@@ -199,6 +199,7 @@ def client_app(
                 around.enter_context(manager)
             personal = PersonalModel(bridge, memory(PersonalHalf.name), make) if is_personal(bridge) else None
             yield *make(kind, [bridge, *persistence]), bridge, personal
+            warn_if_seeded(seed, run_id)  # in a hook of data module or model
             for callback in persistence:
                 callback.remember_round(context)
 
@@ -221,7 +222,7 @@ def client_app(
                 refuse_without_test(module, source)
                 local.test(module, source, verbose=False)
                 return bridge.reply()
-            refuse_without_validation(module)
+            refuse_without_validation(module, source)
             warn_of_training_rows(source, read_run_id(message, context))
             local.validate(module, source, verbose=False)
             if personal:

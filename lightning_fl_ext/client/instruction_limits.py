@@ -35,8 +35,6 @@ MOST_SAMPLED = 2**17
 LONGEST_NAME = 1024
 """Most characters in the name of an array or client, and in the id of a run."""
 
-"""Most characters of a text in a secure step: an id, or what tells which numbers of a metric are summed."""
-
 MOST_AXES = 64
 """Most axes of an array, as numpy has it."""
 

@@ -35,7 +35,7 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import signed
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult, order_results
-from lightning_fl_ext.seeds import derive_seed, seeded
+from lightning_fl_ext.seeds import seeded
 from lightning_fl_ext.wire import Exchange, RoundInfo, WeightExchange
 from lightning_fl_ext.wire.algorithm_names import joined, parted
 
@@ -225,9 +225,7 @@ class FlowerBridge(FitHooks):
             >>> with FlowerBridge(client_id="site-a").seeded():
             ...     assert torch.rand(1) == first
         """
-        kind = "train" if self._message is None else self._message.metadata.message_type.split(".")[0]
-        seed = derive_seed(self._info.run_seed, self.server_round, self.client_id, kind)
-        with self._signed(), seeded(seed):
+        with self._signed(), seeded(self._seed()):
             yield
 
     def receive(self, arrays: Arrays, server_round: int = 0) -> None:

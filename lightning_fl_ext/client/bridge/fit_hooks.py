@@ -30,12 +30,13 @@ from lightning_fl_ext.client.bridge.refusals import (
     refuse_to_follow_averaging,
     refuse_zero3,
 )
-from lightning_fl_ext.client.notices import warn_once
+from lightning_fl_ext.client.notices import warn_of_known_noise, warn_once
 from lightning_fl_ext.client.results.retention import Retention
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import described, sign
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult
+from lightning_fl_ext.seeds import derive_seed
 from lightning_fl_ext.wire import Exchange, RoundInfo
 from lightning_fl_ext.wire.algorithm_names import joined
 
@@ -104,6 +105,8 @@ class FitHooks(EvaluationHooks):
         self._start(trainer, pl_module)
         self._warn_of_lost(pl_module)
         self._warn_of_schedules(trainer)
+        if self._round is not None:
+            warn_of_known_noise(trainer.optimizers, self._seed(), self._round.context.run_id)
         if self._part:
             refuse_other_weights(self._part.half, self._retention.submit, trainer.callbacks)
             names = self._global or {}
@@ -203,6 +206,11 @@ class FitHooks(EvaluationHooks):
     def _load(self, load: Callable[..., list[str]], trainer: Any, module: Any) -> None:
         if self._global is not None and not self._store.has(UPDATE):
             self.local_entries = load(trainer, module, self.exchange, self._global)
+
+    def _seed(self) -> int:
+        """What all randomness of a fit or evaluation follows from, where it is seeded."""
+        kind = "train" if self._message is None else self._message.metadata.message_type.split(".")[0]
+        return derive_seed(self._info.run_seed, self._info.server_round, self.client_id, kind)
 
     def _warn_of_lost(self, module: Any) -> None:
         """Name what is trained and then lost, if another message's fit begins without it."""

@@ -106,18 +106,26 @@ def refuse_script_launcher(trainer: Any) -> None:
         )
 
 
-def refuse_without_validation(module: Any) -> None:
-    """Refuse to evaluate a module that does not say how.
+def refuse_without_validation(module: Any, source: Any) -> None:
+    """Refuse to evaluate a module that does not say how, or on data that do not say on what.
 
     Args:
         module: A LightningModule.
+        source: Its data.
 
     Raises:
-        ValueError: It has no ``validation_step`` of its own.
+        ValueError: It has no ``validation_step`` of its own; or the data are a LightningDataModule, and
+            neither has a ``val_dataloader``.
     """
     if not overrides(module, "validation_step"):
         raise ValueError(
             f"`{type(module).__name__}` has no `validation_step`, and the server asks clients to evaluate."
+            " Write one, or have the server not ask: `fraction_evaluate=0.0` in the strategy."
+        )
+    is_data_module = lightning_name(source, "LightningDataModule") is not None
+    if is_data_module and not any(overrides(value, "val_dataloader") for value in (source, module)):
+        raise ValueError(
+            f"`{type(source).__name__}` has no `val_dataloader`, and the server asks clients to evaluate."
             " Write one, or have the server not ask: `fraction_evaluate=0.0` in the strategy."
         )
 

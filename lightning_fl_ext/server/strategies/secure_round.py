@@ -110,24 +110,23 @@ class SecureRound:
             node = reply.metadata.src_node_id
             self.nodes.append(node)
             try:
-                announcement, needs_two, entries = read_announcement(reply.content)
+                announcement, needs_two, names = read_announcement(reply.content)
                 screen_keys(announcement)
                 if announcement.client_id in found:
                     raise Rejected(Reason.DUPLICATE, "client-id", "one node of this name", "several")
             except Rejected as why:
                 outcome.left_out[node] = why
             else:
-                found[announcement.client_id] = node, announcement, needs_two, entries
+                found[announcement.client_id] = node, announcement, needs_two, names
         for client in with_repeated_keys([announcement for _, announcement, _, _ in found.values()]):
-            twice = Rejected(Reason.SECURE, "mask-key, share-key", "new keys of its own", "keys of two")
-            outcome.left_out[found.pop(client)[0]] = twice
+            outcome.left_out[found.pop(client)[0]] = Rejected(
+                Reason.SECURE, "mask-key, share-key", "new keys of its own", "keys that came twice"
+            )
         order = sorted(found)
         wide = any(needs_two for _, _, needs_two, _ in found.values())
-        metrics, odd = common_entries([entries for _, _, _, entries in found.values()])
+        metrics, odd = common_entries([names for _, _, _, names in found.values()])
         if odd:
-            warn_once(
-                "not summed, since not all clients of the round have them alike: %s", listed(sorted(odd))
-            )
+            warn_once("%s: not summed, since not all clients of the round have it alike", listed(sorted(odd)))
         self._names = {node: client for client, (node, *_) in found.items()}
         self.nodes[:] = [found[client][0] for client in order] + [
             node for node in self.nodes if node in outcome.left_out

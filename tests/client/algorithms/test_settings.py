@@ -16,6 +16,7 @@ from lightning_fl_ext import (
     RoundCallback,
     RoundCheckpoint,
     Scaffold,
+    SecureFedAvg,
     WeightExchange,
 )
 from lightning_fl_ext.server import CheckpointError
@@ -139,3 +140,10 @@ def test_a_run_goes_on_with_the_settings_it_had(tmp_path):
     run(ExactFedAvg(), app(), rounds=1, train_config={"learning-rate": 0.1}, **options)
     with pytest.raises(CheckpointError, match="train_config"):
         run(ExactFedAvg(), app(), fit={"ckpt_path": "last"}, train_config={"learning-rate": 0.2}, **options)
+
+
+def test_fedprox_goes_with_secure_aggregation():
+    told = {"train_config": {"proximal-mu": 0.3}, "rounds": 1, "clients": 3}
+    masked = run(SecureFedAvg(), app(), **told)
+    assert masked.result.digest == run(ExactFedAvg(), app(), **told).result.digest
+    assert masked.result.digest != run(ExactFedAvg(), app(), rounds=1, clients=3).result.digest

@@ -96,6 +96,7 @@ ANNOUNCED = {
     "a list for a key": (config(**{"mask-key": [1, 2]}), Reason.UNDECODABLE, "secure"),
     "a number for names": (config(metrics=3), Reason.UNDECODABLE, "secure"),
     "another client's id": (config(**{"client-id": "00"}), Reason.NOT_SAMPLED, "client-id"),
+    "names that turn text round": (config(metrics=["\u202eloss"]), Reason.NAME, "\\u202eloss"),
     "a million names": (config(metrics=[f"m{i}" for i in range(10**6)]), Reason.OVER_LIMIT, "secure"),
 }
 
