@@ -202,6 +202,10 @@ def _make_callbacks(settings: RunSettings) -> list[RoundCallback]:
         RoundLedger(settings.keep_updates, settings.sign),
         RoundCheckpoint(settings.keep_checkpoints),
     ]
+    if settings.live:
+        from lightning_fl_ext.cli.live import LiveReport
+
+        callbacks.append(LiveReport())
     if settings.patience is not None:
         callbacks.append(RoundEarlyStopping(patience=settings.patience))
     return callbacks

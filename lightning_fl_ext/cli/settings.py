@@ -156,6 +156,9 @@ class RunSettings:
     resume: bool = _setting(
         "bool", RUN, "Go on after the last round in --dir, or begin if there is none.", False
     )
+    live: bool = _setting(
+        "bool", RUN, "Write the report after each round, for a browser that stays open.", False
+    )
     keep_updates: bool = _setting(
         "bool", RUN, "Keep every client's updates, for verify --replay and for compare.", False
     )

@@ -42,7 +42,7 @@ class Tile:
     trend: str = ""
 
 
-def render_report(history: History) -> str:
+def render_report(history: History, refresh: int = 0) -> str:
     """Write a run's report.
 
     The page holds its charts as SVG and its style, follows the reader's light or dark scheme, runs no script
@@ -51,6 +51,7 @@ def render_report(history: History) -> str:
 
     Args:
         history: From :func:`~lightning_fl_ext.report.read_history`.
+        refresh: Seconds after which a browser looks at the file again; 0 for never.
 
     Returns:
         HTML; the same for the same ledger, to the byte.
@@ -61,7 +62,7 @@ def render_report(history: History) -> str:
         >>> "<h1>&lt;first&gt;</h1>" in page, "<script" in page
         (True, False)
     """
-    return render("page.html.jinja", SimpleNamespace(**_contents(history)))
+    return render("page.html.jinja", SimpleNamespace(**_contents(history), refresh=refresh))
 
 
 def render(template: str, page: SimpleNamespace) -> str:

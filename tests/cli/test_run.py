@@ -354,6 +354,23 @@ def test_the_sites_values_and_the_test_are_in_the_run(project, federate):
     assert history.rounds[-1].metrics["val_mae/worst"] == max(values)
 
 
+def test_the_report_is_written_while_the_run_goes_on(project, federate, monkeypatch):
+    from lightning_fl_ext.cli import live
+
+    pages = []
+    write = live.LiveReport._write
+
+    def watch(folder, refresh):
+        write(folder, refresh)
+        pages.append((folder / "report.html").read_text())
+
+    monkeypatch.setattr(live.LiveReport, "_write", staticmethod(watch))
+    assert federate("run", "--live").code == 0
+    assert ["1 round " in page for page in pages] == [True, False, False]
+    assert ['http-equiv="refresh"' in page for page in pages] == [True, True, False]
+    assert "all rounds are done" in pages[-1]
+
+
 def test_a_folder_that_is_a_file_is_refused(project, federate):
     (project / "taken").write_text("")
     done = federate("taken")
