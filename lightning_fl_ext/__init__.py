@@ -66,7 +66,9 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server import RoundProgressBar as RoundProgressBar
     from lightning_fl_ext.server import Scaffold as Scaffold
     from lightning_fl_ext.server import SecureFedAvg as SecureFedAvg
+    from lightning_fl_ext.server import export_model as export_model
     from lightning_fl_ext.server import replay_ledger as replay_ledger
+    from lightning_fl_ext.server import restore_model as restore_model
     from lightning_fl_ext.server import server_app as server_app
     from lightning_fl_ext.server import verify_ledger as verify_ledger
     from lightning_fl_ext.wire import MaskExchange as MaskExchange
@@ -133,6 +135,8 @@ _HOME = {
     "write_site_keys": "secure",
     "verify_ledger": "server",
     "replay_ledger": "server",
+    "export_model": "server",
+    "restore_model": "server",
     "pack_metrics": "metrics",
     "merge_metrics": "metrics",
 }

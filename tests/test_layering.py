@@ -51,7 +51,7 @@ ROOMS = {
         "record": {"screening"},
         "result": {"record", "screening"},
         "fit": {"record", "result", "screening"},
-        "metrics": {"screening"},
+        "metrics": {"record", "screening"},
         "strategies": {"metrics", "screening"},
         "durability": {"fit", "record", "screening"},
         "settings": {"fit", "record"},
@@ -64,6 +64,7 @@ ROOMS = {
             *("callbacks", "durability", "metrics", "record", "reporting", "result", "rounds"),
             *("screening", "strategies", "trainer_arguments"),
         },
+        "export": {"durability", "trainer_arguments"},
         "app": {"trainer"},
     },
     "client": {

@@ -23,11 +23,12 @@ from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.bridge.refusals import (
     refuse_other_data,
     refuse_script_launcher,
+    refuse_without_test,
     refuse_without_validation,
 )
 from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.client.identity import client_id
-from lightning_fl_ext.client.messages import query_reply, read_run_id, read_seed
+from lightning_fl_ext.client.messages import query_reply, read_run_id, read_seed, read_stage
 from lightning_fl_ext.client.notices import warn_if_seeded, warn_of_training_rows
 from lightning_fl_ext.client.persistence.algorithm_states import FolderMemory
 from lightning_fl_ext.client.persistence.callback import StatePersistence
@@ -56,6 +57,7 @@ def client_app(
     allow_example_states: tuple[str, ...] = (),
     exclude_metrics: tuple[str, ...] = (),
     min_examples: int = 0,
+    share_metrics: bool = True,
     num_threads: int | None = None,
     keep_optimizer: bool | str | os.PathLike[str] = False,
     batch_size: Callable[[Any], int] | None = None,
@@ -75,7 +77,8 @@ def client_app(
         model: Makes the LightningModule: its class, or a function.
         data: Gives the client's data: from the ``Context`` to a LightningDataModule or a train DataLoader.
             An evaluation runs ``Trainer.validate`` on the same object: on the rows of the training, if it is
-            a loader.
+            a loader. The test of the final model, if the server asks for it, runs ``Trainer.test`` on a
+            LightningDataModule.
         trainer: Arguments for the Trainer, which is that of the module's own Lightning
             (``lightning.pytorch`` or ``pytorch_lightning``), or a function that gives them. Callbacks and
             loggers among them are copied for every fit. Default: one epoch. Progress bar, logger,
@@ -89,6 +92,7 @@ def client_app(
         allow_example_states: See :class:`FlowerBridge`.
         exclude_metrics: See :class:`FlowerBridge`.
         min_examples: See :class:`FlowerBridge`.
+        share_metrics: See :class:`FlowerBridge`.
         num_threads: Torch's threads on the processor during a fit. Large sums come out otherwise on another
             number of threads, and engines give clients different numbers: name one to have the same bytes on
             all of them. Default: as many as the engine gives.
@@ -138,6 +142,7 @@ def client_app(
         "allow_example_states": allow_example_states,
         "exclude_metrics": exclude_metrics,
         "min_examples": min_examples,
+        "share_metrics": share_metrics,
         "batch_size": batch_size,
     }
     halves: tuple[type[ClientAlgorithm], ...] = (PersonalHalf, *check_halves(algorithms))
@@ -213,6 +218,10 @@ def client_app(
     @app.evaluate(mods=plain)
     def evaluate(message: Message, context: Context) -> Message:
         with run(message, context) as (local, module, source, bridge, personal):
+            if read_stage(message) == "test":
+                refuse_without_test(module, source)
+                local.test(module, source, verbose=False)
+                return bridge.reply()
             refuse_without_validation(module, source)
             warn_of_training_rows(source, read_run_id(message, context))
             local.validate(module, source, verbose=False)

@@ -80,6 +80,13 @@ def name(key: str, value: Any) -> str:
     return text
 
 
+def choice(key: str, value: Any, known: tuple[str, ...]) -> str:
+    """Take one of several texts."""
+    if not isinstance(value, str) or value not in known:
+        raise _refused(f"config `{key}`", f"one of {', '.join(known)}", value)
+    return value
+
+
 def names(key: str, value: Any) -> tuple[str, ...]:
     """Take a list of different names."""
     what = f"config `{key}`"

@@ -13,6 +13,7 @@ from lightning_fl_ext.client.instruction_limits import (
     InstructionError,
     bounded_integer,
     check_arrays,
+    choice,
     flag,
     name,
     names,
@@ -20,7 +21,7 @@ from lightning_fl_ext.client.instruction_limits import (
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import described
-from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
+from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGE
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire import Exchange, RoundInfo, from_record, to_record
@@ -114,6 +115,15 @@ def read_max_rounds(message: Message) -> int:
         InstructionError: It is no such number.
     """
     return bounded_integer("max-rounds", _config(message, "max-rounds", 0), MOST_ROUND)
+
+
+def read_stage(message: Message) -> str:
+    """Read which stage an evaluation is of, ``"validate"`` or ``"test"``; the first if the server is silent.
+
+    Raises:
+        InstructionError: It is another.
+    """
+    return choice(STAGE, _config(message, STAGE, "validate"), ("validate", "test"))
 
 
 def read_settings(message: Message) -> dict[str, object]:

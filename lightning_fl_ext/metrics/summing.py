@@ -72,13 +72,21 @@ def summable(
     of_metrics = {name for stage in stages.values() for name in stage.names}
     found = dict(_of_states(stages))
     for name, value in values.items():
-        stage, (reduction, weight) = logged.get(name, ("", (MEAN, examples)))
+        stage, (reduction, weight, _) = logged.get(name, ("", Scalar(MEAN, examples)))
         if name in of_metrics or not isinstance(value, int | float) or not math.isfinite(value):
             continue
         if reduction == MEAN and weight:
             found[_entry(MEAN, stage, name)] = [round(Fraction(value) * weight * QUANTA), weight]
         elif reduction == TOTAL:
             found[_entry(TOTAL, stage, name)] = [round(Fraction(value) * QUANTA)]
+    for name, (stage, scalar) in logged.items():
+        if scalar.total is None or name in of_metrics or name in values:
+            continue
+        added = round(Fraction(scalar.total) * QUANTA)  # of a client that does not tell the number itself
+        if scalar.reduction == MEAN and scalar.num_examples:
+            found[_entry(MEAN, stage, name)] = [added, scalar.num_examples]
+        elif scalar.reduction == TOTAL:
+            found[_entry(TOTAL, stage, name)] = [added]
     fitting = {
         entry
         for entry, numbers in found.items()

@@ -23,9 +23,13 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server.durability.ledger import ReplayError as ReplayError
     from lightning_fl_ext.server.durability.ledger import replay_ledger as replay_ledger
     from lightning_fl_ext.server.durability.ledger import verify_ledger as verify_ledger
+    from lightning_fl_ext.server.durability.lightning_checkpoint import ExportError as ExportError
     from lightning_fl_ext.server.durability.signing import KeyFileError as KeyFileError
     from lightning_fl_ext.server.durability.signing import make_keys as make_keys
+    from lightning_fl_ext.server.export import export_model as export_model
+    from lightning_fl_ext.server.export import restore_model as restore_model
     from lightning_fl_ext.server.record import RoundRecord as RoundRecord
+    from lightning_fl_ext.server.record import SiteEvaluation as SiteEvaluation
     from lightning_fl_ext.server.result import FederatedResult as FederatedResult
     from lightning_fl_ext.server.screening.limits import Limits as Limits
     from lightning_fl_ext.server.screening.rejection import BadUpdateError as BadUpdateError
@@ -61,6 +65,7 @@ _HOME = {
     "CallbackError": "callbacks.base",
     "CheckpointError": "durability.checkpoint",
     "ExactFedAvg": "strategies",
+    "ExportError": "durability.lightning_checkpoint",
     "ExactFedAdagrad": "strategies",
     "ExactFedAdam": "strategies",
     "ExactFedAvgM": "strategies",
@@ -84,6 +89,9 @@ _HOME = {
     "RoundProgressBar": "callbacks",
     "RoundRecord": "record",
     "SecureFedAvg": "strategies",
+    "SiteEvaluation": "record",
+    "export_model": "export",
+    "restore_model": "export",
     "make_keys": "durability.signing",
     "replay_ledger": "durability.ledger",
     "server_app": "app",

@@ -31,6 +31,7 @@ class FederatedFit(Protocol):
     on_bad_update: str
     max_update_norm: float | None
     limits: Limits
+    site_metrics: dict[str, str]
     average_metrics: tuple[str, ...]
     train_config: Mapping[str, Any] | Callable[[int], Mapping[str, Any]]
     round_timeout: float | None

@@ -11,7 +11,7 @@ import torch
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 
-from lightning_fl_ext.arguments import got, kind_of
+from lightning_fl_ext.arguments import choice, got, kind_of, metric_name
 from lightning_fl_ext.server.callbacks import RoundCallback, RoundCheckpoint, RoundLedger, RoundProgressBar
 from lightning_fl_ext.server.screening.limits import Limits
 from lightning_fl_ext.server.settings import check_settings
@@ -57,6 +57,21 @@ def limits_object(value: Any) -> Limits:
     if not isinstance(value, Limits):
         raise TypeError("`limits` must be a `Limits`, such as `Limits(metrics=5000)`." + got(value))
     return value
+
+
+def site_modes(value: Any) -> dict[str, str]:
+    """Take metrics to tell across sites, each with its mode.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: A mode is not ``"min"`` or ``"max"``.
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError("`site_metrics` must be a dict such as `{'val_f1': 'max'}`." + got(value))
+    return {
+        metric_name(name): choice(f"site_metrics[{name!r}]", mode, ("min", "max"))
+        for name, mode in value.items()
+    }
 
 
 def train_settings(value: Any) -> Mapping[str, Any] | Callable[[int], Mapping[str, Any]]:

@@ -74,6 +74,9 @@ class FlowerBridge(FitHooks):
             which neither states nor values leave the client.
         min_examples: If the server pools metrics: with fewer examples in a stage, neither the states nor the
             values of its metrics leave the client.
+        share_metrics: Whether the client tells the values of its own metrics. With False its replies hold
+            none: metric states, and the sums and counts of plain numbers, go into the pooled values and
+            nothing else. A server that does not pool metrics then gets none.
 
     Attributes:
         local_entries: Names of the module's state-dict entries that what was received left alone. What
@@ -121,6 +124,7 @@ class FlowerBridge(FitHooks):
         allow_example_states: tuple[str, ...] = (),
         exclude_metrics: tuple[str, ...] = (),
         min_examples: int = 0,
+        share_metrics: bool = True,
     ) -> None:
         self.submit = submit
         if batch_size is not None and not callable(batch_size):
@@ -137,7 +141,7 @@ class FlowerBridge(FitHooks):
         self.exchange = exchange or WeightExchange()
         self.client_id = client_id
         self._info = RoundInfo(client_id=client_id)
-        self._metrics = MetricCollector(allow_example_states, exclude_metrics, min_examples)
+        self._metrics = MetricCollector(allow_example_states, exclude_metrics, min_examples, share_metrics)
         self._retention = Retention(keep, submit, monitor, mode)
         self._store = ResultStore(spool_dir, owner=f"client `{client_id}`" if client_id else "this client")
         self._global: Arrays | None = None
@@ -303,7 +307,9 @@ class FlowerBridge(FitHooks):
                 outcome = replace(outcome, arrays=joined(weights, extras))
             if self._part is not None and self._part.half.keeps:
                 self._part.keep(self.server_round, self._store.get(KEPT).arrays)
-            outcome = replace(outcome, metrics={**outcome.metrics, **self.personal_metrics})
+            outcome = replace(
+                outcome, metrics={**outcome.metrics, **self._metrics.told(self.personal_metrics)}
+            )
             held = (s for s in STAGES if self._store.has(s))
             stages = {s: self._store.get(s).arrays[METRIC_STATES].tobytes() for s in held}
             return outcome_reply(self._message, outcome, stages, self.exchange.coded)

@@ -256,7 +256,7 @@ class FitHooks(EvaluationHooks):
     def _hold(
         self, trainer: Any, kind: str, arrays: Arrays, num_examples: int, counts: Mapping[str, int]
     ) -> None:
-        metrics = {k: v for k, v in _scalars(trainer).items() if k not in self._metrics.withheld}
+        metrics = self._metrics.told(_scalars(trainer))
         if not trainer.is_global_zero:
             return
         outcome = ClientUpdate(

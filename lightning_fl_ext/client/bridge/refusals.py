@@ -130,6 +130,28 @@ def refuse_without_validation(module: Any, source: Any) -> None:
         )
 
 
+def refuse_without_test(module: Any, source: Any) -> None:
+    """Refuse to test a module that does not say how, or on data that it was trained on.
+
+    Args:
+        module: A LightningModule.
+        source: The client's data.
+
+    Raises:
+        ValueError: The module has no ``test_step`` of its own, or the data no ``test_dataloader``.
+    """
+    if not overrides(module, "test_step"):
+        raise ValueError(
+            f"`{type(module).__name__}` has no `test_step`, and the server asks clients to test the final"
+            " model. Write one, or have the server not ask: leave `test` out."
+        )
+    if lightning_name(source, "LightningDataModule") is None or not overrides(source, "test_dataloader"):
+        raise ValueError(
+            f"`data` gives {type(source).__name__}, which has no `test_dataloader`, and the server asks"
+            " clients to test the final model. Return a LightningDataModule that has one."
+        )
+
+
 def refuse_to_keep_shards(trainer: Any) -> None:
     """Refuse to keep an optimizer whose state is spread over processes or machines.
 

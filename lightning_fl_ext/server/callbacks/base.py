@@ -45,8 +45,8 @@ class RoundCallback:
     def on_reply(self, trainer: FederatedFit, reply: ClientUpdate | Rejection | None) -> None:
         """Called for each reply to a training message, as it arrives; None where no update is seen."""
 
-    def on_evaluation_reply(self, trainer: FederatedFit, reply: ClientUpdate | Rejection) -> None:
-        """Called for each reply to an evaluation, as it arrives: the site's metrics, without arrays."""
+    def on_evaluation_reply(self, trainer: FederatedFit, reply: ClientUpdate | Rejection | None) -> None:
+        """Called for each reply to an evaluation, the site's metrics; None where they are not seen."""
 
     def on_replies(self, trainer: FederatedFit) -> None:
         """Called when no more replies are awaited, and the global weights are what they will be."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,15 @@ from lightning_fl_ext.aggregation.conform import conform
 from lightning_fl_ext.engines import OrderedGrid
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import described
+from lightning_fl_ext.metric_names import ACROSS_SITES
 from lightning_fl_ext.metrics.computed_values import copy_metrics
 from lightning_fl_ext.metrics.discovery import named_metrics, require_known
+from lightning_fl_ext.metrics.stage_metrics import STAGE
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics, common_metrics
 from lightning_fl_ext.server.metrics.names import owned_by_server, told_by_half, without_owned
 from lightning_fl_ext.server.metrics.pooled_sum import pool_sum
+from lightning_fl_ext.server.metrics.sites import across_sites, keep_sites
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.rounds.clients import Clients
 from lightning_fl_ext.server.rounds.flower_dtypes import align_replies, to_flower_dtypes
@@ -83,6 +87,7 @@ class StrategyDriver:
         except ValueError as error:
             raise LightningFLError(str(error)) from None
         names = {name for callback in trainer.callbacks for name in callback.metric_names}
+        names |= {f"{name}/{what}" for name in trainer.site_metrics for what in ACROSS_SITES}
         self._owned = owned_by_server(names, except_for=(self.calls.count_key,))
         self._earlier: set[str] = set()
         self.validated_in_fits: set[str] = set()
@@ -156,29 +161,32 @@ class StrategyDriver:
             sum_digest=outcome.digest if outcome and not void else "",
         )
 
-    def evaluate(self, server_round: int, arrays: Arrays) -> tuple[dict[str, float], list[Rejection]]:
+    def evaluate(self, server_round: int, arrays: Arrays, stage: str = "validate") -> RoundRecord:
         """Have clients evaluate.
 
         Args:
             server_round: The current round; 0 outside a fit.
             arrays: The global weights.
+            stage: ``"validate"``, or ``"test"``, which all clients are asked for.
 
         Returns:
-            Metrics by name, and what was left out.
+            What came of it: who was asked, metrics, sites, and what was left out.
 
         Raises:
             NotEnoughClientsError: Too few clients are connected, or none answers.
+            LightningFLError: All clients failed, in round 0 or in a test.
         """
-        if self.calls.asks_to_evaluate:
-            wait_for_clients(self.grid, self.trainer.strategy, self.trainer.round_timeout)
         screen = screen_announcement if self.calls.secure else screen_evaluate_reply
-        messages = self._send("evaluate", server_round, arrays, screen)
+        with self.calls.asking_all() if stage == "test" else nullcontext():
+            if self.calls.asks_to_evaluate:
+                wait_for_clients(self.grid, self.trainer.strategy, self.trainer.round_timeout)
+            messages = self._send("evaluate", server_round, arrays, screen, stage)
         if not messages.outgoing:
-            return {}, []
+            return RoundRecord(server_round)
         replies = messages.collect()
         summaries = {client: update for client, _, update in replies}
-        if server_round == 0:
-            self._refuse_if_all_failed(messages, summaries)
+        if server_round == 0 or stage == "test":
+            self._refuse_if_all_failed(messages, summaries, anew=True)
         accepted = [reply for _, reply, _ in replies]
         if not self.calls.secure:
             align_replies(accepted, self._shared_metrics(summaries))
@@ -187,7 +195,16 @@ class StrategyDriver:
         if self.calls.secure:
             outcome, summaries, metrics = self._take_outcome(messages, summaries, metrics)
         measured, left_out = self._measure(messages, summaries, metrics, outcome)
-        return measured, messages.rejected + left_out
+        modes = self.trainer.site_metrics
+        told = {} if self.calls.secure else summaries  # under masks there is nothing of a single site
+        sites = keep_sites(told, measured, modes, self.trainer.limits.site_metrics)
+        return RoundRecord(
+            server_round,
+            sampled=tuple(messages.sampled),
+            rejected=tuple(messages.rejected + left_out),
+            metrics=measured | across_sites(sites, modes),
+            sites=sites,
+        )
 
     def _send(
         self,
@@ -195,11 +212,14 @@ class StrategyDriver:
         server_round: int,
         arrays: Arrays,
         screen: Callable[[Message, str, int, ValueLimits, Arrays], ClientUpdate],
+        stage: str = "validate",
     ) -> RoundMessages:
         record = to_record(arrays)
         given = record if self.calls.reads_every_dtype else to_flower_dtypes(record)
         seed = self.trainer.seed
         config = round_config(self.trainer, phase, server_round, self._call_hook, self.calls.secure)
+        if stage != "validate":
+            config[STAGE] = stage
         outgoing = self.calls.call(f"configure_{phase}", server_round, given, config, self.grid)
         sampled = tuple(sorted(self.clients[m.metadata.dst_node_id] for m in outgoing))
         codec = PayloadCodec(self.trainer.exchange, arrays, RoundInfo(seed, server_round, "", sampled))
@@ -219,11 +239,9 @@ class StrategyDriver:
             return read
 
         def tell(reply: ClientUpdate | Rejection) -> None:
-            if phase == "evaluate":
-                self._call_hook("on_evaluation_reply", reply)
-            else:
-                unseen = self.calls.secure and isinstance(reply, ClientUpdate)
-                self._call_hook("on_reply", None if unseen else reply)
+            unseen = self.calls.secure and isinstance(reply, ClientUpdate)
+            hook = "on_evaluation_reply" if phase == "evaluate" else "on_reply"
+            self._call_hook(hook, None if unseen else reply)
 
         messages = RoundMessages(
             self.grid,
@@ -279,15 +297,18 @@ class StrategyDriver:
                 " `min_train_nodes`), or lower `min_accepted`."
             )
 
-    def _refuse_if_all_failed(self, messages: RoundMessages, accepted: Collection[str]) -> None:
+    def _refuse_if_all_failed(
+        self, messages: RoundMessages, accepted: Collection[str], anew: bool = False
+    ) -> None:
         """Raise if the clients' own code fails on all of them, and no round before shows that it can work."""
         failed = [r for r in messages.rejected if r.reason is Reason.CLIENT_ERROR]
         others = [r for r in messages.rejected if r.reason not in (Reason.CLIENT_ERROR, Reason.IDLE)]
-        worked = accepted or self._has_worked
+        worked = accepted or (self._has_worked and not anew)
         if failed and not others and not worked:
             asked = "asked" if len(failed) == len(messages.outgoing) else "with examples"
+            when = "" if anew and self._has_worked else ", before any round has worked"
             raise LightningFLError(
-                f"all {len(failed)} clients {asked} failed, before any round has worked. One of them:"
+                f"all {len(failed)} clients {asked} failed{when}. One of them:"
                 f" {min(failed, key=lambda r: r.client_id)}"
             )
 

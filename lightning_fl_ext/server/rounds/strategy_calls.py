@@ -83,6 +83,20 @@ class StrategyCalls:
         """Whether it ever asks clients to evaluate."""
         return getattr(innermost(self.strategy), "fraction_evaluate", None) != 0.0
 
+    @contextmanager
+    def asking_all(self) -> Iterator[None]:
+        """Have it ask all clients to evaluate, whatever share of them it asks otherwise."""
+        strategy: Any = innermost(self.strategy)
+        share = getattr(strategy, "fraction_evaluate", None)
+        if share is None:
+            yield
+            return
+        strategy.fraction_evaluate = 1.0
+        try:
+            yield
+        finally:
+            strategy.fraction_evaluate = share
+
     def metrics_function(self, phase: str) -> Callable[..., Any] | None:
         """Give its function from the clients' metrics to a round's.
 
