@@ -60,7 +60,7 @@ engines: $(READY)  ## Train one federation on every engine, and compare the dige
 
 faults: $(READY)  ## Break real federations in every way that docs/faults.md lists, and follow docs/deployment.md
 	$(BIN)/python -m pytest -n 2 -m engines tests/engines/test_faults.py tests/engines/test_slow_faults.py \
-	    tests/engines/test_guide.py
+	    tests/engines/test_guide.py tests/engines/test_secure_faults.py
 
 ecosystem: $(ECOSYSTEM)/.ready  ## Federate modules of other libraries, in an environment of their own; or ONLY=timm
 	@$(ECOSYSTEM)/bin/python -m ecosystem $(ONLY)

@@ -154,6 +154,8 @@ def check(
                     raise CheckFailed(str(error)) from error
             if witness.errors:
                 raise CheckFailed(f"a client failed:\n{witness.errors[0]}")
+            if rejected := [rejection for record in trainer.rounds for rejection in record.rejected]:
+                raise CheckFailed(f"left out: {rejected[0]}")
             return trainer.result.digest if trainer.result else ""
 
         whole = Witness()

@@ -3,8 +3,8 @@ r"""What an exception says where its traceback is not: its type, its words, and 
 That line is of the innermost frame outside of Python, of installed packages and of this package: not the
 line in torch where two shapes did not fit, but the one that called it.
 
-A client's exception reaches a server as text. Flower's SuperNodes and simulation send type and message alone,
-so a client writes the line, and its id, at the message's end; a traceback tells the line itself.
+A client's exception reaches a server as text. Flower's SuperNodes send type and message alone, its simulation
+the message, so a client writes type, line and its id at the message's end; a traceback tells the line itself.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from lightning_fl_ext.text import shown
 
 _HERE = Path(__file__).parent
 _INSTALLED = re.compile(r"/(?:site|dist)-packages/|/lib/python3|/python3\d*/lib/|\A<", re.IGNORECASE)
-_FRAME = re.compile(r'^ *File "(?P<file>[^"\n]+)", line (?P<line>\d+)', re.MULTILINE)
+_FRAME = re.compile(r'^ *File "(?P<file>[^"\n]+)", line (?P<line>\d{1,9})', re.MULTILINE)
 _ORIGIN = re.compile(
-    r"(?:; | )?\((?:(?P<place>[^()`;]+:\d+); )?client `(?P<client>[^`]+)`\)(?P<quote>['\"]?)\Z"
+    r"(?:; | )?\((?P<kind>\w+)(?: at (?P<place>[^()`;]+:\d+))?; client `(?P<client>[^`]+)`\)"
+    r"(?P<quote>['\"]?)\Z"
 )
+_BY_RAY = re.compile(r"\A(?:[\w.]*ClientAppException: )?Exception ClientAppException occurred\. Message: ")
 _WITHOUT_TRACE = re.compile(r"\A<class '(?P<type>[^']+)'>:<'(?P<words>.*)'>\Z", re.DOTALL)
 
 
@@ -87,16 +89,18 @@ def sign(error: BaseException, client_id: str) -> None:
         >>> error = ValueError("one")
         >>> sign(error, "site-a"); sign(error, "site-a")
         >>> error
-        ValueError('one (client `site-a`)')
+        ValueError('one (ValueError; client `site-a`)')
     """
     if not isinstance(error, Exception) or _ORIGIN.search(_told(error)):
         return
     place, known = own_line(error), shown(client_id) == client_id and "`" not in client_id
-    parts = [place] if place and place not in str(error) else []
-    parts += [f"client `{client_id}`"] if client_id and known else []
-    if not parts:
+    place = "" if place in str(error) else place
+    if client_id and known:
+        origin = f"({type(error).__name__}{f' at {place}' if place else ''}; client `{client_id}`)"
+    elif place:
+        origin = f"({place})"
+    else:
         return
-    origin = f"({'; '.join(parts)})"
     plain = type(error).__str__ in (BaseException.__str__, KeyError.__str__)
     text = error.args[0] if error.args else ""
     if plain and len(error.args) <= 1 and isinstance(text, str):
@@ -116,7 +120,7 @@ def read_failure(text: str) -> Failure:
         >>> trace = ['Traceback:', '  File "fit.py", line 7, in f', '    x()', 'ValueError: one', '  two']
         >>> print(read_failure(chr(10).join(trace)))
         ValueError: one; two (fit.py:7)
-        >>> read_failure("<class 'ValueError'>:<'one (fit.py:7; client `site-a`)'>")
+        >>> read_failure("<class 'ValueError'>:<'one (ValueError at fit.py:7; client `site-a`)'>")
         Failure(words='ValueError: one', place='fit.py:7', client_id='site-a')
     """
     text = _WITHOUT_TRACE.sub(r"\g<type>: \g<words>", text)
@@ -128,6 +132,7 @@ def read_failure(text: str) -> Failure:
     place = _own(_frames_in(text))
     if origin := _ORIGIN.search(words):
         words = words[: origin.start()].rstrip(": ") + origin["quote"]
+        words = _BY_RAY.sub(f"{origin['kind']}: ", words)
         return Failure(words, origin["place"] or place, origin["client"])
     return Failure(words, place)
 

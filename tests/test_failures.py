@@ -55,11 +55,16 @@ def as_flower_sends(error):
     return f"{type(error)}:<'{error}'>"
 
 
+def as_the_simulation_sends(error):
+    kind = "flwr.clientapp.client_app.ClientAppException"
+    return f"<class '{kind}'>:<'\nException ClientAppException occurred. Message: {error}'>"
+
+
 def as_a_traceback(error):
     return "".join(traceback.format_exception(error))
 
 
-@pytest.mark.parametrize("send", [as_flower_sends, as_a_traceback])
+@pytest.mark.parametrize("send", [as_flower_sends, as_the_simulation_sends, as_a_traceback])
 @pytest.mark.parametrize(
     ("function", "line", "words"),
     [
@@ -80,7 +85,7 @@ def test_a_signed_exception_keeps_its_type_and_is_signed_once():
     error = KeyError("age")
     for _ in range(2):
         sign(error, "site-a")
-    assert (type(error), str(error)) == (KeyError, "'age (client `site-a`)'")
+    assert (type(error), str(error)) == (KeyError, "'age (KeyError; client `site-a`)'")
     assert read_failure(as_flower_sends(error)).words == "KeyError: 'age'"
 
 

@@ -2,5 +2,24 @@
 
 from lightning_fl_ext.aggregation.errors import AggregationOverflow, InvalidUpdate
 from lightning_fl_ext.aggregation.exact import ExactMean, exact_mean
+from lightning_fl_ext.aggregation.robust import (
+    CentredClipping,
+    CoordinateMedian,
+    GeometricMedian,
+    KrumSelection,
+    RobustRule,
+    TrimmedMean,
+)
 
-__all__ = ["AggregationOverflow", "ExactMean", "InvalidUpdate", "exact_mean"]
+__all__ = [
+    "AggregationOverflow",
+    "CentredClipping",
+    "CoordinateMedian",
+    "ExactMean",
+    "GeometricMedian",
+    "InvalidUpdate",
+    "KrumSelection",
+    "RobustRule",
+    "TrimmedMean",
+    "exact_mean",
+]

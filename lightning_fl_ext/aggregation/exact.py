@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lightning_fl_ext.aggregation.errors import AggregationOverflow, InvalidUpdate
 from lightning_fl_ext.aggregation.float_sums import FloatSums
 from lightning_fl_ext.aggregation.integer_sum import IntegerSum
-from lightning_fl_ext.aggregation.structure import INTEGERS, Arrays, Entry, check_update, structure_of
+from lightning_fl_ext.aggregation.structure import INTEGERS, PARTS, Arrays, Entry, check_update, structure_of
 from lightning_fl_ext.errors import LightningFLError
 
 MAX_UPDATES = 2**17
@@ -140,6 +140,31 @@ class ExactMean:
         self._floats.mean(self._total_weight, means)
         return self._with_integers(means, self._integers, self._total_weight)
 
+    def wide_result(self, wide: Collection[str]) -> dict[str, NDArray[Any]]:
+        """Return the mean with some arrays in float64 or complex128, for small differences to the model.
+
+        Args:
+            wide: Names of floating or complex arrays. The others have the global model's dtypes.
+
+        Raises:
+            LightningFLError: If nothing was added.
+
+        Example:
+            >>> import numpy as np
+            >>> mean = ExactMean({"w": np.zeros(1, np.float16)})
+            >>> mean.add_many([({"w": np.array([w], np.float16)}, 1) for w in (1, 1, 1.001)])
+            >>> mean.wide_result(["w"])["w"] - mean.result()["w"]
+            array([0.00032552])
+        """
+        if not self._num_updates:
+            raise LightningFLError(_NO_UPDATES)
+        means = {
+            name: np.empty(entry.shape, _wide(entry.dtype) if name in wide else entry.dtype)
+            for name, entry in self._structure.items()
+        }
+        self._floats.mean(self._total_weight, means)
+        return self._with_integers(means, self._integers, self._total_weight)
+
     def _checked(self, updates: Iterable[tuple[Arrays, int]]) -> list[tuple[Arrays, int]]:
         updates = list(updates)
         for i, (arrays, weight) in enumerate(updates):
@@ -210,6 +235,10 @@ def exact_mean(
     integers, means = mean._integers_with(updates), mean._to_write(out)
     mean._floats.mean_of(updates, total_weight, means)
     return mean._with_integers(means, integers, total_weight)
+
+
+def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(np.complex128 if dtype in PARTS else np.float64)
 
 
 def _can_take(array: NDArray[Any] | None, entry: Entry) -> bool:

@@ -105,9 +105,13 @@ class FloatSums:
         """Of each array, a bound on the sum of weight times largest magnitude."""
         return self._bounds
 
-    def words(self) -> tuple[Int64, Int64]:
-        """Give both words of all sums, which add up to those of all terms, each by itself modulo 2^64."""
-        return self._total, self._total >> SHIFT if self._high is None else self._high
+    def words(self) -> Int64:
+        """Give the first word of all sums; that of all terms is their sum modulo 2^64."""
+        return self._total
+
+    def second_words(self) -> Int64:
+        """Give the second word of all sums, which adds up by itself as well."""
+        return self._total >> SHIFT if self._high is None else self._high
 
     def set_words(self, total: Int64, high: Int64 | None) -> None:
         """Take sums of what :meth:`words` gave; without the second word they must fit 64 bits.
@@ -121,7 +125,7 @@ class FloatSums:
         self._total, self._high = total, high
 
     def mean(self, count: int, out: Arrays) -> None:
-        """Divide by ``count``, rounding once to each array's dtype, and write to ``out``."""
+        """Divide by ``count``, rounding once to the dtype of each array to write to, and write to ``out``."""
         means = self._flat_views(out)
 
         def divide(blocks: Sequence[_Block]) -> None:
@@ -167,7 +171,7 @@ class FloatSums:
         ]
 
     def _flat_views(self, out: Arrays) -> dict[str, Array]:
-        return {name: out[name].reshape(-1).view(_part(entry.dtype)) for name, entry in self._entries.items()}
+        return {name: out[name].reshape(-1).view(_part(out[name].dtype)) for name in self._entries}
 
     def _add(self, flats: _FlatUpdates, journal: _Journal) -> None:
         """Add updates, writing down for every block the magnitudes seen so far."""

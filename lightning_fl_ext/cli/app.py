@@ -15,10 +15,12 @@ from rich.text import Text
 
 from lightning_fl_ext.cli.compare import compare
 from lightning_fl_ext.cli.errors import WRONG_INPUT
+from lightning_fl_ext.cli.export import export
 from lightning_fl_ext.cli.key import key
 from lightning_fl_ext.cli.new import new
 from lightning_fl_ext.cli.run import run
 from lightning_fl_ext.cli.show import show
+from lightning_fl_ext.cli.sweep import sweep
 from lightning_fl_ext.cli.verify import verify
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.text import shown
@@ -32,9 +34,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (run, show, verify, compare, key, new):
+for command in (run, sweep, show, export, verify, compare, key, new):
     paragraphs = inspect.getdoc(command) or ""
-    app.command(help=re.sub(r"(?<!\n)\n(?!\n)", " ", paragraphs))(command)
+    passed_on = {"allow_extra_args": True, "ignore_unknown_options": True} if command is sweep else {}
+    app.command(context_settings=passed_on, help=re.sub(r"(?<!\n)\n(?!\n)", " ", paragraphs))(command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from lightning_fl_ext.errors import LightningFLError
@@ -16,20 +17,22 @@ class WrongInput(LightningFLError):
 
 
 @contextmanager
-def refusing(what: str) -> Iterator[None]:
+def refusing(what: str, names: Mapping[str, str] | None = None) -> Iterator[None]:
     """Turn the complaint of a constructor about its arguments into wrong input.
 
     Args:
-        what: Where the arguments come from; the message starts with it.
+        what: Where the arguments come from; the message starts with it if it names none of ``names``.
+        names: By an argument's name, what it is called on the command line.
 
     Example:
-        >>> with refusing("`--client-option`"):
+        >>> with refusing("`--client-option`", {"submit": "--client-option submit"}):
         ...     raise ValueError("`submit` must be 'last'. Got 'first'.")
         Traceback (most recent call last):
         ...
-        lightning_fl_ext.cli.errors.WrongInput: `--client-option`: `submit` must be 'last'. Got 'first'.
+        lightning_fl_ext.cli.errors.WrongInput: `--client-option submit` must be 'last'. Got 'first'.
     """
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise WrongInput(f"{what}: {error}") from error
+        said = re.sub(r"`(\w+)`", lambda found: f"`{(names or {}).get(found[1], found[1])}`", str(error))
+        raise WrongInput(said if said != str(error) else f"{what}: {said}") from error

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from lightning_fl_ext.cli.errors import WrongInput, refusing
 from lightning_fl_ext.cli.objects import load_object
-from lightning_fl_ext.cli.settings import RunSettings
+from lightning_fl_ext.cli.settings import SETTINGS, RunSettings, flag_of
 from lightning_fl_ext.client import client_app
 from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.lightnings import lightning_name, overrides
@@ -67,14 +67,16 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
     """
     if settings.clients < 1:
         raise WrongInput(f"`--clients` must be at least 1. Got {settings.clients}.")
-    model = _load_model(settings)
+    model = load_model(settings)
     strategy = make_strategy(settings, has_validation=overrides(model(), "validation_step"))
-    exchange = _make_exchange(settings, strategy)
+    exchange = make_exchange(settings, strategy)
     batch_size = load_object(settings.batch_size, "`--batch-size`") if settings.batch_size else None
     if batch_size is not None and not callable(batch_size):
         raise WrongInput(f"`--batch-size`: `{settings.batch_size}` must be a function of a batch.")
     insisting: dict[str, Any] = {"secure": "required"} if isinstance(strategy, SecureFedAvg) else {}
-    with refusing("`--client-option` or `--trainer-option`"):
+    given = {name: f"--client-option {name}" for name in settings.client_option}
+    given |= {name: f"--trainer-option {name}" for name in settings.trainer_option}
+    with refusing("`--client-option` or `--trainer-option`", given | {"trainer": "--trainer-option"}):
         client = client_app(
             model,
             _load_data(settings.data),
@@ -82,7 +84,8 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
             exchange=exchange,
             **insisting | {"batch_size": batch_size} | settings.client_option,
         )
-    with refusing("the settings"):
+    flags = {setting.name: f"--{flag_of(setting)}" for setting in SETTINGS}
+    with refusing("the settings", flags | {"max_rounds": "--rounds"}):
         trainer = FederatedTrainer(
             max_rounds=settings.rounds,
             strategy=strategy,
@@ -98,9 +101,17 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
             exchange=exchange,
             monitor=settings.monitor,
             mode=settings.mode,
+            site_metrics=_site_metrics(settings.site_metric),
             average_metrics=settings.average_metrics,
         )
     return Federation(client, trainer, model, _load_evaluation(settings.evaluate))
+
+
+def _site_metrics(given: Sequence[str]) -> dict[str, str]:
+    pairs = [pair.rpartition("=") for pair in given]
+    if wrong := [pair for pair, (name, _, mode) in zip(given, pairs, strict=True) if not (name and mode)]:
+        raise WrongInput(f"`--site-metric`: expected NAME=MODE, such as `val_f1=max`. Got `{wrong[0]}`.")
+    return {name: mode for name, _, mode in pairs}
 
 
 def make_strategy(settings: RunSettings, *, has_validation: bool) -> Strategy:
@@ -129,7 +140,9 @@ def make_strategy(settings: RunSettings, *, has_validation: bool) -> Strategy:
         raise WrongInput(f"`--strategy`: `{name}` takes no options; expected a class of strategies.")
     if not has_validation and "fraction_evaluate" not in options and _takes(found, "fraction_evaluate"):
         options["fraction_evaluate"] = 0.0
-    with refusing(f"`--strategy {name}`"):
+    with refusing(
+        f"`--strategy {name}`", {key: f"--strategy-option {key}" for key in settings.strategy_option}
+    ):
         strategy = found(**options)
     if not isinstance(strategy, Strategy):
         raise WrongInput(f"`--strategy`: `{name}` made a {type(strategy).__name__}, not a Flower strategy.")
@@ -157,10 +170,16 @@ def _takes(found: Callable[..., Any], option: str) -> bool:
     return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _make_exchange(settings: RunSettings, strategy: Strategy) -> Exchange:
+def make_exchange(settings: RunSettings, strategy: Strategy) -> Exchange:
+    """Make the exchange that the settings describe.
+
+    Raises:
+        WrongInput: It does not take such options.
+    """
     patterns: Mapping[str, Any] = {"include": tuple(settings.include), "exclude": tuple(settings.exclude)}
     if getattr(strategy, "reads_coded", False):
-        with refusing("`--exchange-option`"):
+        names = {key: f"--exchange-option {key}" for key in settings.exchange_option}
+        with refusing("`--exchange-option`", names):
             return MaskExchange(**{**patterns, **settings.exchange_option})
     if settings.exchange_option:
         raise WrongInput("`--exchange-option` is for the masks of FedPM. Got it with another strategy.")
@@ -183,12 +202,21 @@ def _make_callbacks(settings: RunSettings) -> list[RoundCallback]:
         RoundLedger(settings.keep_updates, settings.sign),
         RoundCheckpoint(settings.keep_checkpoints),
     ]
+    if settings.live:
+        from lightning_fl_ext.cli.live import LiveReport
+
+        callbacks.append(LiveReport())
     if settings.patience is not None:
         callbacks.append(RoundEarlyStopping(patience=settings.patience))
     return callbacks
 
 
-def _load_model(settings: RunSettings) -> Callable[[], Any]:
+def load_model(settings: RunSettings) -> Callable[[], Any]:
+    """Import what makes the model, with its options.
+
+    Raises:
+        WrongInput: It makes no LightningModule. An error in the user's own code is not caught.
+    """
     what = f"the model `{settings.model}`"
     found = load_object(settings.model, "the model")
     if not callable(found) or lightning_name(found, "LightningModule"):

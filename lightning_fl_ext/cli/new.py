@@ -15,7 +15,10 @@ from lightning_fl_ext.cli.errors import WrongInput
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", re.ASCII)
 
 
-def new(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    sites: Annotated[int, typer.Option(help="How many sites it is for.", min=1, metavar="N")] = 5,
+) -> None:
     """Write a ready Flower app into a new folder, NAME.
 
     It has a small LightningModule, data for its clients, a client and a server app, and runs as it is: in one
@@ -25,10 +28,11 @@ def new(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     folder = Path(name)
     if folder.exists():
         raise WrongInput(f"`{folder}` exists: nothing was written. Choose another name, or move it away.")
-    for path, text in app_files(name, package, folder.resolve()).items():
+    for path, text in app_files(name, package, folder.resolve(), sites).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")
-    print(f"wrote {folder}. To run it in this process: cd {folder} && python -m {package}")
+    print(f"wrote {folder}, which waits for {sites} sites (`num-sites` in {folder / 'pyproject.toml'}).")
+    print(f"To run it in this process: cd {folder} && python -m {package}")
 
 
 def check_name(name: str) -> str:
@@ -56,13 +60,14 @@ def check_name(name: str) -> str:
     return package
 
 
-def app_files(name: str, package: str, folder: Path) -> dict[str, str]:
+def app_files(name: str, package: str, folder: Path, sites: int) -> dict[str, str]:
     """Give the files of an app, by their paths in its folder.
 
     Args:
         name: Of the project.
         package: Of the Python package.
         folder: Where the app will be; the README names it.
+        sites: How many the server waits for.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -72,7 +77,7 @@ def app_files(name: str, package: str, folder: Path) -> dict[str, str]:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    values = {"name": name, "package": package, "runs": (folder / "runs").as_posix()}
+    values = {"name": name, "package": package, "sites": sites, "runs": (folder / "runs").as_posix()}
     return {
         re.sub(r"^package/", f"{package}/", template.removesuffix(".jinja")): environment.get_template(
             template

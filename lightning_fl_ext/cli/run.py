@@ -57,12 +57,15 @@ def run(config: Path | None, as_json: bool, quiet: bool, **given: Any) -> None:
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         federation = build(settings, folder, [] if quiet else [RoundProgressBar(console)])
         folder.mkdir(parents=True, exist_ok=True)
+        if not settings.resume:
+            _clear(folder)  # of a run without a round: another one was refused above
         (folder / SETTINGS_FILE).write_text(to_toml(settings), encoding="utf-8")
         app = server_app(
             federation.model,
             federation.trainer,
             evaluate=federation.evaluate,
             ckpt_path="last" if settings.resume else None,
+            test=settings.test,
         )
         with _stoppable(folder):
             run_local(app, federation.client, settings.clients)
@@ -108,12 +111,30 @@ def choose_folder(settings: RunSettings) -> Path:
     folder = Path(settings.dir)
     if folder.exists() and not folder.is_dir():
         raise WrongInput(f"`--dir`: `{folder}` is not a folder.")
-    begun = (folder / "ledger.jsonl").exists() or list_checkpoints(folder / CHECKPOINTS)
+    begun = _has_rounds(folder / "ledger.jsonl") or list_checkpoints(folder / CHECKPOINTS)
     if begun and not settings.resume:
         raise WrongInput(
             f"`{folder}` holds a run already: go on with it by `--resume`, or give another `--dir`."
         )
     return folder
+
+
+def _has_rounds(ledger: Path) -> bool:
+    """Whether a ledger has more than its first line: a run without a round leaves nothing to keep."""
+    if not ledger.exists():
+        return False
+    from lightning_fl_ext.server.durability.ledger import check_lines
+
+    lines, problems = check_lines(ledger.read_bytes())
+    return bool(problems) or [line["event"] for line in lines] not in ([], ["start"])
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run without a round has left."""
+    from lightning_fl_ext.server.durability.ledger import SIGNATURE
+
+    for name in ("ledger.jsonl", SIGNATURE):
+        (folder / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

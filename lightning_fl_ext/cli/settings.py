@@ -59,6 +59,16 @@ class RunSettings:
         metavar="MODULE:NAME",
     )
 
+    test: bool = _setting("bool", FEDERATION, "Test the final model on all clients, by its test_step.", False)
+    site_metric: list[str] = _setting(
+        "list",
+        FEDERATION,
+        "Tell the worst, the best and the spread of a metric over the sites: its name, and which of 'min' and"
+        " 'max' is best. Repeatable.",
+        (),
+        metavar="NAME=MODE",
+    )
+
     rounds: int = _setting("int", STRATEGY, "Number of rounds.", 3, metavar="R")
     seed: int = _setting("int", STRATEGY, "Seed of the whole run.", 0)
     strategy: str = _setting(
@@ -145,6 +155,9 @@ class RunSettings:
     )
     resume: bool = _setting(
         "bool", RUN, "Go on after the last round in --dir, or begin if there is none.", False
+    )
+    live: bool = _setting(
+        "bool", RUN, "Write the report after each round, for a browser that stays open.", False
     )
     keep_updates: bool = _setting(
         "bool", RUN, "Keep every client's updates, for verify --replay and for compare.", False

@@ -13,18 +13,18 @@ from rich.text import Text
 
 from lightning_fl_ext.cli.errors import WrongInput
 from lightning_fl_ext.cli.plain import print_json
-from lightning_fl_ext.cli.verify import RunPath
 from lightning_fl_ext.text import shown
 
 if TYPE_CHECKING:
     from lightning_fl_ext.report import History
     from lightning_fl_ext.server.record import RoundRecord
 
+_SETTINGS = 36  # columns of the terminal that are kept for what runs were told, and their number
 _LEFT_OUT = 20  # columns of the terminal that are kept for the last one of the table
 
 
 def show(
-    run: RunPath,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN")],
     html: Annotated[
         Path | None,
         typer.Option(
@@ -32,26 +32,89 @@ def show(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rounds as JSON; write no page.")] = False,
+    csv: Annotated[
+        Path | None,
+        typer.Option(help="Write a row for each run and round, with settings and metrics.", metavar="FILE"),
+    ] = None,
 ) -> None:
     """Print a run's table, and write its report: one HTML page that needs nothing else.
 
     RUN is the run's folder, or its ledger.jsonl. The table has the foremost metrics, the page all of them:
-    charts by round, who took part, and who was left out and why.
+    charts by round, who took part, and who was left out and why. Of several runs, or of a folder with runs in
+    it, the curves stand over each other, with bands over the seeds, above a table of final values.
     """
     from lightning_fl_ext.report import read_history, render_report
 
-    history = read_history(run)
+    if len(runs) > 1 or not (runs[0].is_file() or (runs[0] / "ledger.jsonl").exists()):
+        if as_json:
+            raise WrongInput("`--json` is of one run. Of several, `--csv FILE` gives every round.")
+        show_runs(runs, html, csv)
+        return
+    history = read_history(runs[0])
+    if csv is not None:
+        _write_csv([history], csv)
     if as_json:
         print_json(_plain(history))
         return
     console = Console(highlight=False)
     _print(history, console)
     path = html or history.folder / "report.html"
-    try:
-        path.write_text(render_report(history), encoding="utf-8")
-    except OSError as error:
-        raise WrongInput(f"cannot write the report: {error}. Choose another place with `--html`.") from None
+    _write(path, render_report(history), "--html")
     console.print(Text(f"report: {shown(path, 4000)}"), soft_wrap=True)
+
+
+def show_runs(paths: list[Path], html: Path | None, csv: Path | None) -> None:
+    """Print the final values of several runs, and write a page of their curves.
+
+    Args:
+        paths: Runs, or folders with runs in them.
+        html: Where the page goes. Default: ``report.html`` in the one folder, else ``runs.html``.
+        csv: Where the rows go, if anywhere.
+
+    Raises:
+        WrongInput: There is no run in one of them, or a file cannot be written.
+    """
+    from lightning_fl_ext.report import render_runs
+    from lightning_fl_ext.report.overlay import final_table
+    from lightning_fl_ext.report.runs import find_runs, group_runs
+
+    found = {run.folder: run for path in paths for run in find_runs(path)}
+    runs = list(found.values())
+    names, rows = final_table(group_runs(runs))
+    console = Console(highlight=False)
+    table = Table(title=f"{len(runs)} runs, final values", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("settings", overflow="fold")
+    table.add_column("runs", justify="right")
+    room, fitting = console.width - _SETTINGS, 0
+    for place, name in enumerate(names):
+        heading = shown(name, 30)
+        room -= max(len(heading), *(len(values[place]) for _, _, values in rows)) + 2
+        if room < 0 < place:
+            break
+        fitting += 1
+        table.add_column(Text(heading), justify="right", no_wrap=True)
+    for label, count, values in rows:
+        table.add_row(Text(shown(label, 200)), f"{count}", *values[:fitting])
+    console.print(table)
+    if csv is not None:
+        _write_csv(runs, csv)
+    path = html or (paths[0] / "report.html" if len(paths) == 1 and paths[0].is_dir() else Path("runs.html"))
+    _write(path, render_runs(runs), "--html")
+    console.print(Text(f"report: {shown(path, 4000)}"), soft_wrap=True)
+
+
+def _write_csv(runs: list[History], path: Path) -> None:
+    from lightning_fl_ext.report.runs import rows_of, to_csv
+
+    _write(path, to_csv(rows_of(runs)), "--csv")
+
+
+def _write(path: Path, text: str, flag: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        what = "report" if flag == "--html" else "rows"
+        raise WrongInput(f"cannot write the {what}: {error}. Choose another place with `{flag}`.") from None
 
 
 def _plain(history: History) -> dict[str, Any]:
@@ -101,6 +164,19 @@ def _print(history: History, console: Console) -> None:
         console.print(Text(f"the ledger is not sound: {shown(problem, 1000)}", style="red"))
     state = "finished" if history.finished else "not finished"
     console.print(Text(f"{state}, digest {shown(history.digest) or '–'}"), soft_wrap=True)
+    _print_sites(history, console)
+
+
+def _print_sites(history: History, console: Console) -> None:
+    from lightning_fl_ext.report.sites import view_sites
+
+    tested = [history.test] if history.test is not None else []
+    for where, records in (("at the sites", history.rounds), ("tested at the sites", tested)):
+        if (view := view_sites(records, history.told.get("monitor"))) is not None and len(view.rows) > 1:
+            for sentence in view.summary:
+                console.print(Text(f"{where}: {shown(sentence, 300)}"), soft_wrap=True)
+            if view.behind:
+                console.print(Text(shown(view.behind, 400), style="yellow"), soft_wrap=True)
 
 
 def _left_out(record: RoundRecord) -> str:

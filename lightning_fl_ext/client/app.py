@@ -16,10 +16,14 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from lightning_fl_ext.arguments import choice
+from lightning_fl_ext.client.algorithms.base import ClientAlgorithm
+from lightning_fl_ext.client.algorithms.choice import check_halves
+from lightning_fl_ext.client.algorithms.memory import AlgorithmMemory, ContextMemory
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.bridge.refusals import (
     refuse_other_data,
     refuse_script_launcher,
+    refuse_without_test,
     refuse_without_validation,
 )
 from lightning_fl_ext.client.factories import asks_for
@@ -29,10 +33,12 @@ from lightning_fl_ext.client.launcher.needs import processes_needed
 from lightning_fl_ext.client.launcher.rank import is_inside
 from lightning_fl_ext.client.launcher.remote import answer_in_processes
 from lightning_fl_ext.client.launcher.work import set_work
-from lightning_fl_ext.client.messages import outcome_kind, query_reply, read_run_id, read_seed
+from lightning_fl_ext.client.messages import outcome_kind, query_reply, read_run_id, read_seed, read_stage
 from lightning_fl_ext.client.notices import warn_if_seeded, warn_of_training_rows
+from lightning_fl_ext.client.persistence.algorithm_states import FolderMemory
 from lightning_fl_ext.client.persistence.callback import StatePersistence
 from lightning_fl_ext.client.persistence.state_folder import default_root
+from lightning_fl_ext.client.personal import PersonalHalf, PersonalModel, is_personal
 from lightning_fl_ext.client.results.store import UPDATE
 from lightning_fl_ext.client.secure import SecureAggregation, refuse_plain
 from lightning_fl_ext.client.trainers import check_trainer, give_folder, trainer_arguments
@@ -57,6 +63,7 @@ def client_app(
     allow_example_states: tuple[str, ...] = (),
     exclude_metrics: tuple[str, ...] = (),
     min_examples: int = 0,
+    share_metrics: bool = True,
     num_threads: int | None = None,
     keep_optimizer: bool | str | os.PathLike[str] = False,
     batch_size: Callable[[Any], int] | None = None,
@@ -64,6 +71,7 @@ def client_app(
     secure: str = "auto",
     trusted_keys: str | os.PathLike[str] | None = None,
     signing_key: str | os.PathLike[str] | None = None,
+    algorithms: tuple[type[ClientAlgorithm], ...] = (),
     launcher: str | Sequence[str] | Launcher | None = "auto",
     fit_timeout: float | None = None,
 ) -> ClientApp:
@@ -77,7 +85,8 @@ def client_app(
         model: Makes the LightningModule: its class, or a function.
         data: Gives the client's data: from the ``Context`` to a LightningDataModule or a train DataLoader.
             An evaluation runs ``Trainer.validate`` on the same object: on the rows of the training, if it is
-            a loader.
+            a loader. The test of the final model, if the server asks for it, runs ``Trainer.test`` on a
+            LightningDataModule.
         trainer: Arguments for the Trainer, which is that of the module's own Lightning
             (``lightning.pytorch`` or ``pytorch_lightning``), or a function that gives them. Callbacks and
             loggers among them are copied for every fit. Default: one epoch. Progress bar, logger,
@@ -91,6 +100,7 @@ def client_app(
         allow_example_states: See :class:`FlowerBridge`.
         exclude_metrics: See :class:`FlowerBridge`.
         min_examples: See :class:`FlowerBridge`.
+        share_metrics: See :class:`FlowerBridge`.
         num_threads: Torch's threads on the processor during a fit. Large sums come out otherwise on another
             number of threads, and engines give clients different numbers: name one to have the same bytes on
             all of them. Default: as many as the engine gives.
@@ -103,10 +113,13 @@ def client_app(
             With False, every message begins with them as ``model`` builds them.
         batch_size: Gives the number of examples in a batch, the weight of a client; see
             :class:`FlowerBridge`.
-        secure: Whether updates are masked if the server asks for it (``"auto"``), or leave in no other form
-            (``"required"``): a server that asks for a plain one then gets an error and no weights.
+        secure: Whether updates and evaluations are masked if the server asks for it (``"auto"``), or leave in
+            no other form (``"required"``): a server that asks for plain ones then gets an error, and neither
+            weights nor metrics.
         trusted_keys: See :class:`SecureAggregation`.
         signing_key: See :class:`SecureAggregation`.
+        algorithms: Client halves of your own algorithms, classes derived from :class:`ClientAlgorithm`. What
+            they keep lies where ``keep_local`` says; with False, in Flower's ``Context``.
         launcher: Who starts the processes of a fit or evaluation. ``"auto"`` starts none for one device, nor
             for strategies that start their own (``ddp_fork``, ``ddp_spawn``), and else an interpreter for
             each device of this machine. A command, such as ``["torchrun", "--nproc-per-node", "4"]`` or
@@ -145,95 +158,113 @@ def client_app(
         "allow_example_states": allow_example_states,
         "exclude_metrics": exclude_metrics,
         "min_examples": min_examples,
+        "share_metrics": share_metrics,
         "batch_size": batch_size,
     }
+    halves: tuple[type[ClientAlgorithm], ...] = (PersonalHalf, *check_halves(algorithms))
     FlowerBridge(**options)  # complains now rather than in the first round
     choice("secure", secure, ("auto", "required"))
     half = SecureAggregation(trusted_keys, signing_key)
     root, training = _folder(keep_optimizer, keep_local), keep_optimizer is not False
     app = ClientApp()
 
-    chosen = launcher_of(launcher)
-    _check_timeout(fit_timeout, launcher)
-    named = chosen is not None or fit_timeout is not None
-
-    def opened(message: Message, context: Context) -> tuple[FlowerBridge, list[StatePersistence]]:
-        bridge = FlowerBridge.from_message(message, context, **options)
+    @contextmanager
+    def run(
+        message: Message, context: Context, fits: bool = False
+    ) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge, PersonalModel | None]]:
+        bridge = FlowerBridge.from_message(message, context, algorithms=halves, **options)
         bridge._remedy = _REMEDY
         bridge.keeps_local = True  # or is not to
-        if root is None:
-            return bridge, []
-        return bridge, [StatePersistence.from_message(bridge, message, context, root, training)]
+        run_id = read_run_id(message, context)
 
-    def arguments(message: Message, context: Context, bridge: FlowerBridge, given: Any) -> dict[str, Any]:
-        check_trainer(given)
-        own = trainer_arguments(given)
-        owner = bridge.client_id or f"node-{context.node_id}"
+        def memory(algorithm: str) -> AlgorithmMemory:
+            if root is None:
+                return ContextMemory(context, run_id, algorithm)
+            return FolderMemory(root, bridge.client_id or f"node {context.node_id}", run_id, algorithm)
+
+        if bridge._part:
+            bridge._part.memory = memory(bridge._part.half.name)
         kind = message.metadata.message_type.split(".")[0]
-        give_folder(
-            own, read_run_id(message, context), owner, bridge.server_round, kind, clear=not is_inside()
-        )
-        return own
-
-    def work(message: Message, context: Context) -> Message | None:
-        """Fit or evaluate in this process; None on a rank that has no answer."""
-        bridge, persistence = opened(message, context)
-        kind, fits = message.metadata.message_type.split(".")[0], outcome_kind(message) == UPDATE
         seed = derive_seed(read_seed(message), bridge.server_round, bridge.client_id, kind)
         build_seed = derive_seed(read_seed(message), 0, bridge.client_id, "model")
-        with ExitStack() as around:
-            around.enter_context(signed(bridge.client_id))
-            if persistence and fits and not is_inside():  # there, the client itself holds it
-                around.enter_context(persistence[0].alone())
-            for manager in (bridge.seeded(), _threads(num_threads), quiet(), _collected()):
-                around.enter_context(manager)
-            own = arguments(message, context, bridge, make_trainer(bridge.round))
-            own["callbacks"] = [bridge, *persistence, *own["callbacks"]]
+
+        def make(kind: str, callbacks: list[Any]) -> tuple[Any, Any, Any]:
+            check_trainer(given := make_trainer(bridge.round))
+            own = trainer_arguments(given)
+            owner = bridge.client_id or f"node-{context.node_id}"
+            give_folder(own, run_id, owner, bridge.server_round, kind, clear=not is_inside())
+            own["callbacks"] = [*callbacks, *own["callbacks"]]
             with seeded(build_seed):  # alike in every round: what stays at home and is frozen is not kept
                 module = make_model(bridge.round)
             source = make_data(bridge.round)
-            warn_if_seeded(seed, read_run_id(message, context))
+            warn_if_seeded(seed, run_id)
             lightning = _lightning_of(module)
             local = lightning.Trainer(**own)
             if not is_inside():
                 refuse_script_launcher(local)
             refuse_other_data(source)
-            data_here = data_for(lightning, source)
-            if fits:
-                local.fit(module, data_here)
-            else:
-                refuse_without_validation(module)
-                warn_of_training_rows(data_here, read_run_id(message, context))
-                local.validate(module, data_here, verbose=False)
-            if not local.is_global_zero:
-                return None
-            for callback in persistence:
-                callback.remember_round(context)
-            return bridge.reply()
+            return local, module, data_for(lightning, source)
 
-    def processes(message: Message, context: Context) -> int:
-        """Tell how many processes to start; if any, have nothing in their folder."""
-        if launcher in (None, "in-process"):
-            return 0
-        bridge = FlowerBridge.from_message(message, context, **options)
-        with bridge.seeded(), quiet():
-            check_trainer(given := make_trainer(bridge.round))
-            count = processes_needed(given, named)
-            if count:
-                arguments(message, context, bridge, given)
-        return count
-
-    def answer(message: Message, context: Context) -> Message:
-        if not (count := processes(message, context)):
-            reply = work(message, context)
-            assert reply is not None  # in one process, rank 0 is here
-            return reply
-        bridge, persistence = opened(message, context)
         with ExitStack() as around:
             around.enter_context(signed(bridge.client_id))
-            if persistence and outcome_kind(message) == UPDATE:
+            persistence = (
+                [StatePersistence.from_message(bridge, message, context, root, training)] if root else []
+            )
+            if persistence and fits and not is_inside():  # there, the client itself holds it
                 around.enter_context(persistence[0].alone())
-            return answer_in_processes(app, message, context, chosen or Processes(), count, fit_timeout)
+            for manager in (bridge.seeded(), _threads(num_threads), quiet(), _collected()):
+                around.enter_context(manager)
+            personal = PersonalModel(bridge, memory(PersonalHalf.name), make) if is_personal(bridge) else None
+            yield *make(kind, [bridge, *persistence]), bridge, personal
+            warn_if_seeded(seed, run_id)  # in a hook of data module or model
+            for callback in persistence:
+                callback.remember_round(context)
+
+    def work(message: Message, context: Context) -> Message | None:
+        """Fit or evaluate in this process; None on a rank that has no answer."""
+        fits = outcome_kind(message) == UPDATE
+        with run(message, context, fits) as (local, module, source, bridge, personal):
+            if fits:
+                local.fit(module, source)
+                if personal:
+                    personal.fit()
+            elif read_stage(message) == "test":
+                refuse_without_test(module, source)
+                local.test(module, source, verbose=False)
+            else:
+                refuse_without_validation(module, source)
+                warn_of_training_rows(source, read_run_id(message, context))
+                local.validate(module, source, verbose=False)
+                if personal:
+                    personal.validate()
+            return bridge.reply() if local.is_global_zero else None
+
+    chosen = launcher_of(launcher)
+    _check_timeout(fit_timeout, launcher)
+    named = chosen is not None or fit_timeout is not None
+
+    def answer(message: Message, context: Context) -> Message:
+        """Have processes answer, if any are to be started; or answer in this one."""
+        with ExitStack() as around:
+            if launcher not in (None, "in-process"):
+                bridge = FlowerBridge.from_message(message, context, algorithms=halves, **options)
+                around.enter_context(signed(bridge.client_id))
+                with bridge.seeded(), quiet():
+                    check_trainer(given := make_trainer(bridge.round))
+                if count := processes_needed(given, named):
+                    owner = bridge.client_id or f"node-{context.node_id}"
+                    kind = message.metadata.message_type.split(".")[0]
+                    own = trainer_arguments(given)
+                    give_folder(own, read_run_id(message, context), owner, bridge.server_round, kind)
+                    if root and outcome_kind(message) == UPDATE:
+                        held = StatePersistence.from_message(bridge, message, context, root, training)
+                        around.enter_context(held.alone())
+                    return answer_in_processes(
+                        app, message, context, chosen or Processes(), count, fit_timeout
+                    )
+        reply = work(message, context)
+        assert reply is not None  # rank 0 is here
+        return reply
 
     set_work(app, work)
     plain: list[Any] = [refuse_plain] if secure == "required" else []
@@ -243,7 +274,8 @@ def client_app(
     def train(message: Message, context: Context) -> Message:
         return answer(message, context)
 
-    @app.evaluate()
+    @app.evaluate(ACTION, mods=[half])
+    @app.evaluate(mods=plain)
     def evaluate(message: Message, context: Context) -> Message:
         return answer(message, context)
 

@@ -14,6 +14,7 @@ from typing import Any
 from flwr.app import ArrayRecord
 
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.metrics.summing import LONGEST_ENTRY
 from lightning_fl_ext.text import shown
 
 MOST_ROUND = 2**31 - 1
@@ -79,6 +80,13 @@ def name(key: str, value: Any) -> str:
     return text
 
 
+def choice(key: str, value: Any, known: tuple[str, ...]) -> str:
+    """Take one of several texts."""
+    if not isinstance(value, str) or value not in known:
+        raise _refused(f"config `{key}`", f"one of {', '.join(known)}", value)
+    return value
+
+
 def names(key: str, value: Any) -> tuple[str, ...]:
     """Take a list of different names."""
     what = f"config `{key}`"
@@ -132,16 +140,17 @@ def check_step(asked: Mapping[str, Any]) -> None:
         elif isinstance(value, list):
             if len(value) > MOST_SAMPLED:
                 raise _refused(what, f"at most {MOST_SAMPLED} entries", f"{len(value)} of them", plain=True)
+            longest = LONGEST_ENTRY if key == "metrics" else LONGEST_NAME
             for item in value:
-                _check_part(what, item, kind)
+                _check_part(what, item, kind, longest)
         elif not isinstance(value, bool):
             _check_part(what, value, bytes)
 
 
-def _check_part(what: str, value: Any, kind: type) -> None:
+def _check_part(what: str, value: Any, kind: type, longest: int = LONGEST_NAME) -> None:
     if isinstance(value, str):
-        if len(value) > LONGEST_NAME or not _is_utf8(value):
-            raise _refused(what, f"a text of at most {LONGEST_NAME} characters", value)
+        if len(value) > longest or not _is_utf8(value):
+            raise _refused(what, f"a text of at most {longest} characters", value)
     elif not isinstance(value, kind) or isinstance(value, bool):
         raise _refused(what, "numbers" if kind is int else "texts or bytes", value)
 

@@ -13,23 +13,26 @@ from lightning_fl_ext.client.instruction_limits import (
     InstructionError,
     bounded_integer,
     check_arrays,
+    choice,
     flag,
     name,
     names,
-    number,
 )
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import described
-from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
+from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGE
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire import Exchange, RoundInfo, from_record, to_record
+from lightning_fl_ext.wire.algorithm_names import COUNTED, parted
 from lightning_fl_ext.wire.client_record import CLIENT
 from lightning_fl_ext.wire.typed_records import records_of
 
 
-def read_instruction(message: Message, client_id: str, exchange: Exchange) -> tuple[Arrays, RoundInfo, bool]:
+def read_instruction(
+    message: Message, client_id: str, exchange: Exchange
+) -> tuple[Arrays, Arrays, RoundInfo, bool]:
     """Read what the server sent, of which round it is, and whether it asks for metric states.
 
     Args:
@@ -38,8 +41,8 @@ def read_instruction(message: Message, client_id: str, exchange: Exchange) -> tu
         exchange: Reads what is on the wire.
 
     Returns:
-        The global arrays; the info (round 0 if the server sends none); and whether metric states are asked
-        for.
+        The global arrays; what an algorithm has sent beside them; the info (round 0 if the server sends
+        none); and whether metric states are asked for.
 
     Raises:
         InstructionError: The message holds what no server of this package sends.
@@ -53,9 +56,9 @@ def read_instruction(message: Message, client_id: str, exchange: Exchange) -> tu
         names("sampled", _config(message, "sampled", [])) if exchange.tells_sampled else (),
     )
     asked = flag(METRIC_STATES, _config(message, METRIC_STATES, False))
-    arrays = from_record(record)
+    arrays, extras = parted(from_record(record))
     try:
-        return exchange.from_server(arrays, info), info, asked
+        return exchange.from_server(arrays, info), extras, info, asked
     except LightningFLError:
         raise
     except Exception as error:
@@ -114,6 +117,15 @@ def read_max_rounds(message: Message) -> int:
     return bounded_integer("max-rounds", _config(message, "max-rounds", 0), MOST_ROUND)
 
 
+def read_stage(message: Message) -> str:
+    """Read which stage an evaluation is of, ``"validate"`` or ``"test"``; the first if the server is silent.
+
+    Raises:
+        InstructionError: It is another.
+    """
+    return choice(STAGE, _config(message, STAGE, "validate"), ("validate", "test"))
+
+
 def read_settings(message: Message) -> dict[str, object]:
     """Read all that the server's configuration holds."""
     return {k: v for r in records_of(message.content, ConfigRecord).values() for k, v in r.items()}
@@ -130,24 +142,14 @@ def read_run_id(message: Message, context: Context) -> str:
     return name("run-id", _config(message, "run-id", context.run_id))
 
 
-def read_algorithm(message: Message) -> str | None:
-    """Read the name of the algorithm that a client must know its half of; None if the server names none.
+def read_counted(message: Message) -> int | None:
+    """Read in which round this client's update counted last, 0 for none; None if the server does not tell.
 
     Raises:
-        InstructionError: It is no name.
+        InstructionError: It is no such number.
     """
-    value = _config(message, "algorithm", None)
-    return None if value is None else name("algorithm", value)
-
-
-def read_proximal_mu(message: Message) -> float | None:
-    """Read how strongly FedProx pulls towards the global weights; None if the server does not say.
-
-    Raises:
-        InstructionError: It is no finite number of at least 0.
-    """
-    value = _config(message, "proximal-mu", None)
-    return None if value is None else number("proximal-mu", value)
+    value = _config(message, COUNTED, None)
+    return None if value is None else bounded_integer(COUNTED, value, MOST_ROUND)
 
 
 def _config(message: Message, key: str, default: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import torch
@@ -86,9 +86,32 @@ def warn_if_seeded(seed: int, run: object) -> None:
     """
     if torch.initial_seed() != seed:
         text = (
-            f"`data` seeds torch, with {torch.initial_seed()} (as `seed_everything` does). Shuffling and"
-            " dropout are then alike in every round, and on every client that uses the same number. Leave it"
-            " out: a fit is seeded by run, round and client. Draw a split with a generator of its own:"
-            " `torch.Generator().manual_seed(...)`."
+            f"`data`, or a hook of the data module or model, seeds torch, with {torch.initial_seed()} (as"
+            " `seed_everything` does). Shuffling and dropout are then alike in every round, and on every"
+            " client that uses the same number. Leave it out: a fit is seeded by run, round and client. Draw"
+            " a split with a generator of its own: `torch.Generator().manual_seed(...)`."
         )
         warn_once(log, run, text, topic="seeded")
+
+
+def warn_of_known_noise(optimizers: Iterable[object], seed: int, run: object) -> None:
+    """Say so, once in a run, if noise that is to keep examples private follows from what the server knows.
+
+    Args:
+        optimizers: Of a fit. Those of opacus add noise.
+        seed: What all randomness of the fit follows from, if torch was seeded with it.
+        run: Tells the run.
+    """
+    noisy = any(
+        base.__name__ == "DPOptimizer" and getattr(optimizer, "generator", None) is None
+        for optimizer in optimizers
+        for base in type(optimizer).__mro__
+    )
+    if noisy and torch.initial_seed() == seed:
+        text = (
+            "`DPOptimizer` (opacus) draws noise from torch's own generator, which is seeded from the run's"
+            " seed. The server knows that, and can take the noise away again. Give it a generator that nobody"
+            " can know: `make_private(..., noise_generator=torch.Generator().manual_seed("
+            "secrets.randbits(63)))`, and one to the training loader, which draws the batches."
+        )
+        warn_once(log, run, text, topic="noise")

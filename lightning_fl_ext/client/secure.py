@@ -7,22 +7,24 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 
 from lightning_fl_ext.aggregation import ExactMean
-from lightning_fl_ext.aggregation.words import fits_one_word
+from lightning_fl_ext.aggregation.words import words_of_numbers
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.instruction_limits import check_step
 from lightning_fl_ext.client.messages import read_round, read_weights
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES, StageMetrics
+from lightning_fl_ext.metrics.summing import names_in, summable
 from lightning_fl_ext.secure import ClientRound, SecureAggregationError, Terms, UpdateRefused
-from lightning_fl_ext.secure.checks import checked_mean
-from lightning_fl_ext.secure.masks import Words
+from lightning_fl_ext.secure.checks import check_update
 from lightning_fl_ext.secure.roster import Roster
 from lightning_fl_ext.secure.signatures import SiteKeys
-from lightning_fl_ext.secure.vector import Metric, can_be_summed, encode
+from lightning_fl_ext.secure.vector import encode, length
 from lightning_fl_ext.wire import from_record, to_record
 from lightning_fl_ext.wire.client_record import CLIENT, declared_id
+from lightning_fl_ext.wire.layout import Blank
 from lightning_fl_ext.wire.secure_record import (
     ANNOUNCE,
     MASK,
@@ -38,7 +40,9 @@ from lightning_fl_ext.wire.typed_records import records_of
 log = logging.getLogger(__name__)
 warn_once = functools.cache(log.warning)  # not in every round
 
-STATE = ("secure-round", "secure-update", "secure-metrics", "secure-about")
+SECRETS, UPDATE, METRICS, ABOUT, ROSTER = (
+    f"secure-{kind}" for kind in ("round", "update", "metrics", "about", "roster")
+)
 """Records of the context that hold a round's secrets between its messages, and only then."""
 
 Train = Callable[[Message, Context], Message]
@@ -47,7 +51,7 @@ Train = Callable[[Message, Context], Message]
 class SecureAggregation:
     """Has a client hand in its update masked, so that the server sees the sum and nothing else.
 
-    A Flower mod, for the action ``"secure"`` of a train function::
+    A Flower mod, for the action ``"secure"`` of a train function, and of an evaluate function::
 
         @app.train("secure", mods=[SecureAggregation()])
         @app.train()  # with mods=[refuse_plain], no plain update ever leaves
@@ -91,7 +95,8 @@ class SecureAggregation:
     ) -> Message:
         forget(context)
         server_round = read_round(message)
-        like = read_weights(message)
+        trained = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
+        like = read_weights(message) if trained else {}
         if missing := {"session", "asked", "threshold", "count-key"} - {*asked}:
             raise SecureAggregationError(f"a message that asks for keys must say {sorted(missing)}")
         terms = Terms(asked["session"], asked["asked"], asked["threshold"])
@@ -100,49 +105,54 @@ class SecureAggregation:
         if reply.has_error():
             return reply
         declared = declared_id(reply.content) or client_id(context) or str(context.node_id)
-        arrays, weight, metrics = _read(reply, asked["count-key"])
-        mean = checked_mean(arrays, like, weight, terms.asked, asked.get("max-update-norm"))
-        summed = {name: m for name, m in metrics.items() if can_be_summed(m, terms.asked)}
+        record, weight, numbers = _read(reply, asked["count-key"], terms.asked, trained)
+        arrays = from_record(record)
+        wide = check_update(arrays, like, weight, terms.asked, asked.get("max-update-norm"))
         secret = ClientRound(declared, terms)
         announcement = secret.announce(self._keys.sign)
+        words = [words_of_numbers(found) for found in numbers.values()]
         # The global weights' own bytes are not kept: shapes and dtypes are the update's.
-        context.state[STATE[1]] = to_record({name: arrays[name] for name in like})
-        context.state[STATE[2]] = ConfigRecord(
+        context.state[UPDATE] = record
+        context.state[METRICS] = ConfigRecord(
             {
-                "names": list(summed),
-                "values": [m.value for m in summed.values()],
-                "weights": [m.weight for m in summed.values()],
                 "weight": weight,
+                "entries": list(numbers),
+                "low": [low.astype("<u8").tobytes() for low, _ in words],
+                "high": [high.astype("<u8").tobytes() for _, high in words],
             }
         )
-        context.state[STATE[3]] = ConfigRecord({"client-id": declared, "server-round": server_round})
-        context.state[STATE[0]] = ConfigRecord(secret.to_dict())
+        context.state[ABOUT] = ConfigRecord({"client-id": declared, "server-round": server_round})
+        context.state[SECRETS] = ConfigRecord(secret.to_dict())
         told: dict[str, Any] = {
             "client-id": declared,
             "mask-key": announcement.mask_key,
             "share-key": announcement.share_key,
             "signature": announcement.signature,
-            "wide": not fits_one_word(mean, terms.asked),
-            "metrics": sorted(summed),
+            "wide": wide,
+            "metrics": list(numbers),
         }
         return Message(
-            RecordDict({SECURE: ConfigRecord(told), CLIENT: context.state[STATE[3]]}), reply_to=message
+            RecordDict({SECURE: ConfigRecord(told), CLIENT: context.state[ABOUT]}), reply_to=message
         )
 
-    def _step(self, context: Context, asked: Mapping[str, Any]) -> RecordDict:
-        kept = context.state.get(STATE[0])
+    def _step(self, context: Context, asked: ConfigRecord) -> RecordDict:
+        kept = context.state.get(SECRETS)
         if not isinstance(kept, ConfigRecord) or kept["session"] != asked.get("session"):
             raise SecureAggregationError("this client takes no part in the round that is asked for")
-        secret = ClientRound.from_dict(kept)
-        content = RecordDict({CLIENT: context.state[STATE[3]]})
+        known = context.state.get(ROSTER)
+        secret = ClientRound.from_dict(
+            kept, Roster.from_dict(known) if isinstance(known, ConfigRecord) else None
+        )
+        content = RecordDict({CLIENT: context.state[ABOUT]})
         step = asked[STEP]
         if step == SHARE:
             secret, answer = secret.share(Roster.from_dict(asked), self._keys.check)
+            context.state[ROSTER] = asked
         elif step == MASK:
-            words = _vector(context, secret)
-            secret, answer = secret.mask(asked, words)
-            content[MASKED] = to_record({MASKED: words}, bare=[MASKED])
-            for name in STATE[1:3]:
+            room = _vector(context, secret)
+            secret, answer = secret.mask(asked, room.writable())
+            content[MASKED] = to_record({MASKED: room.written()}, bare=[MASKED])
+            for name in (UPDATE, METRICS):
                 context.state.pop(name)
         elif step == UNMASK:
             answer = secret.unmask(asked)
@@ -152,25 +162,26 @@ class SecureAggregation:
         if step == UNMASK:
             forget(context)
         else:
-            context.state[STATE[0]] = ConfigRecord(secret.to_dict())
+            context.state[SECRETS] = ConfigRecord(secret.to_dict())
         return content
 
 
 def refuse_plain(message: Message, context: Context, train: Train) -> Message:
-    """A Flower mod for a train function whose plain updates must not leave.
+    """A Flower mod for a train or evaluate function whose plain replies must not leave.
 
     Raises:
         SecureAggregationError: Always.
     """
+    what = "update" if message.metadata.message_type.split(".")[0] == MessageType.TRAIN else "evaluation"
     raise SecureAggregationError(
-        "this client hands in its update only under secure aggregation, and was asked for it in the plain."
-        " Nothing was trained or sent. Use `SecureFedAvg` on the server."
+        f"this client hands in its {what} only under secure aggregation, and was asked for it in the plain."
+        " Nothing was computed or sent. Use `SecureFedAvg` on the server."
     )
 
 
 def forget(context: Context) -> None:
     """Remove what is left of a round."""
-    for name in STATE:
+    for name in (SECRETS, UPDATE, METRICS, ABOUT, ROSTER):
         context.state.pop(name, None)
 
 
@@ -181,52 +192,50 @@ def _refusal(error: SecureAggregationError) -> dict[str, Any]:
     return told
 
 
-def _read(reply: Message, count_key: str) -> tuple[dict[str, Any], int, dict[str, Metric]]:
-    """Read a plain reply: its arrays, its count of examples, and the metrics that have a mean."""
-    arrays = list(records_of(reply.content, ArrayRecord).values())
+def _read(
+    reply: Message, count_key: str, clients: int, trained: bool
+) -> tuple[ArrayRecord, int, dict[str, list[int]]]:
+    """Read a plain reply: its arrays, its count of examples, and the metrics that can be summed."""
+    arrays = list(records_of(reply.content, ArrayRecord).values()) if trained else [ArrayRecord()]
     metrics = list(records_of(reply.content, MetricRecord).values())
     if len(arrays) != 1 or len(metrics) != 1:
-        raise UpdateRefused("undecodable", "", "one ArrayRecord and one MetricRecord of the train function")
-    numbers: dict[str, Any] = dict(metrics[0])
-    weight = numbers.pop(count_key, None)
+        what = "one MetricRecord" + " and one ArrayRecord" * trained
+        raise UpdateRefused("undecodable", "", f"{what} of the function in the app")
+    values: dict[str, Any] = dict(metrics[0])
+    weight = values.pop(count_key, None)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or weight != int(weight):
         raise UpdateRefused("example-count", count_key, "a whole number")
-    stages = reply.content.pop(METRIC_STATES, None)
-    found, left = _metrics(numbers, int(weight), stages if isinstance(stages, ConfigRecord) else {})
-    if left:
+    states = reply.content.pop(METRIC_STATES, None)
+    told: Mapping[str, Any] = states if isinstance(states, ConfigRecord) else {}
+    stages = {s: StageMetrics.from_bytes(told[s], client_id="") for s in STAGES if s in told}
+    summed = summable(values, int(weight), stages, clients)
+    if left := sorted(set(values) - names_in(summed)):
         warn_once(
-            "under secure aggregation these do not leave this client, since they are no plain means: %s",
+            "under secure aggregation these do not leave this client, since they are no means or sums, nor"
+            " metrics that were logged as objects and whose states are all sums: %s",
             ", ".join(f"`{name}`" for name in left),
         )
-    return from_record(arrays[0]), int(weight), found
+    return arrays[0], int(weight), summed
 
 
-def _metrics(
-    numbers: Mapping[str, Any], weight: int, stages: Mapping[str, Any]
-) -> tuple[dict[str, Metric], list[str]]:
-    """Find the numbers that are means over examples, and name the others."""
-    told = [StageMetrics.from_bytes(stages[s], client_id="") for s in STAGES if s in stages]
-    weights: dict[str, int] = {}
-    for stage in told:
-        for name, scalar in stage.scalars.items():
-            weights[name] = scalar.num_examples if scalar.reduction == "mean" else 0
-        weights |= dict.fromkeys(stage.names, 0)
-    found = {
-        name: Metric(float(value), weights.get(name, weight))
-        for name, value in numbers.items()
-        if isinstance(value, int | float) and weights.get(name, weight)
-    }
-    return found, sorted(set(numbers) - set(found))
-
-
-def _vector(context: Context, secret: ClientRound) -> Words:
-    record = context.state[STATE[1]]
-    told: Mapping[str, Any] = context.state[STATE[2]]
+def _vector(context: Context, secret: ClientRound) -> Blank:
+    """Write the vector down where it lies in a message."""
+    record = context.state[UPDATE]
+    told: Mapping[str, Any] = context.state[METRICS]
     assert isinstance(record, ArrayRecord)
     assert secret.roster is not None
+    wide, asked = secret.roster.wide, secret.roster.metrics
+    places = {entry: i for i, entry in enumerate(told["entries"])}
+    if strange := [entry for entry in asked if entry not in places]:
+        raise SecureAggregationError(f"asked for {len(strange)} metrics that this client does not have")
+    low, high = (
+        np.frombuffer(b"".join(told[which][places[entry]] for entry in asked), "<u8")
+        for which in ("low", "high")
+    )
     arrays = from_record(record)
-    logged = zip(told["names"], told["values"], told["weights"], strict=True)
-    metrics = {name: Metric(value, weight) for name, value, weight in logged}
     mean = ExactMean(arrays)
     mean.add(arrays, told["weight"])
-    return encode(mean, secret.roster.wide, metrics, secret.roster.metrics)
+    # Of as many words as `encode` writes; their bytes are not looked at.
+    room = Blank(np.broadcast_to(np.uint64(0), length(arrays, wide, low.size)), bare=True)
+    encode(mean, wide, (low, high), room.writable())
+    return room

@@ -21,6 +21,12 @@ REDUCTIONS = ("mean", "sum", "min", "max")
 METRIC_STATES = "metric-states"
 """The server's configuration asks for metric states by this key, and replies hold them under it."""
 
+LARGEST_TOTAL = 1e250
+"""No sum of a client's is larger, so that no sum over clients overflows."""
+
+STAGE = "evaluate-stage"
+"""The server's configuration says by this key which stage an evaluation is of."""
+
 _HEADER = "header"
 
 
@@ -30,10 +36,13 @@ class Scalar(NamedTuple):
     Attributes:
         reduction: How the module reduces it over batches, one of `REDUCTIONS`.
         num_examples: How many examples it is over.
+        total: Of a client that does not tell the number itself: what it adds to the reduction, for a mean the
+            number times the examples. None if the number is told.
     """
 
     reduction: str
     num_examples: int
+    total: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +61,7 @@ class StageMetrics:
         >>> stage = StageMetrics(MetricPack({}, "a", 8), {"val_acc": ("acc",)}, logged)
         >>> again = StageMetrics.from_bytes(stage.to_bytes(), client_id="a")
         >>> again.pack.num_examples, again.names, again.scalars["val_loss"]
-        (8, {'val_acc': ('acc',)}, Scalar(reduction='mean', num_examples=8))
+        (8, {'val_acc': ('acc',)}, Scalar(reduction='mean', num_examples=8, total=None))
     """
 
     pack: MetricPack
@@ -62,7 +71,8 @@ class StageMetrics:
     def to_bytes(self) -> bytes:
         """Give a safetensors file: the arrays of the pack, and all the rest as JSON in one array more."""
         arrays, header = self.pack.to_arrays()
-        about = json.dumps({"pack": header, "names": self.names, "scalars": self.scalars})
+        scalars = {name: s[:2] if s.total is None else s for name, s in self.scalars.items()}
+        about = json.dumps({"pack": header, "names": self.names, "scalars": scalars})
         return save({_HEADER: np.frombuffer(about.encode(), dtype=np.uint8), **arrays})
 
     @classmethod
@@ -94,7 +104,9 @@ class StageMetrics:
         return cls(pack, names, scalars)
 
 
-def _scalar(reduction: Any, num_examples: Any) -> Scalar:
-    if reduction not in REDUCTIONS or type(num_examples) is not int or not 0 <= num_examples <= LARGEST_COUNT:
-        raise ValueError(f"no such scalar: {shorten((reduction, num_examples))}")
-    return Scalar(reduction, num_examples)
+def _scalar(reduction: Any, num_examples: Any, total: Any = None) -> Scalar:
+    counts = type(num_examples) is int and 0 <= num_examples <= LARGEST_COUNT
+    adds = total is None or (type(total) is float and abs(total) <= LARGEST_TOTAL)
+    if reduction not in REDUCTIONS or not counts or not adds:
+        raise ValueError(f"no such scalar: {shorten((reduction, num_examples, total))}")
+    return Scalar(reduction, num_examples, total)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from lightning_fl_ext.metric_names import title_of
 from lightning_fl_ext.report.families import Family, Series
 from lightning_fl_ext.report.history import left_out
 from lightning_fl_ext.report.scales import (
@@ -100,6 +101,7 @@ class Chart:
         dots: Whether the values are marked.
         rules: Whether the events have lines.
         left_out: Names of series for which there is no room.
+        bands: SVG path data of what lies behind each line; ``""`` for nothing.
     """
 
     title: str
@@ -114,21 +116,23 @@ class Chart:
     dots: bool = True
     rules: bool = True
     left_out: tuple[str, ...] = field(default=())
+    bands: tuple[str, ...] = ()
 
 
-def make_chart(family: Family, rounds: Sequence[RoundRecord]) -> Chart:
+def make_chart(family: Family, rounds: Sequence[RoundRecord], most: int = MAX_SERIES) -> Chart:
     """Lay out one family's chart.
 
     Args:
         family: From :func:`~lightning_fl_ext.report.families.group_metrics` of the same rounds.
         rounds: Records of the rounds, ascending; at least one.
+        most: Series to draw.
 
     Returns:
         Coordinates in a box of ``WIDTH`` by ``HEIGHT``.
     """
     show, label = (show_bytes, show_bytes) if family.is_bytes else (show_number, show_tick)
     numbers = [record.server_round for record in rounds]
-    series = family.series[:MAX_SERIES]
+    series = family.series[:most]
     finite = [v for s in series for v in s.values if math.isfinite(v)]
     low, high = (min(0.0, *finite), max(0.0, *finite)) if family.is_bytes else (min(finite), max(finite))
     y_values = nice_ticks(low, high)
@@ -149,7 +153,7 @@ def make_chart(family: Family, rounds: Sequence[RoundRecord]) -> Chart:
         _event(record, x_of(record.server_round)) for record in rounds if record.void or left_out(record)
     )
     chart = Chart(
-        title=family.title[:1].upper() + family.title[1:],
+        title=title_of(family.title),
         summary=_summary(family, series, numbers, show),
         labels=() if alone else tuple(s.label for s in series),
         source=series[0].name if alone else "",
@@ -158,7 +162,7 @@ def make_chart(family: Family, rounds: Sequence[RoundRecord]) -> Chart:
         events=events,
         dots=len(rounds) <= _MAX_DOTS,
         rules=len(events) <= _MAX_RULES,
-        left_out=tuple(s.name for s in family.series[MAX_SERIES:]),
+        left_out=tuple(s.name for s in family.series[most:]),
     )
     marks = [
         [

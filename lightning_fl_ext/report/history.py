@@ -48,6 +48,7 @@ class History:
         contributions: For each round, by its number, the clients whose updates counted, by id.
         finished: Whether the last line says that the run ended.
         head: Hash of the last line.
+        test: How the final model did on the test data, if it was tested.
         problems: What is wrong with the ledger, one sentence each; empty if it is sound.
     """
 
@@ -58,6 +59,7 @@ class History:
     contributions: Mapping[int, Mapping[str, Contribution]] = field(default_factory=dict)
     finished: bool = False
     head: str = ""
+    test: RoundRecord | None = None
     problems: tuple[str, ...] = ()
 
     @property
@@ -118,7 +120,9 @@ def read_history(path: str | Path) -> History:
                 rounds[record.server_round] = record
                 entries = [Contribution(**entry) for entry in line["accepted"]]
                 contributions[record.server_round] = {entry.client_id: entry for entry in entries}
-        except (AttributeError, KeyError, TypeError, ValueError):
+            elif line["event"] == "end" and "test" in line:
+                history = replace(history, test=_read_record(line["test"]))
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             problems.append(f"entry {line['index']} does not hold what a ledger's entries hold")
     return replace(
         history,
@@ -141,7 +145,7 @@ def _read_told(folder: Path) -> dict[str, Any]:
 
 def _read_record(data: Mapping[str, Any]) -> RoundRecord:
     record = RoundRecord.from_json(data)
-    names = (*record.sampled, *record.accepted, record.digest, *record.metrics)
+    names = (*record.sampled, *record.accepted, record.digest, *record.metrics, *record.sites)
     numbers = (record.server_round, *record.metrics.values())
     texts = [text for rejection in record.rejected for text in vars(rejection).values()]
     if not (

@@ -10,11 +10,14 @@ from importlib.resources import files
 from types import SimpleNamespace
 from typing import Any
 
-from lightning_fl_ext.report import charts
+from lightning_fl_ext.metric_names import title_of
+from lightning_fl_ext.report import charts, sites
 from lightning_fl_ext.report.families import Family, group_metrics
 from lightning_fl_ext.report.history import History, left_out
 from lightning_fl_ext.report.participation import lay_out
+from lightning_fl_ext.report.reasons import group_reasons
 from lightning_fl_ext.report.scales import round_ticks, show_bytes, show_number
+from lightning_fl_ext.report.settings import told_once
 from lightning_fl_ext.text import shown
 
 _COUNTS = {"clients_accepted", "clients_rejected"}  # the table counts them in a column of its own
@@ -39,7 +42,7 @@ class Tile:
     trend: str = ""
 
 
-def render_report(history: History) -> str:
+def render_report(history: History, refresh: int = 0) -> str:
     """Write a run's report.
 
     The page holds its charts as SVG and its style, follows the reader's light or dark scheme, runs no script
@@ -48,6 +51,7 @@ def render_report(history: History) -> str:
 
     Args:
         history: From :func:`~lightning_fl_ext.report.read_history`.
+        refresh: Seconds after which a browser looks at the file again; 0 for never.
 
     Returns:
         HTML; the same for the same ledger, to the byte.
@@ -57,6 +61,16 @@ def render_report(history: History) -> str:
         >>> page = render_report(History(Path("runs/<first>")))
         >>> "<h1>&lt;first&gt;</h1>" in page, "<script" in page
         (True, False)
+    """
+    return render("page.html.jinja", SimpleNamespace(**_contents(history), refresh=refresh))
+
+
+def render(template: str, page: SimpleNamespace) -> str:
+    """Fill a template with a page's contents; everything is escaped.
+
+    Args:
+        template: Its name.
+        page: What it shows.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -69,8 +83,8 @@ def render_report(history: History) -> str:
         lstrip_blocks=True,
     )
     environment.filters["shown"] = shown
-    return environment.get_template("page.html.jinja").render(
-        page=SimpleNamespace(**_contents(history)),
+    return environment.get_template(template).render(
+        page=page,
         box=SimpleNamespace(
             width=charts.WIDTH,
             height=charts.HEIGHT,
@@ -89,13 +103,13 @@ def _contents(history: History) -> dict[str, Any]:
     columns = sorted({name for record in rounds for name in record.metrics} - _COUNTS)
     made = [charts.make_chart(family, rounds) for family in families]
     settings = sorted((k, v) for k, v in history.fingerprint.items() if not k.startswith("model."))
-    settings += [(f"run.toml: {key}", value) for key, value in history.told.items()]
+    settings += [(f"run.toml: {key}", value) for key, value in told_once(history)]
     tensors = [
         (k.removeprefix("model."), v) for k, v in history.fingerprint.items() if k.startswith("model.")
     ]
-    grid = lay_out(rounds, history.clients)
-    label = 18 + 7.4 * max((min(len(shown(row.client)), 20) for row in grid.rows), default=0)
-    count = 24 + 15 * len(str(len(rounds)))  # room for "counted/asked" behind each row
+    grid = lay_out(rounds, history.clients, history.contributions)
+    label = 18 + 7.4 * max(len("Client"), *(min(len(shown(row.client)), 20) for row in grid.rows), 0)
+    count = 82 + 8 * max(len("Examples"), *(len(row.examples) for row in grid.rows), 0)  # behind each row
     cell = min(130.0, max(9.0, (_GRID_WIDTH - label - count) / max(1, len(rounds))))
     return {
         "name": history.name,
@@ -114,7 +128,11 @@ def _contents(history: History) -> dict[str, Any]:
             gap=3 if cell > 14 else 1,
             width=math.ceil(label + cell * len(rounds) + count),
         ),
-        "rejected": [rejection for record in rounds for rejection in record.rejected],
+        "sites": sites.view_sites(rounds, history.told.get("monitor")),
+        "site_size": SimpleNamespace(width=sites.WIDTH, height=sites.HEIGHT),
+        "test": _test(history),
+        "test_sites": history.test and sites.view_sites([history.test]),
+        "rejected": group_reasons([rejection for record in rounds for rejection in record.rejected]),
         "columns": columns,
         "rounds": [
             SimpleNamespace(
@@ -129,6 +147,11 @@ def _contents(history: History) -> dict[str, Any]:
         "settings": settings,
         "tensors": tensors,
     }
+
+
+def _test(history: History) -> list[tuple[str, str]]:
+    metrics = history.test.metrics if history.test else {}
+    return [(name, show_number(value)) for name, value in sorted(metrics.items())]
 
 
 def _facts(history: History) -> list[str]:
@@ -180,7 +203,7 @@ def _progress(family: Family) -> Tile:
     change = (last - first) * family.better
     trend = "better" if change > 0 else "worse" if change < 0 else ""
     name = series.label if len(family.series) > 1 else ""
-    title = family.title[:1].upper() + family.title[1:]
+    title = title_of(family.title)
     return Tile(
         f"{title} ({name})" if name else title,
         show_number(last),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lightning_fl_ext.report.history import Contribution
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection
 
@@ -24,10 +25,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A client, and its rounds in the order of the grid's."""
+    """A client, its rounds in the order of the grid's, and how many examples it trained on."""
 
     client: str
     cells: tuple[Cell, ...]
+    examples: str = ""
 
     @property
     def counted(self) -> int:
@@ -62,12 +64,17 @@ class Participation:
     hidden: int = 0
 
 
-def lay_out(rounds: Sequence[RoundRecord], clients: Sequence[str]) -> Participation:
+def lay_out(
+    rounds: Sequence[RoundRecord],
+    clients: Sequence[str],
+    contributions: Mapping[int, Mapping[str, Contribution]] | None = None,
+) -> Participation:
     """Make the grid.
 
     Args:
         rounds: Records of the rounds, ascending.
         clients: Ids of all clients, sorted.
+        contributions: By round and client, what counted; of these come the counts of examples.
 
     Example:
         >>> grid = lay_out([RoundRecord(1, sampled=("a", "b"), accepted=("a",))], ["a", "b", "c"])
@@ -82,6 +89,7 @@ def lay_out(rounds: Sequence[RoundRecord], clients: Sequence[str]) -> Participat
         of_client.append(reasons)
     accepted = [frozenset(record.accepted) for record in rounds]
     sampled = [frozenset(record.sampled) for record in rounds]
+    counts = _examples(contributions or {})
     rows = [
         Row(
             client,
@@ -89,6 +97,7 @@ def lay_out(rounds: Sequence[RoundRecord], clients: Sequence[str]) -> Participat
                 _cell(client, record.server_round, client in a, client in s, r.get(client, []))
                 for record, a, s, r in zip(rounds, accepted, sampled, of_client, strict=True)
             ),
+            counts.get(client, ""),
         )
         for client in clients
     ]
@@ -99,6 +108,18 @@ def lay_out(rounds: Sequence[RoundRecord], clients: Sequence[str]) -> Participat
         rows=tuple(sorted(shown, key=lambda row: row.client)),
         hidden=len(rows) - len(shown),
     )
+
+
+def _examples(contributions: Mapping[int, Mapping[str, Contribution]]) -> dict[str, str]:
+    """Write for each client how many examples it trained on; from least to most, if that changes."""
+    seen: dict[str, set[int]] = {}
+    for of_round in contributions.values():
+        for client, entry in of_round.items():
+            seen.setdefault(client, set()).add(entry.num_examples)
+    return {
+        client: f"{min(counts)}–{max(counts)}" if len(counts) > 1 else f"{min(counts)}"
+        for client, counts in seen.items()
+    }
 
 
 def _cell(client: str, number: int, accepted: bool, sampled: bool, rejections: list[Rejection]) -> Cell:

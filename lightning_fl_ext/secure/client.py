@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from lightning_fl_ext.secure.errors import SecureAggregationError
 from lightning_fl_ext.secure.keys import (
+    KEY_BYTES,
+    SEALED_BYTES,
     SEED_BYTES,
     agree,
     authenticate,
@@ -27,7 +29,7 @@ from lightning_fl_ext.secure.keys import (
     unseal,
 )
 from lightning_fl_ext.secure.masks import Words, mask
-from lightning_fl_ext.secure.messages import Plain, members, message_fields, pairs
+from lightning_fl_ext.secure.messages import Plain, joined, members, message_fields, parts
 from lightning_fl_ext.secure.roster import Announcement, Roster, Terms
 from lightning_fl_ext.secure.shares import split
 
@@ -49,7 +51,9 @@ class ClientRound:
         pair_keys: The key of sealed shares for each neighbour.
         tag_secret: What messages to the server are authenticated by.
         shares: Of each neighbour whose vector is masked with this client's, and of the client itself: the
-            shares of the own mask's seed and of the mask key's seed.
+            share of the own mask's seed, followed by that of the mask key's seed.
+        masked: Whether it has masked its vector.
+        public_keys: Those that belong to the first two seeds.
     """
 
     client_id: str
@@ -60,15 +64,22 @@ class ClientRound:
     roster: Roster | None = field(default=None, repr=False)
     pair_keys: Mapping[int, bytes] = field(default_factory=dict, repr=False)
     tag_secret: bytes = field(default=b"", repr=False)
-    shares: Mapping[int, tuple[bytes, bytes]] = field(default_factory=dict, repr=False)
+    shares: Mapping[int, bytes] = field(default_factory=dict, repr=False)
     masked: bool = False
+    public_keys: tuple[bytes, bytes] = (b"", b"")
+    """Computed if they are not given."""
+
+    def __post_init__(self) -> None:
+        if not all(self.public_keys):
+            keys = public_key(self.mask_seed), public_key(self.share_seed)
+            object.__setattr__(self, "public_keys", keys)
 
     # The steps
 
     def announce(self, sign: Sign | None = None) -> Announcement:
         """Give the public keys."""
         self.terms.check()
-        plain = Announcement(self.client_id, public_key(self.mask_seed), public_key(self.share_seed))
+        plain = Announcement(self.client_id, *self.public_keys)
         return (
             plain if sign is None else replace(plain, signature=sign(plain.signed_text(self.terms.session)))
         )
@@ -91,7 +102,7 @@ class ClientRound:
         own = next((m for m in roster.members if m.client_id == self.client_id), None)
         if own is None:
             raise SecureAggregationError(f"client `{self.client_id}` is not in the roster of this round")
-        if (own.mask_key, own.share_key) != (public_key(self.mask_seed), public_key(self.share_seed)):
+        if (own.mask_key, own.share_key) != self.public_keys:
             raise SecureAggregationError(
                 f"the roster gives client `{self.client_id}` other keys than it announced: they were altered,"
                 " swapped, or are of a round before"
@@ -101,10 +112,10 @@ class ClientRound:
         me = roster.members.index(own)
         self_seed, holders, t = new_seed(), roster.holders(me), roster.share_threshold
         of_self, of_key = (split(seed, t, len(holders)) for seed in (self_seed, self.mask_seed))
-        parts = dict(zip(holders, zip(of_self, of_key, strict=True), strict=True))
+        shares = dict(zip(holders, map(b"".join, zip(of_self, of_key, strict=True)), strict=True))
         own_key = private_key(self.share_seed)
-        pair_keys = {j: _agree(own_key, roster, j, "share") for j in roster.neighbours[me]}
-        sealed = {j: seal(key, me, b"".join(parts[j]), roster.digest) for j, key in pair_keys.items()}
+        pair_keys = {j: _agree(own_key, roster, j, "share") for j in roster.neighbours(me)}
+        sealed = (seal(key, me, shares[j], roster.digest) for j, key in pair_keys.items())
         done = replace(
             self,
             share_seed=b"",
@@ -112,11 +123,10 @@ class ClientRound:
             self_seed=self_seed,
             pair_keys=pair_keys,
             tag_secret=agree(own_key, roster.server_key, "tag", roster.digest),
-            shares={me: parts[me]},
+            shares={me: shares[me]},
         )
         message: Plain = {
-            "to": list(sealed),
-            "sealed": list(sealed.values()),
+            "sealed": joined(sealed, SEALED_BYTES),  # in the order of its neighbours
             "commitment": digest_of(b"self", roster.digest, self_seed),
         }
         return done, done._tagged("share", message)
@@ -135,8 +145,9 @@ class ClientRound:
         roster, me = self._known(), self._me
         if self.masked:
             raise SecureAggregationError("this client has masked its update in this round already")
-        senders, sealed = pairs(mailbox, "from", "sealed")
-        if strangers := [j for j in senders if j not in roster.neighbours[me]]:
+        senders = members(mailbox, "from")
+        sealed = parts(mailbox, "sealed", SEALED_BYTES, len(senders))
+        if strangers := set(senders) - set(roster.neighbours(me)):
             raise SecureAggregationError(f"shares of {len(strangers)} that are no neighbours")
         if len(senders) + 1 < roster.share_threshold:
             raise SecureAggregationError(
@@ -148,10 +159,9 @@ class ClientRound:
         plus, minus = [derive(self.self_seed, "self", roster.digest)], list[bytes]()
         for j, box in zip(senders, sealed, strict=True):
             try:
-                opened = unseal(self.pair_keys[j], j, box, roster.digest)
+                shares[j] = unseal(self.pair_keys[j], j, box, roster.digest)
             except SecureAggregationError as error:
                 raise SecureAggregationError(f"the share of client {roster.name(j)} is {error}") from None
-            shares[j] = opened[:SEED_BYTES], opened[SEED_BYTES:]
             (plus if me < j else minus).append(_agree(own_key, roster, j, "mask"))
         mask(words, plus, minus)
         done = replace(self, shares=shares, masked=True)
@@ -186,17 +196,17 @@ class ClientRound:
         of_key = [j for j in sorted(dropped) if j in self.shares]
         message: Plain = {
             "survivors": of_self,
-            "self-shares": [self.shares[j][0] for j in of_self],
+            "self-shares": joined((self.shares[j][:SEED_BYTES] for j in of_self), SEED_BYTES),
             "dropped": of_key,
-            "key-shares": [self.shares[j][1] for j in of_key],
+            "key-shares": joined((self.shares[j][SEED_BYTES:] for j in of_key), SEED_BYTES),
         }
         return self._tagged("unmask", message)
 
     # Between messages
 
     def to_dict(self) -> Plain:
-        """Give all of it as plain values. They are secret."""
-        state: Plain = {
+        """Give all of it but the roster as plain values. They are secret."""
+        return {
             "client-id": self.client_id,
             "session": self.terms.session,
             "asked": self.terms.asked,
@@ -206,32 +216,31 @@ class ClientRound:
             "self-seed": self.self_seed,
             "masked": self.masked,
             "tag-secret": self.tag_secret,
-            "pairs": list(self.pair_keys),
-            "pair-keys": list(self.pair_keys.values()),
+            "public-keys": b"".join(self.public_keys),
+            "pair-keys": joined(self.pair_keys.values(), KEY_BYTES),
             "holds": list(self.shares),
-            "shares": [b"".join(pair) for pair in self.shares.values()],
+            "shares": joined(self.shares.values(), 2 * SEED_BYTES),
         }
-        known = self.roster.to_dict() if self.roster else {}
-        return state | {f"roster.{name}": value for name, value in known.items()}
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> ClientRound:
-        """Take what :meth:`to_dict` gave."""
-        known = {k.removeprefix("roster."): v for k, v in state.items() if k.startswith("roster.")}
+    def from_dict(cls, state: Mapping[str, Any], roster: Roster | None = None) -> ClientRound:
+        """Take what :meth:`to_dict` gave, and the roster, if the client had one."""
+        neighbours = roster.neighbours(roster.number(state["client-id"])) if roster else ()
+        pair_keys = parts(state, "pair-keys", KEY_BYTES, len(neighbours))
+        shares = parts(state, "shares", 2 * SEED_BYTES, len(state["holds"]))
+        mask_key, share_key = parts(state, "public-keys", KEY_BYTES, 2)
         return cls(
             state["client-id"],
             Terms(state["session"], state["asked"], state["threshold"]),
             state["mask-seed"],
             state["share-seed"],
             state["self-seed"],
-            Roster.from_dict(known) if known else None,
-            dict(zip(state["pairs"], state["pair-keys"], strict=True)),
+            roster,
+            dict(zip(neighbours, pair_keys, strict=True)),
             state["tag-secret"],
-            {
-                j: (both[:SEED_BYTES], both[SEED_BYTES:])
-                for j, both in zip(state["holds"], state["shares"], strict=True)
-            },
+            dict(zip(state["holds"], shares, strict=True)),
             state["masked"],
+            (mask_key, share_key),
         )
 
     def _known(self) -> Roster:
@@ -241,7 +250,7 @@ class ClientRound:
 
     @property
     def _me(self) -> int:
-        return [m.client_id for m in self._known().members].index(self.client_id)
+        return self._known().number(self.client_id)
 
     def _tagged(self, step: str, message: Plain, words: Words | None = None) -> Plain:
         key = derive(self.tag_secret, step)

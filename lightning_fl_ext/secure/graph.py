@@ -28,8 +28,8 @@ def degree(clients: int) -> int:
     return min(clients - 1, 2 * math.ceil(5 * math.log2(clients / 6)))
 
 
-def neighbours(clients: int, seed: bytes) -> list[tuple[int, ...]]:
-    """Give each client's neighbours, the same on all sides.
+class Graph:
+    """Each client's neighbours, the same on all sides.
 
     The clients stand in a circle in an order that the seed draws, and each knows the nearest on either side
     (a Harary graph under a random relabelling; Bell et al., section 3.2).
@@ -38,25 +38,26 @@ def neighbours(clients: int, seed: bytes) -> list[tuple[int, ...]]:
         clients: How many; they are numbered from 0.
         seed: 32 bytes that no one party chooses: the digest of all keys of the round.
 
-    Returns:
-        For each client the sorted numbers of its neighbours. Neighbours know each other.
-
     Example:
-        >>> neighbours(3, bytes(32))
-        [(1, 2), (0, 2), (0, 1)]
-        >>> {len(of_one) for of_one in neighbours(100, bytes(32))}
+        >>> Graph(3, bytes(32)).neighbours(1)
+        (0, 2)
+        >>> {len(Graph(100, bytes(32)).neighbours(i)) for i in range(100)}
         {42}
     """
-    if degree(clients) == clients - 1:
-        return [tuple(j for j in range(clients) if j != i) for i in range(clients)]
-    # The graph is public. Its order is sorted by keyed hashes, so no generator needs to stay as it is.
-    circle = _order(clients, seed)
-    reach = degree(clients) // 2
-    found: list[tuple[int, ...]] = [()] * clients
-    for place, client in enumerate(circle):
-        near = {circle[(place + step) % clients] for step in range(-reach, reach + 1)} - {client}
-        found[client] = tuple(sorted(near))
-    return found
+
+    def __init__(self, clients: int, seed: bytes) -> None:
+        self._reach = degree(clients) / 2
+        # The graph is public. Its order is sorted by keyed hashes, so no generator needs to stay as it is.
+        whole = degree(clients) == clients - 1
+        self._circle: Sequence[int] = range(clients) if whole else _order(clients, seed)
+        self._place = {client: place for place, client in enumerate(self._circle)}
+
+    def neighbours(self, client: int) -> tuple[int, ...]:
+        """Give the sorted numbers of a client's neighbours, each of whom has it for one."""
+        circle, place = self._circle, self._place[client]
+        before, after = math.ceil(self._reach), math.floor(self._reach)
+        near = (circle[(place + step) % len(circle)] for step in range(-before, after + 1) if step)
+        return tuple(sorted(near))
 
 
 def threshold_of(clients: int, threshold: int) -> int:

@@ -9,19 +9,28 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 
-from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import AEADCipherContext, Cipher
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import GCM
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from cryptography.hazmat.primitives.poly1305 import Poly1305
 
 from lightning_fl_ext.secure.errors import SecureAggregationError
 
 SEED_BYTES = 16
 """Bytes of a secret that is shared: what Shamir's scheme over GF(2^128) takes."""
 
-TAG_BYTES = 16
+KEY_BYTES = 32
+"""Bytes of a public key, and of every key that is derived."""
+
+_NONCE = bytes(12)
+"""Of tags: each key serves for one."""
+
+SEALED_BYTES = 2 * SEED_BYTES + 16
+"""Bytes of a neighbour's two shares, sealed."""
 
 
 def new_seed() -> bytes:
@@ -81,9 +90,7 @@ def agree(own: X25519PrivateKey, peer: bytes, purpose: str, context: bytes = b""
 def digest_of(*fields: bytes) -> bytes:
     """Compute the SHA-256 over fields, each prefixed with its length."""
     sha = Hash(SHA256())
-    for field in fields:
-        sha.update(len(field).to_bytes(8, "little"))
-        sha.update(field)
+    sha.update(b"".join(part for field in fields for part in (len(field).to_bytes(8, "little"), field)))
     return sha.finalize()
 
 
@@ -105,17 +112,16 @@ def unseal(key: bytes, sender: int, sealed: bytes, context: bytes) -> bytes:
 
 
 def authenticate(key: bytes, fields: Iterable[bytes | memoryview]) -> bytes:
-    """Compute the Poly1305 tag of a message under a key that serves for this one message.
+    """Compute the tag of a message, by AES-256-GMAC, under a key that serves for this one message.
 
     Example:
         >>> len(authenticate(bytes(32), [b"a", b"b"]))
         16
     """
-    tag = Poly1305(key)
-    for field in fields:
-        tag.update(len(field).to_bytes(8, "little"))
-        tag.update(field)
-    return tag.finalize()
+    made = Cipher(AES(key), GCM(_NONCE)).encryptor()
+    _add(made, fields)
+    made.finalize()
+    return made.tag
 
 
 def verify(key: bytes, fields: Iterable[bytes | memoryview], tag: bytes) -> None:
@@ -124,11 +130,15 @@ def verify(key: bytes, fields: Iterable[bytes | memoryview], tag: bytes) -> None
     Raises:
         SecureAggregationError: It is another message's.
     """
-    check = Poly1305(key)
-    for field in fields:
-        check.update(len(field).to_bytes(8, "little"))
-        check.update(field)
     try:
-        check.verify(tag)
-    except (InvalidSignature, TypeError):
+        check = Cipher(AES(key), GCM(_NONCE, tag)).decryptor()
+        _add(check, fields)
+        check.finalize()
+    except (InvalidTag, TypeError, ValueError):
         raise SecureAggregationError("altered, or of another client or round") from None
+
+
+def _add(context: AEADCipherContext, fields: Iterable[bytes | memoryview]) -> None:
+    for field in fields:
+        context.authenticate_additional_data(len(field).to_bytes(8, "little"))
+        context.authenticate_additional_data(field)

@@ -9,10 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from lightning_fl_ext.secure.errors import SecureAggregationError
-from lightning_fl_ext.secure.graph import neighbours, threshold_of
-from lightning_fl_ext.secure.keys import digest_of
-
-KEY_BYTES = 32
+from lightning_fl_ext.secure.graph import Graph, threshold_of
+from lightning_fl_ext.secure.keys import KEY_BYTES, digest_of
+from lightning_fl_ext.secure.messages import parts
 
 
 @dataclass(frozen=True)
@@ -99,10 +98,13 @@ class Roster:
             *(name.encode() for name in self.metrics),
         )
 
+    def neighbours(self, member: int) -> tuple[int, ...]:
+        """Give the numbers of a member's neighbours."""
+        return self._graph.neighbours(member)
+
     @cached_property
-    def neighbours(self) -> list[tuple[int, ...]]:
-        """The numbers of each member's neighbours."""
-        return neighbours(len(self.members), self.digest)
+    def _graph(self) -> Graph:
+        return Graph(len(self.members), self.digest)
 
     @cached_property
     def share_threshold(self) -> int:
@@ -111,7 +113,15 @@ class Roster:
 
     def holders(self, member: int) -> list[int]:
         """Give who holds shares of a member's secrets, itself among them; the first holds share 1."""
-        return sorted([member, *self.neighbours[member]])
+        return sorted([member, *self.neighbours(member)])
+
+    def number(self, client_id: str) -> int:
+        """Give a member's number, by its id."""
+        return self._numbers[client_id]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {member.client_id: i for i, member in enumerate(self.members)}
 
     def name(self, member: int) -> str:
         """Give a member's id, in backticks."""
@@ -147,8 +157,7 @@ class Roster:
             "asked": self.terms.asked,
             "threshold": self.terms.threshold,
             "ids": [m.client_id for m in self.members],
-            "mask-keys": [m.mask_key for m in self.members],
-            "share-keys": [m.share_key for m in self.members],
+            "keys": b"".join(m.mask_key + m.share_key for m in self.members),
             "signatures": [m.signature for m in self.members],
             "server-key": self.server_key,
             "wide": self.wide,
@@ -163,15 +172,21 @@ class Roster:
             SecureAggregationError: It is something else.
         """
         try:
-            members = zip(
-                *(data["ids"], data["mask-keys"], data["share-keys"], data["signatures"]), strict=True
-            )
+            ids, signatures = data["ids"], data["signatures"]
+            if not all(isinstance(signature, bytes) for signature in signatures):
+                raise TypeError("signatures")
+            (server_key,) = parts(data, "server-key", KEY_BYTES, 1)
+            keys = parts(data, "keys", 2 * KEY_BYTES, len(ids))
+            members = zip(ids, keys, signatures, strict=True)
             return cls(
                 Terms(data["session"], data["asked"], data["threshold"]),
-                tuple(Announcement(str(i), bytes(m), bytes(s), bytes(sig)) for i, m, s, sig in members),
-                bytes(data["server-key"]),
+                tuple(
+                    Announcement(str(i), both[:KEY_BYTES], both[KEY_BYTES:], signature)
+                    for i, both, signature in members
+                ),
+                server_key,
                 bool(data["wide"]),
                 tuple(map(str, data["metrics"])),
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, SecureAggregationError):
             raise SecureAggregationError("expected the roster of a round, got something else") from None

@@ -6,15 +6,26 @@ share of its key, and a majority of them is needed for either.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from lightning_fl_ext.secure.errors import SecureAggregationError
-from lightning_fl_ext.secure.keys import agree, derive, digest_of, new_seed, private_key, public_key, verify
+from lightning_fl_ext.secure.keys import (
+    SEALED_BYTES,
+    SEED_BYTES,
+    agree,
+    derive,
+    digest_of,
+    new_seed,
+    private_key,
+    public_key,
+    verify,
+)
 from lightning_fl_ext.secure.masks import Words, mask
-from lightning_fl_ext.secure.messages import Plain, message_fields, pairs
+from lightning_fl_ext.secure.messages import Plain, joined, members, message_fields, parts
 from lightning_fl_ext.secure.roster import Announcement, Roster, Terms
 from lightning_fl_ext.secure.shares import combine
 
@@ -67,10 +78,9 @@ class ServerRound:
             SecureAggregationError: They are not what this client sent in this round, or came already.
         """
         self._check(member, "share", message, self.sharers)
-        to, sealed = pairs(message, "to", "sealed")
-        if tuple(to) != self.roster.neighbours[member]:
-            raise SecureAggregationError("expected sealed shares for each of its neighbours")
-        for j, box in zip(to, sealed, strict=True):
+        neighbours = self.roster.neighbours(member)
+        sealed = parts(message, "sealed", SEALED_BYTES, len(neighbours))
+        for j, box in zip(neighbours, sealed, strict=True):
             self._boxes[j][member] = box
         self._commitments[member] = message["commitment"]
         self.sharers.append(member)
@@ -78,7 +88,7 @@ class ServerRound:
     def mailbox(self, member: int) -> Plain:
         """Give the sealed shares that came for a client."""
         boxes = dict(sorted(self._boxes[member].items()))
-        return {"from": list(boxes), "sealed": list(boxes.values())}
+        return {"from": list(boxes), "sealed": joined(boxes.values(), SEALED_BYTES)}
 
     def take_masked(self, member: int, message: Mapping[str, Any], words: Words) -> None:
         """Add a client's masked vector.
@@ -122,7 +132,8 @@ class ServerRound:
             (self._self_shares, "survivors", "self-shares"),
             (self._key_shares, "dropped", "key-shares"),
         ):
-            for j, share in zip(*pairs(message, names, values), strict=True):
+            of = members(message, names)
+            for j, share in zip(of, parts(message, values, SEED_BYTES, len(of)), strict=True):
                 if j in self._boxes and member in (holders := self.roster.holders(j)):
                     kind.setdefault(j, {})[holders.index(member) + 1] = share
         self._answered.add(member)
@@ -143,7 +154,7 @@ class ServerRound:
                 raise SecureAggregationError(f"the shares of client {roster.name(j)}'s own mask do not fit")
             minus.append(derive(seed, "self", roster.digest))
         for i in sorted(set(self.sharers) - set(self.survivors)):
-            present = [j for j in roster.neighbours[i] if j in self.survivors]
+            present = [j for j in roster.neighbours(i) if j in self.survivors]
             if not present:
                 continue
             seed = self._combined("key", self._key_shares, i, t)
@@ -191,5 +202,5 @@ class ServerRound:
             verify(key, message_fields(message, words), tag)
         except SecureAggregationError as error:
             raise SecureAggregationError(f"its answer is {error}") from None
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except (KeyError, TypeError, ValueError, struct.error):
             raise SecureAggregationError("its answer cannot be read") from None

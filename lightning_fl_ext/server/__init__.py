@@ -23,24 +23,55 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server.durability.ledger import ReplayError as ReplayError
     from lightning_fl_ext.server.durability.ledger import replay_ledger as replay_ledger
     from lightning_fl_ext.server.durability.ledger import verify_ledger as verify_ledger
+    from lightning_fl_ext.server.durability.lightning_checkpoint import ExportError as ExportError
     from lightning_fl_ext.server.durability.signing import KeyFileError as KeyFileError
     from lightning_fl_ext.server.durability.signing import make_keys as make_keys
+    from lightning_fl_ext.server.export import export_model as export_model
+    from lightning_fl_ext.server.export import restore_model as restore_model
     from lightning_fl_ext.server.record import RoundRecord as RoundRecord
+    from lightning_fl_ext.server.record import SiteEvaluation as SiteEvaluation
     from lightning_fl_ext.server.result import FederatedResult as FederatedResult
     from lightning_fl_ext.server.screening.limits import Limits as Limits
     from lightning_fl_ext.server.screening.rejection import BadUpdateError as BadUpdateError
     from lightning_fl_ext.server.screening.rejection import Reason as Reason
     from lightning_fl_ext.server.screening.rejection import Rejection as Rejection
+    from lightning_fl_ext.server.strategies import AlgorithmStrategy as AlgorithmStrategy
+    from lightning_fl_ext.server.strategies import Ditto as Ditto
+    from lightning_fl_ext.server.strategies import ExactFedAdagrad as ExactFedAdagrad
+    from lightning_fl_ext.server.strategies import ExactFedAdam as ExactFedAdam
     from lightning_fl_ext.server.strategies import ExactFedAvg as ExactFedAvg
+    from lightning_fl_ext.server.strategies import ExactFedAvgM as ExactFedAvgM
+    from lightning_fl_ext.server.strategies import ExactFedOpt as ExactFedOpt
+    from lightning_fl_ext.server.strategies import ExactFedYogi as ExactFedYogi
+    from lightning_fl_ext.server.strategies import FedDyn as FedDyn
+    from lightning_fl_ext.server.strategies import FedNova as FedNova
     from lightning_fl_ext.server.strategies import FedPM as FedPM
+    from lightning_fl_ext.server.strategies import FedProx as FedProx
+    from lightning_fl_ext.server.strategies import FedRep as FedRep
+    from lightning_fl_ext.server.strategies import RobustFedAvg as RobustFedAvg
+    from lightning_fl_ext.server.strategies import Scaffold as Scaffold
     from lightning_fl_ext.server.strategies import SecureFedAvg as SecureFedAvg
     from lightning_fl_ext.server.trainer import FederatedTrainer as FederatedTrainer
 
 _HOME = {
+    "FedRep": "strategies",
+    "Ditto": "strategies",
+    "Scaffold": "strategies",
+    "FedProx": "strategies",
+    "FedNova": "strategies",
+    "FedDyn": "strategies",
+    "AlgorithmStrategy": "strategies",
     "BadUpdateError": "screening.rejection",
     "CallbackError": "callbacks.base",
     "CheckpointError": "durability.checkpoint",
     "ExactFedAvg": "strategies",
+    "ExportError": "durability.lightning_checkpoint",
+    "ExactFedAdagrad": "strategies",
+    "ExactFedAdam": "strategies",
+    "ExactFedAvgM": "strategies",
+    "ExactFedYogi": "strategies",
+    "RobustFedAvg": "strategies",
+    "ExactFedOpt": "strategies",
     "FedPM": "strategies",
     "FederatedResult": "result",
     "FederatedTrainer": "trainer",
@@ -58,6 +89,9 @@ _HOME = {
     "RoundProgressBar": "callbacks",
     "RoundRecord": "record",
     "SecureFedAvg": "strategies",
+    "SiteEvaluation": "record",
+    "export_model": "export",
+    "restore_model": "export",
     "make_keys": "durability.signing",
     "replay_ledger": "durability.ledger",
     "server_app": "app",

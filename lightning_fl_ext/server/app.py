@@ -21,6 +21,7 @@ def server_app(
     *,
     evaluate: Any = None,
     ckpt_path: str | Path | None = None,
+    test: Any = None,
 ) -> ServerApp:
     """Make a Flower ``ServerApp`` that runs a federated fit.
 
@@ -30,6 +31,7 @@ def server_app(
             model and the records of the rounds.
         evaluate: See :meth:`FederatedTrainer.fit`.
         ckpt_path: See :meth:`FederatedTrainer.fit`. The run config's ``ckpt-path`` goes before it.
+        test: See :meth:`FederatedTrainer.fit`.
 
     Returns:
         For ``flwr run``, or for :func:`~lightning_fl_ext.run_local`. The final weights and the digest are
@@ -44,7 +46,7 @@ def server_app(
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         path = context.run_config.get("ckpt-path") or ckpt_path
-        result = runner.fit(model, grid, evaluate, ckpt_path=path)  # type: ignore[arg-type]
+        result = runner.fit(model, grid, evaluate, ckpt_path=path, test=test)  # type: ignore[arg-type]
         arrays: ArrayRecord = to_record(runner.arrays)
         context.state["arrays"] = arrays
         context.state["result"] = ConfigRecord({"digest": result.digest, "rounds": runner.current_round})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,7 +31,9 @@ class FederatedFit(Protocol):
     on_bad_update: str
     max_update_norm: float | None
     limits: Limits
+    site_metrics: dict[str, str]
     average_metrics: tuple[str, ...]
+    train_config: Mapping[str, Any] | Callable[[int], Mapping[str, Any]]
     round_timeout: float | None
     exchange: Exchange
     monitor: str | None

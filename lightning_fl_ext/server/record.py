@@ -13,6 +13,19 @@ from lightning_fl_ext.text import shown
 
 
 @dataclass(frozen=True)
+class SiteEvaluation:
+    """How a model does at one site.
+
+    Attributes:
+        num_examples: Examples that the site evaluated it on.
+        metrics: The site's own values by name; empty if it keeps them to itself.
+    """
+
+    num_examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """What happened in a round.
 
@@ -25,6 +38,7 @@ class RoundRecord:
         metrics: Every metric of the round by name.
         void: Whether too few updates counted, so that the model stayed as it was.
         sum_digest: Under secure aggregation, the digest of the unmasked sum.
+        sites: How the weights after the round do at each site that evaluated them, by client id.
     """
 
     server_round: int
@@ -35,12 +49,19 @@ class RoundRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)
     void: bool = False
     sum_digest: str = ""
+    sites: Mapping[str, SiteEvaluation] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Give plain JSON data, with ``"nan"`` and ``"inf"`` as strings, since JSON has no such numbers."""
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
         if not self.sum_digest:
             del data["sum_digest"]
+        del data["sites"]
+        if self.sites:  # a ledger without evaluations is written as it always was
+            data["sites"] = {
+                client: {"num_examples": site.num_examples, "metrics": dict(site.metrics)}
+                for client, site in sorted(self.sites.items())
+            }
         metrics = {
             name: value if math.isfinite(value) else str(value) for name, value in self.metrics.items()
         }
@@ -52,7 +73,15 @@ class RoundRecord:
         rejected = tuple(Rejection.from_json(r) for r in data["rejected"])
         names = {name: tuple(data[name]) for name in ("sampled", "accepted")}
         metrics = {str(name): float(value) for name, value in data["metrics"].items()}
-        return cls(**{**data, **names, "rejected": rejected, "metrics": metrics})
+        sites = {str(client): _site(told) for client, told in data.get("sites", {}).items()}
+        return cls(**{**data, **names, "rejected": rejected, "metrics": metrics, "sites": sites})
+
+
+def _site(told: Mapping[str, Any]) -> SiteEvaluation:
+    metrics = {str(name): float(value) for name, value in told["metrics"].items()}
+    if type(told["num_examples"]) is not int:
+        raise ValueError("a count of examples that is none")
+    return SiteEvaluation(told["num_examples"], metrics)
 
 
 def require_metric(rounds: Sequence[RoundRecord], name: str) -> None:

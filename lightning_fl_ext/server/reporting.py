@@ -51,15 +51,15 @@ def reporting(trainer: FederatedFit) -> Iterator[None]:
         narrator.setLevel(level)
 
 
-def log_record(trainer: FederatedFit, record: RoundRecord, logged: LoggedRounds) -> None:
-    """Hand a round's metrics to the loggers that do not have it yet.
+def log_record(trainer: FederatedFit, record: RoundRecord, logged: LoggedRounds | None) -> None:
+    """Hand a round's metrics to the loggers that do not have it yet; without ``logged``, to all.
 
     Raises:
         LightningFLError: A logger raised; the message names it and the round.
     """
 
     def hand_over(logger: Any) -> None:
-        if logged.take(logger, record.server_round):
+        if logged is None or logged.take(logger, record.server_round):
             logger.log_metrics(dict(record.metrics), step=record.server_round)
             logger.save()
 
@@ -70,10 +70,10 @@ def warn_of(trainer: FederatedFit, record: RoundRecord) -> None:
     """Say in the log who was left out of a round, and that it is void if it is."""
     for line in summary_lines(r for r in record.rejected if r.reason is not Reason.IDLE):
         log.warning("%s", shown(line, 2000))
-    if record.server_round == 0 and not record.metrics:
+    if not record.metrics:
         log.warning(
             "nothing was measured: the strategy asks no client to evaluate (`fraction_evaluate`), or the"
-            " clients' `validation_step` logs nothing"
+            " clients' `validation_step` or `test_step` logs nothing"
         )
     if record.void:
         log.warning("round %d is void, the model stays: %s", record.server_round, _why(trainer, record))

@@ -22,6 +22,7 @@ class FederatedResult:
         digest: Digest of the final global weights.
         monitor: The metric that the trainer went by, if any.
         mode: Whether a ``"min"`` or ``"max"`` of it is best.
+        test: How the final model does on the test data, if that was asked for.
     """
 
     model: torch.nn.Module = field(repr=False)
@@ -29,6 +30,7 @@ class FederatedResult:
     digest: str
     monitor: str | None = None
     mode: str = "min"
+    test: RoundRecord | None = field(default=None, repr=False)
 
     @property
     def best_round(self) -> int | None:

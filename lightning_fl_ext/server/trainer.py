@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -31,6 +31,7 @@ from lightning_fl_ext.server.metrics.central_evaluation import (
     evaluate_centrally,
     warn_of_unseen,
 )
+from lightning_fl_ext.server.metrics.sites import require_sites
 from lightning_fl_ext.server.record import RoundRecord, require_metric
 from lightning_fl_ext.server.reporting import log_record, refuse_if_all_void, reporting, warn_of
 from lightning_fl_ext.server.result import FederatedResult
@@ -46,7 +47,9 @@ from lightning_fl_ext.server.trainer_arguments import (
     limits_object,
     logger_list,
     make_module,
+    site_modes,
     strategy_object,
+    train_settings,
 )
 from lightning_fl_ext.wire import Exchange, WeightExchange
 
@@ -75,9 +78,13 @@ class FederatedTrainer:
             :class:`RoundEarlyStopping` use it unless they have one of their own.
         mode: Whether a ``"min"`` or ``"max"`` of ``monitor`` is best.
         limits: What one reply of a client may hold at most; None for the defaults of :class:`Limits`.
+        site_metrics: By metric, whether a ``"min"`` or ``"max"`` of it is best. Each round's metrics have
+            ``<name>/worst``, ``<name>/best`` and ``<name>/spread`` of the sites' own values.
         average_metrics: Names of the module's torchmetrics (or of the collections that hold them) whose
             values are averaged over the clients, weighted by their examples, instead of computed from pooled
             states: for a metric with a constant that depends on the client's data.
+        train_config: Settings that clients are told with each training message, by name; or a function that
+            gives them for a round. ``learning-rate`` and ``proximal-mu`` are known to all clients.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -111,7 +118,9 @@ class FederatedTrainer:
         monitor: str | None = None,
         mode: str = "min",
         limits: Limits | None = None,
+        site_metrics: Mapping[str, str] | None = None,
         average_metrics: Collection[str] = (),
+        train_config: Mapping[str, Any] | Callable[[int], Mapping[str, Any]] | None = None,
     ) -> None:
         self.max_rounds = whole_number("max_rounds", max_rounds, 0)
         self.strategy = self._strategy = strategy_object(ExactFedAvg() if strategy is None else strategy)
@@ -127,8 +136,10 @@ class FederatedTrainer:
         self.monitor = None if monitor is None else metric_name(monitor)
         self.mode = choice("mode", mode, ("min", "max"))
         self.limits = limits_object(Limits() if limits is None else limits)
+        self.site_metrics = site_modes(site_metrics or {})
         require_names("average_metrics", average_metrics)
         self.average_metrics = tuple(average_metrics)
+        self.train_config = train_settings({} if train_config is None else train_config)
         if enable_progress_bar and not any(isinstance(c, RoundProgressBar) for c in self.callbacks):
             self.callbacks.insert(0, RoundProgressBar())
         # As in Lightning, checkpoints are written last, when the other callbacks' state is what it will be.
@@ -151,6 +162,7 @@ class FederatedTrainer:
         grid: Grid,
         evaluate: Any = None,
         ckpt_path: str | Path | None = None,
+        test: Any = None,
     ) -> FederatedResult:
         """Run the rounds.
 
@@ -162,9 +174,11 @@ class FederatedTrainer:
                 function from the module to metrics, or data for ``Trainer.validate``.
             ckpt_path: ``"last"`` to go on from the newest complete checkpoint under ``default_root_dir``, if
                 there is one; or the path of one.
+            test: Whether all clients test the final model, by ``Trainer.test``. Data, or a function from the
+                module to metrics, have the server test it besides.
 
         Returns:
-            The model with the final weights, the records of all rounds, and the digest.
+            The model with the final weights, the records of all rounds and of the test, and the digest.
 
         Raises:
             LightningFLError: Too few clients, a checkpoint of another run, a bad update under
@@ -176,6 +190,9 @@ class FederatedTrainer:
         self._begin(model, grid, ckpt_path)
         self.run_id = secrets.token_hex(16)
         check_evaluation(self.model, evaluate)
+        tests = test is not None and test is not False
+        on_server = test if tests and test is not True else None
+        check_evaluation(self.model, on_server, "test")
         writes = any(isinstance(callback, RoundCheckpoint | RoundLedger) for callback in self.callbacks)
         with reporting(self), folder_lock(self.default_root_dir) if writes else nullcontext():
             if ckpt_path is not None:
@@ -191,15 +208,16 @@ class FederatedTrainer:
                 self._run_round(evaluate)
             refuse_if_all_void(self)
             self._write_model()
+            tested = self._evaluate("test", on_server) if tests else None
             rounds, final = tuple(self.rounds), digest(self.arrays)
-            self.result = FederatedResult(self.model, rounds, final, self.monitor, self.mode)
+            self.result = FederatedResult(self.model, rounds, final, self.monitor, self.mode, tested)
             call_hook(self, "on_fit_end")
         return self.result
 
     def validate(
         self, model: torch.nn.Module | Callable[[], torch.nn.Module], grid: Grid, evaluate: Any = None
     ) -> dict[str, float]:
-        """Evaluate a model once: on the clients, and on the server if asked to.
+        """Validate a model once: on the clients, and on the server if asked to.
 
         Of the callbacks' hooks only ``on_messages``, ``on_evaluation_reply`` and ``on_exception`` are
         called.
@@ -216,17 +234,42 @@ class FederatedTrainer:
         Raises:
             LightningFLError: Too few clients.
         """
+        return self._evaluate_once("validate", model, grid, evaluate)
+
+    def test(
+        self, model: torch.nn.Module | Callable[[], torch.nn.Module], grid: Grid, test: Any = None
+    ) -> dict[str, float]:
+        """Test a model once: on all clients, by ``Trainer.test``, and on the server if asked to.
+
+        As :meth:`validate`, which see; ``test`` is what :meth:`fit` takes by that name.
+
+        Raises:
+            LightningFLError: Too few clients, or all of them failed: there is no ``test_step``, say.
+        """
+        return self._evaluate_once("test", model, grid, None if test is True else test)
+
+    def _evaluate_once(self, stage: str, model: Any, grid: Grid, on_server: Any) -> dict[str, float]:
         self._begin(model, grid)
-        check_evaluation(self.model, evaluate)
+        check_evaluation(self.model, on_server, "test" if stage == "test" else "evaluate")
         with reporting(self):
-            metrics, rejected = self._driver.evaluate(0, self.arrays)
-            if evaluate is not None:
+            if on_server is not None:
                 warn_of_unseen(self.model, self._tensors())
-                metrics |= self._evaluate_centrally(evaluate)
-            record = RoundRecord(0, (), (), sort_rejections(rejected), digest(self.arrays), metrics)
-            self.add_record(record)
-            warn_of(self, record)
-        return metrics
+            record = self._evaluate(stage, on_server)
+            self.rounds.append(record)
+        return dict(record.metrics)
+
+    def _evaluate(self, stage: str, on_server: Any) -> RoundRecord:
+        """Have the weights as they are evaluated outside the rounds, and tell loggers and callers."""
+        record = self._driver.evaluate(self.current_round, self.arrays, stage)
+        metrics = dict(record.metrics)
+        if on_server is not None:
+            metrics |= self._evaluate_centrally(on_server, stage)
+        rejected = sort_rejections(record.rejected)
+        record = replace(record, rejected=rejected, digest=digest(self.arrays), metrics=metrics)
+        self.callback_metrics.update(record.metrics)
+        log_record(self, record, None)
+        warn_of(self, record)
+        return record
 
     def _begin(self, model: Any, grid: Grid, ckpt_path: str | Path | None = None) -> None:
         check_grid(grid)
@@ -246,27 +289,39 @@ class FederatedTrainer:
         call_hook(self, "on_round_start")
         self.arrays, trained = self._driver.train(self.current_round, self.arrays)
         call_hook(self, "on_replies")
-        evaluated, rejected = self._driver.evaluate(self.current_round, self.arrays)
+        record = self._driver.evaluate(self.current_round, self.arrays)
+        evaluated = dict(record.metrics)
         # A name that is an evaluation's stays so, also in a round whose evaluations are missing.
         shared = evaluated.keys() | self._driver.validated_in_fits
         shared |= {k for k in trained.metrics if f"fit_{k}" in self.callback_metrics}
         metrics = {f"fit_{k}" if k in shared else k: v for k, v in trained.metrics.items()} | evaluated
         if evaluate is not None:
             metrics |= self._evaluate_centrally(evaluate)
-        rejections = sort_rejections([*trained.rejected, *rejected])
-        self.add_record(replace(trained, rejected=rejections, digest=digest(self.arrays), metrics=metrics))
+        rejections = sort_rejections([*trained.rejected, *record.rejected])
+        self.add_record(
+            replace(
+                trained,
+                rejected=rejections,
+                digest=digest(self.arrays),
+                metrics=metrics,
+                sites=record.sites,
+            )
+        )
         if not any(isinstance(callback, RoundProgressBar) for callback in self.callbacks):
             warn_of(self, self.rounds[-1])
         call_hook(self, "on_round_end")
+        if self.site_metrics and self.current_round == 1 and not trained.void:
+            require_sites(record.sites, self.site_metrics)
         if self.monitor is not None:
             require_metric(self.rounds, self.monitor)
 
     # Around it
 
-    def _evaluate_centrally(self, evaluate: Any) -> dict[str, float]:
+    def _evaluate_centrally(self, evaluate: Any, stage: str = "validate") -> dict[str, float]:
         self._write_model()
-        with seeded(derive_seed(self.seed, self.current_round, "", "evaluate")):
-            return evaluate_centrally(self.model, evaluate, self.current_round)
+        purpose = "test" if stage == "test" else "evaluate"
+        with seeded(derive_seed(self.seed, self.current_round, "", purpose)):
+            return evaluate_centrally(self.model, evaluate, self.current_round, stage)
 
     def _write_model(self) -> None:
         self.model.load_state_dict(self._tensors(), strict=False)

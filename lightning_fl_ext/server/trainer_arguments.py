@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 
-from lightning_fl_ext.arguments import got, kind_of
+from lightning_fl_ext.arguments import choice, got, kind_of, metric_name
 from lightning_fl_ext.server.callbacks import RoundCallback, RoundCheckpoint, RoundLedger, RoundProgressBar
 from lightning_fl_ext.server.screening.limits import Limits
+from lightning_fl_ext.server.settings import check_settings
 from lightning_fl_ext.wire import Exchange
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,37 @@ def limits_object(value: Any) -> Limits:
     if not isinstance(value, Limits):
         raise TypeError("`limits` must be a `Limits`, such as `Limits(metrics=5000)`." + got(value))
     return value
+
+
+def site_modes(value: Any) -> dict[str, str]:
+    """Take metrics to tell across sites, each with its mode.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: A mode is not ``"min"`` or ``"max"``.
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError("`site_metrics` must be a dict such as `{'val_f1': 'max'}`." + got(value))
+    return {
+        metric_name(name): choice(f"site_metrics[{name!r}]", mode, ("min", "max"))
+        for name, mode in value.items()
+    }
+
+
+def train_settings(value: Any) -> Mapping[str, Any] | Callable[[int], Mapping[str, Any]]:
+    """Take settings for clients, or a function of the round that gives them.
+
+    Raises:
+        TypeError: They are something else.
+        LightningFLError: A setting cannot travel, or is not the user's to make.
+    """
+    if callable(value):
+        return value  # type: ignore[no-any-return]
+    if not isinstance(value, Mapping):
+        message = "`train_config` must be a dict of settings, or a function from the round to one."
+        raise TypeError(message + got(value))
+    check_settings(value, "`train_config`")
+    return dict(value)
 
 
 def callback_list(value: Any, enable_progress_bar: bool) -> list[RoundCallback]:

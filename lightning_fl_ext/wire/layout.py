@@ -42,6 +42,7 @@ class Blank:
 
     Args:
         like: An array of the shape and dtype, whose values are not read.
+        bare: As in :func:`message_bytes`.
 
     Example:
         >>> blank = Blank(np.zeros(3))
@@ -52,9 +53,9 @@ class Blank:
         ([3.0, 3.0, 3.0], True)
     """
 
-    def __init__(self, like: NDArray[Any]) -> None:
+    def __init__(self, like: NDArray[Any], bare: bool = False) -> None:
         self._shape, self._dtype = like.shape, like.dtype.newbyteorder("=")
-        header = _header(like)
+        header = b"" if bare else _header(like)
         self._start = len(header)
         self._stream = io.BytesIO(bytes(self._start + like.nbytes))  # of which it takes possession
         self._stream.write(header)

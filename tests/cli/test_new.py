@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_fl_ext import run_local
+from lightning_fl_ext import LightningFLError, run_local
 from lightning_fl_ext.report import read_history
 
 
@@ -14,7 +14,10 @@ from lightning_fl_ext.report import read_history
 def app(project, call):
     done = call("new", "our-digits")
     assert (done.code, done.err) == (0, "")
-    assert done.out == "wrote our-digits. To run it in this process: cd our-digits && python -m our_digits\n"
+    assert done.out == (
+        "wrote our-digits, which waits for 5 sites (`num-sites` in our-digits/pyproject.toml).\n"
+        "To run it in this process: cd our-digits && python -m our_digits\n"
+    )
     yield project / "our-digits"
     for name in [name for name in sys.modules if name.split(".")[0] == "our_digits"]:
         del sys.modules[name]
@@ -50,7 +53,12 @@ def test_the_app_trains_and_keeps_its_run(app, monkeypatch, capsys):
     monkeypatch.syspath_prepend(app)
     from our_digits import client_app, server_app
 
-    config = {**config_of(app), "num-server-rounds": 2, "run-dir": str(app / "runs" / "first")}
+    config = {
+        **config_of(app),
+        "num-server-rounds": 2,
+        "num-sites": 3,
+        "run-dir": str(app / "runs" / "first"),
+    }
     run_local(server_app.app, client_app.app, num_clients=3, run_config=config)
     history = read_history(app / "runs" / "first")
     assert history.finished
@@ -75,6 +83,22 @@ def test_the_app_runs_as_a_module_and_keeps_nothing_unless_told_to(app, monkeypa
     assert [
         path for path in sorted(Path.cwd().rglob("*")) if path not in before and "pycache" not in str(path)
     ] == []
+
+
+def test_the_app_waits_for_the_sites_it_was_made_for(project, call, monkeypatch):
+    assert call("new", "our-digits", "--sites", 2).code == 0
+    app = project / "our-digits"
+    assert config_of(app)["num-sites"] == 2
+    assert "num-partitions=2" in (app / "README.md").read_text()
+    monkeypatch.syspath_prepend(app)
+    try:
+        from our_digits import client_app, server_app
+
+        with pytest.raises(LightningFLError, match=r"`min_available_nodes`|2"):
+            run_local(server_app.app, client_app.app, num_clients=1, run_config=config_of(app))
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "our_digits"]:
+            del sys.modules[name]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`run` federates a user's LightningModule for real, and says what it was told wrong in one line."""
 
 import json
+import sys
 import tomllib
 from pathlib import Path
 
@@ -265,25 +266,29 @@ WRONG = {
     "no clients": ((), {"clients": 0}, "`--clients` must be at least 1. Got 0."),
     "too few clients": ((), {"clients": 1}, "At least 2 are needed: ExactFedAvg(min_available_nodes=2)"),
     "rounds in words": ((), {"rounds": "three"}, "'three' is not a valid integer"),
-    "a negative seed": (("--seed", -1), {}, "`seed` must be at least 0. Got -1."),
+    "a negative seed": (("--seed", -1), {}, "`--seed` must be at least 0. Got -1."),
     "no strategy": (("--strategy", "FedSomething"), {}, "there is no `FedSomething`. There are Exact"),
     "strategy options": (("--strategy-option", "etta=1"), {}, "unexpected keyword argument 'etta'"),
     "a strategy that is none": (("--strategy", "lit:make"), {}, "`lit:make` made a Lit, not a"),
     "secure with another strategy": (("--secure", "--strategy", "FedAdam"), {}, "`--secure` is for ExactFed"),
     "a fraction in words": (("--fraction", "half"), {}, "'half' is not a valid float"),
     "a pair without =": (("--trainer-option", "devices"), {}, "expected KEY=VALUE. Got `devices`."),
-    "no such trainer option": (("--trainer-option", "epochs=3"), {}, "`trainer` holds ['epochs']"),
-    "client options": (("--client-option", "submit=first"), {}, "`submit` must be 'last', 'mean' or"),
+    "no such trainer option": (("--trainer-option", "epochs=3"), {}, "`--trainer-option` holds ['epochs']"),
+    "client options": (("--client-option", "submit=first"), {}, "`--client-option submit` must be "),
+    "a setting": (("--max-update-norm", -1), {}, "`--max-update-norm` must be > 0"),
+    "rounds": ((), {"rounds": -1}, "`--rounds` must"),
+    "a site metric without a mode": (("--site-metric", "val_mae"), {}, "expected NAME=MODE, such as"),
+    "a site metric of another mode": (("--site-metric", "val_mae=up"), {}, "must be 'min' or 'max'"),
     "what to do with a bad update": (("--on-bad-update", "ignore"), {}, "must be 'exclude' or 'raise'"),
     "no such limit": (("--limit", "metric=5"), {}, "`--limit`: there is no `metric`. There are records"),
     "a limit in words": (("--limit", "metrics=many"), {}, "`limits.metrics` must be"),
-    "min accepted": (("--min-accepted", 0), {}, "`min_accepted` must be at least 1. Got 0."),
+    "min accepted": (("--min-accepted", 0), {}, "`--min-accepted` must be at least 1. Got 0."),
     "a pattern that excludes nothing": (("--exclude", "tail.*"), {}, "the pattern `tail.*` excludes nothing"),
     "a pattern that includes nothing": (("--include", "tail.*"), {}, "selects none of the model's 4 entries"),
     "exchange options without masks": (("--exchange-option", "code=packed"), {}, "is for the masks of FedPM"),
     "masks without a module": (("--strategy", "FedPM"), {}, "needs a model that holds a `MaskedModule`"),
     "patience without a metric": (("--patience", 2), {}, "needs a metric to watch: give `--monitor`."),
-    "mode": (("--monitor", "train_loss", "--mode", "best"), {}, "`mode` must be 'min' or 'max'. Got 'best'."),
+    "mode": (("--monitor", "train_loss", "--mode", "best"), {}, "`--mode` must be 'min' or 'max'"),
     "no metric": (("--monitor", "val_lozz"), {}, "there is no metric `val_lozz` to monitor"),
     "evaluation": (("--evaluate", "lit:number"), {}, "`lit:number` must be a function of the model"),
     "no config": (("--config", "none.toml"), {}, "`--config`: cannot read `none.toml`"),
@@ -319,6 +324,51 @@ def test_a_module_that_a_user_s_module_lacks_is_not_taken_for_a_wrong_name(proje
     (project / "halfway.py").write_text("import not_installed_anywhere\n")
     with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
         federate("run", model="halfway:Lit")
+
+
+def test_a_folder_whose_run_has_come_to_no_round_can_be_used_again(project, federate):
+    failed = federate("run", data="lit:failing")
+    assert (failed.code, "no such table: patients" in failed.err) == (2, True)
+    assert len((project / "run" / "ledger.jsonl").read_bytes().splitlines()) == 1
+    assert federate("run", "--seed", 5).code == 0
+    assert read_history(project / "run").fingerprint["seed"] == 5
+    assert "holds a run already" in federate("run").err
+
+
+def test_the_sites_values_and_the_test_are_in_the_run(project, federate):
+    (project / "judged.py").write_text(
+        "from lit import *\n"
+        "class Judged(Validated):\n"
+        "    def test_step(self, batch, batch_idx):\n"
+        "        self.log('test_mse', F.mse_loss(self(batch[0]), batch[1]))\n"
+        "class Halves(Data):\n"
+        "    test_dataloader = Data.val_dataloader\n"
+    )
+    options = ("--test", "--site-metric", "val_mae=min")
+    done = federate("run", *options, model="judged:Judged", data="judged:Halves")
+    sys.modules.pop("judged")
+    assert done.code == 0, done.err
+    history = read_history(project / "run")
+    assert "test_mse" in history.test.metrics
+    values = [site.metrics["val_mae"] for site in history.rounds[-1].sites.values()]
+    assert history.rounds[-1].metrics["val_mae/worst"] == max(values)
+
+
+def test_the_report_is_written_while_the_run_goes_on(project, federate, monkeypatch):
+    from lightning_fl_ext.cli import live
+
+    pages = []
+    write = live.LiveReport._write
+
+    def watch(folder, refresh):
+        write(folder, refresh)
+        pages.append((folder / "report.html").read_text())
+
+    monkeypatch.setattr(live.LiveReport, "_write", staticmethod(watch))
+    assert federate("run", "--live").code == 0
+    assert ["1 round " in page for page in pages] == [True, False, False]
+    assert ['http-equiv="refresh"' in page for page in pages] == [True, True, False]
+    assert "all rounds are done" in pages[-1]
 
 
 def test_a_folder_that_is_a_file_is_refused(project, federate):

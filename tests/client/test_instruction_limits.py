@@ -54,6 +54,13 @@ WRONG = {
     "round 2^70": ({"server_round": 2**70}, "`server-round`: expected .*, got 1180591620717411303424"),
     "round not a number": ({"server_round": float("nan")}, "`server-round`: expected .*, got nan"),
     "round a text": ({"server_round": "1" * 10**6}, "`server-round`: expected .*, got '1111"),
+    "rounds 2^70": ({"max_rounds": 2**70}, "`max-rounds`: expected a whole number from 0 .*, got 11805916"),
+    "an algorithm a number": ({"algorithm": 0.5}, "`algorithm`: expected a text of 1 to 1024 .*, got 0.5"),
+    "a pull endless": (
+        {"proximal_mu": 10**400},
+        "`proximal-mu`: expected a finite number of at least 0",
+    ),
+    "a pull backwards": ({"proximal_mu": -0.1}, "`proximal-mu`: expected a finite number of at least 0"),
     "question a text": ({STATES: "no"}, "`metric-states`: expected True or False, got 'no'"),
     "question a number": ({STATES: 2}, "`metric-states`: expected True or False, got 2"),
     "question a list": ({STATES: [True]}, r"`metric-states`: expected True or False, got \[True\]"),

@@ -21,10 +21,13 @@ ODD = {
     "a norm that is a text": ({"max-update-norm": "9"}, "`max-update-norm`: expected a finite number"),
     "an endless norm": ({"max-update-norm": 10**400}, "`max-update-norm`: expected a finite number"),
     "a server's key that is a size": ({"step": "share", "server-key": 2**40}, "`server-key`: expected texts"),
-    "keys that are sizes": ({"step": "share", "mask-keys": [2**40]}, "`mask-keys`: expected texts or bytes"),
+    "keys that are sizes": ({"step": "share", "keys": [2**40]}, "`keys`: expected texts or bytes"),
     "a million ids": ({"step": "share", "ids": ["a"] * 10**6}, "`ids`: expected at most 131072 entries"),
     "an endless id": ({"step": "share", "ids": ["a" * 10**6]}, "`ids`: expected a text of at most 1024"),
-    "an id that is no text": ({"step": "share", "ids": ["\ud800"]}, "`ids`: expected a text of at most 1024"),
+    "an id that is no text": (
+        {"step": "share", "ids": ["\ud800"]},
+        "`ids`: expected a text of at most 1024",
+    ),
     "survivors by name": ({"step": "unmask", "survivors": [b"a"]}, "`survivors`: expected numbers, got b'a'"),
     "a step of its own": ({"step": "reveal"}, "takes no part in the round"),
 }

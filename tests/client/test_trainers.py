@@ -120,8 +120,20 @@ def test_nothing_is_written_where_nothing_asks_for_it(kit, tmp_path, monkeypatch
     assert os.listdir(tmp_path) == ["server"]
 
 
-def test_a_client_that_seeds_torch_in_its_data_is_told_once(kit, tmp_path, caplog):
+@pytest.mark.parametrize("where", ["in the function", "in a hook"])
+def test_a_client_that_seeds_torch_in_its_data_is_told_once(kit, tmp_path, caplog, where):
+    class Hooked(L.LightningDataModule):
+        def setup(self, stage):
+            L.seed_everything(3)
+
+        def train_dataloader(self):
+            return kit.loader(shuffle=True)
+
+        val_dataloader = train_dataloader
+
     def data(context):
+        if where == "in a hook":
+            return Hooked()
         L.seed_everything(3)
         return kit.loader(shuffle=True)
 

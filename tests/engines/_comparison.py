@@ -1,9 +1,9 @@
 """Trains one federation on every engine, and compares what comes out: ``make engines``.
 
-Four strategies, one or two rounds, three of four clients in each: in this process, on Flower's Ray
+Seven strategies, one or two rounds, three of four clients in each: in this process, on Flower's Ray
 simulation with one and with two actors, and on a SuperLink with four SuperNodes, which are processes of
 their own and talk TLS. Prints a table; exits with 1 if a digest differs from that of this process. It takes
-about three minutes on two cores.
+about five minutes on two cores.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,18 +52,18 @@ class Outcome:
         return (self.folder / strategy / "ledger.jsonl").read_bytes()
 
 
-def run_here(folder: Path) -> None:
+def run_here(folder: Path, strategies: str) -> None:
     """Run the two apps in this process."""
     import compared_app
 
     from lightning_fl_ext import run_local
 
-    run_config = {"run-dir": str(folder)}
+    run_config = {"run-dir": str(folder), "strategies": strategies}
     with (folder / "log").open("w") as log, contextlib.redirect_stdout(log):
         run_local(compared_app.server, compared_app.client, compared_app.CLIENTS, run_config=run_config)
 
 
-def simulate(folder: Path, actors: int) -> None:
+def simulate(folder: Path, strategies: str, actors: int) -> None:
     """Have `flwr run` simulate the clients on Ray: two processors, one or two of them for each client."""
     simulation = {
         "num-supernodes": 4,
@@ -71,31 +71,35 @@ def simulate(folder: Path, actors: int) -> None:
         "init-args-num-cpus": 2,
     }
     with Deployment(folder / "servers", simulation=True, env=THREADS_AS_GIVEN) as deployment:
-        deployment.submit(APP, {"run-dir": str(folder)}, simulation).wait(TIMEOUT)
+        config = {"run-dir": str(folder), "strategies": strategies}
+        deployment.submit(APP, config, simulation).wait(TIMEOUT)
 
 
-def deploy(folder: Path) -> None:
+def deploy(folder: Path, strategies: str) -> None:
     """Have `flwr run` reach four SuperNodes, registered under the names that the clients have elsewhere."""
     nodes = {str(i): {"partition-id": i, "num-partitions": 4} for i in range(4)}
     with Deployment(folder / "servers", secure=True, env=THREADS_AS_GIVEN) as deployment:
         deployment.add_nodes(nodes)
-        deployment.submit(APP, {"run-dir": str(folder)}).wait(TIMEOUT)
+        deployment.submit(APP, {"run-dir": str(folder), "strategies": strategies}).wait(TIMEOUT)
 
 
-ENGINES: dict[str, Callable[[Path], None]] = {
+ENGINES: dict[str, Callable[[Path, str], None]] = {
     REFERENCE: run_here,
-    "Ray simulation, 1 actor": lambda folder: simulate(folder, 1),
-    "Ray simulation, 2 actors": lambda folder: simulate(folder, 2),
+    "Ray simulation, 1 actor": lambda folder, strategies: simulate(folder, strategies, 1),
+    "Ray simulation, 2 actors": lambda folder, strategies: simulate(folder, strategies, 2),
     "SuperLink, 4 SuperNodes": deploy,
 }
 
 
-def compare(folder: Path, say: Callable[[str], object] = print) -> dict[str, Outcome]:
+def compare(
+    folder: Path, say: Callable[[str], object] = print, strategies: Sequence[str] = ()
+) -> dict[str, Outcome]:
     """Run the federation on every engine.
 
     Args:
         folder: Where everything is kept: ledgers, and the logs of all servers.
         say: Told of each engine as it begins and ends.
+        strategies: Their names; all if there are none.
     """
     outcomes = {}
     for i, (engine, run) in enumerate(ENGINES.items()):
@@ -103,7 +107,7 @@ def compare(folder: Path, say: Callable[[str], object] = print) -> dict[str, Out
         own = folder / str(i)
         own.mkdir(parents=True)
         start = time.perf_counter()
-        run(own)
+        run(own, " ".join(strategies))
         total = time.perf_counter() - start
         if not (own / "outcome.json").exists():
             logs = "\n".join(f"{log}:\n{log.read_text()}" for log in sorted(own.rglob("log")))
@@ -131,7 +135,7 @@ def main() -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="engines-") as folder:
         outcomes = compare(Path(folder))
-    Console(width=110).print(table(outcomes))
+    Console(width=130).print(table(outcomes))
     reference = outcomes[REFERENCE].digests
     sys.exit(any(outcome.digests != reference for outcome in outcomes.values()))
 

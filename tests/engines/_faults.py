@@ -11,6 +11,7 @@ from _deployment import Deployment
 from _process import Process
 
 from lightning_fl_ext import run_local
+from lightning_fl_ext.engines.local import Faults
 from lightning_fl_ext.server import RoundRecord
 
 APP = Path(__file__).with_name("faults_app")
@@ -46,15 +47,18 @@ class Federation(Deployment):
             raise
         return self
 
-    def order(self, name: str, server_round: int, what: str) -> None:
-        """Tell a client what to do in a round: ``raise``, or ``wait`` until it is released."""
+    def order(self, name: str, server_round: int | str, what: str) -> None:
+        """Tell a client what to do in a round: ``raise``, or ``wait`` until it is released.
+
+        ``"2-mask"`` is a step of round 2 under secure aggregation.
+        """
         self._order(name, server_round).write_text(what)
 
-    def wait_until_obeyed(self, name: str, server_round: int) -> None:
-        """Wait until the client is in the middle of its fit."""
-        self.nodes[name].wait_for(f"carrying out {self._order(name, server_round).name}\n", timeout=120)
+    def wait_until_obeyed(self, name: str, server_round: int | str, timeout: float = 120.0) -> None:
+        """Wait until the client is in the middle of its fit, or of a step."""
+        self.nodes[name].wait_for(f"carrying out {self._order(name, server_round).name}\n", timeout)
 
-    def release(self, name: str, server_round: int) -> None:
+    def release(self, name: str, server_round: int | str) -> None:
         """Let a client go on that waits."""
         self._order(name, server_round).unlink()
 
@@ -62,12 +66,14 @@ class Federation(Deployment):
         """Start a run that needs all clients; underscores in names stand for hyphens."""
         return self.submit(APP, self._config(config))
 
-    def run_locally(self, **config: object) -> None:
-        """Run the app once more, in this process and with no faults."""
+    def run_locally(self, faults: Faults | None = None, **config: object) -> None:
+        """Run the app once more, in this process, where no order is carried out."""
         sys.path.insert(0, str(APP))
         from faults_app import client, server
 
-        run_local(server.app, client.app, len(self.names), run_config=DEFAULTS | self._config(config))
+        run_local(
+            server.app, client.app, len(self.names), run_config=DEFAULTS | self._config(config), faults=faults
+        )
 
     def rounds(self) -> list[RoundRecord]:
         """Read the run's rounds in its ledger."""
@@ -80,5 +86,5 @@ class Federation(Deployment):
         config = {"min-clients": len(self.names), **paths, **given}
         return {key: str(value) if isinstance(value, Path) else value for key, value in config.items()}
 
-    def _order(self, name: str, server_round: int) -> Path:
+    def _order(self, name: str, server_round: int | str) -> Path:
         return self._orders / f"{self.names.index(name)}-{server_round}"

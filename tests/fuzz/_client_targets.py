@@ -16,12 +16,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from safetensors.torch import save
 
 from lightning_fl_ext import MaskExchange, WeightExchange
+from lightning_fl_ext.client.algorithms.choice import algorithm_of
 from lightning_fl_ext.client.messages import (
-    read_algorithm,
+    read_counted,
     read_instruction,
     read_max_rounds,
-    read_proximal_mu,
     read_run_id,
+    read_settings,
 )
 from lightning_fl_ext.client.persistence.saved_state import decode_files, encode_state
 from lightning_fl_ext.client.results.spool import read_result
@@ -109,9 +110,12 @@ CONFIG = {
     "max-rounds": 5,
     "metric-states": True,
     "algorithm": "fedprox",
-    "proximal-mu": 0.1,
+    "proximal-mu": 0.0,
+    "feddyn-alpha": 0.1,
+    "fedrep-head-epochs": 1,
     "sampled": ["a", "b"],
 }
+ALGORITHMS = ("fedavg", "fedprox", "scaffold", "fednova", "feddyn", "fedrep", "another")
 PLAIN = to_record({"w": np.ones((2, 3), np.float32), "n": np.array(3)})
 CODED = to_record({MASKS: np.zeros(40, np.uint8), SIZE: np.array(3), MODEL: np.zeros(32, np.uint8)}, [MASKS])
 EXCHANGES = (WeightExchange(), MaskExchange(), MaskExchange(stratified=True))
@@ -120,7 +124,9 @@ EXCHANGES = (WeightExchange(), MaskExchange(), MaskExchange(stratified=True))
 def make_instruction(rng):
     exchange = rng.choice(EXCHANGES)
     record = dict(CODED if isinstance(exchange, MaskExchange) else PLAIN)
-    config = dict(CONFIG)
+    config = dict(CONFIG, algorithm=rng.choice(ALGORITHMS))
+    if rng.random() < 0.3:
+        config.pop(rng.choice(list(CONFIG)))
     if rng.random() < 0.6:
         value = some_value(rng)
         if not isinstance(value, dict | None) and _is_plain(value):
@@ -151,7 +157,7 @@ def read_whole(given):
     exchange, content = given
     message = SimpleNamespace(content=content, metadata=SimpleNamespace(message_type="train"))
     context = SimpleNamespace(run_id=7)
-    told = read_max_rounds(message), read_algorithm(message), read_proximal_mu(message)
+    told = read_max_rounds(message), read_counted(message), algorithm_of(read_settings(message))
     return read_run_id(message, context), told, read_instruction(message, "a", exchange)
 
 

@@ -8,12 +8,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-from _mutations import SMALL, damage_bytes
+import torch
+from _mutations import SMALL, damage_bytes, damage_json
 from _target import Target
 from flwr.app import ConfigRecord, RecordDict
+from torchmetrics import SumMetric
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_fl_ext import LightningFLError
 from lightning_fl_ext.client.instruction_limits import check_step
+from lightning_fl_ext.metrics import pack_metrics
+from lightning_fl_ext.metrics.stage_metrics import Scalar, StageMetrics
+from lightning_fl_ext.metrics.summing import common_entries, read_sum, size_of, summable
 from lightning_fl_ext.secure import ClientRound, Roster, ServerRound, Terms
 from lightning_fl_ext.server.screening.announcements import read_announcement, step_record
 from lightning_fl_ext.server.screening.rejection import Rejected
@@ -43,7 +49,7 @@ class Round:
             "share-key": announced[LIAR].share_key,
             "signature": b"",
             "wide": False,
-            "metrics": ["loss"],
+            "metrics": ['["mean", "train", "loss"]'],
         }
         self.server = server = ServerRound(TERMS, announced, False, ["loss"])
         self.before, self.honest, self.asked, self.liar = {}, {}, {"share": server.roster.to_dict()}, {}
@@ -159,6 +165,32 @@ def take_announcement(content):
     return announcement, names
 
 
+def make_stage():
+    metrics = torch.nn.ModuleDict({"total": SumMetric(), "matrix": MulticlassConfusionMatrix(3)})
+    metrics["total"].update(torch.tensor([1.0, 2.0]))
+    metrics["matrix"].update(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1]))
+    names = {"val_total": ("total",), "val_matrix": ("matrix",)}
+    return StageMetrics(pack_metrics(metrics, num_examples=3), names, {"val_loss": Scalar("mean", 3)})
+
+
+ENTRIES = list(summable({"loss": 0.5, "val_loss": 0.5}, 3, {"validate": make_stage()}, clients=3))
+
+
+def make_entries(rng):
+    entries = list(ENTRIES)
+    for at in rng.sample(range(len(entries)), rng.choice((1, 1, 3))):
+        entries[at] = damage_json(entries[at].encode(), rng).decode(errors="surrogateescape")
+    return entries
+
+
+def sum_entries(entries):
+    """Sum them over two clients that say the same: what one alone says is not summed."""
+    common, _ = common_entries([entries, entries])
+    size = sum(map(size_of, common))
+    found = read_sum(common, [3] * size) if size < 10_000 else None
+    return found, [size_of(entry) for entry in entries]
+
+
 def make_request(rng):
     step = rng.choice(STEPS)
     return step, damaged(ROUND.asked[step], rng)
@@ -192,4 +224,5 @@ SECURE_TARGETS = {
     "announcements": Target(fits_a_record(make_announcement), take_announcement, (Rejected,)),
     "secure answers": Target(fits_a_record(make_answer), take_answer, (Rejected, LightningFLError)),
     "secure requests": Target(make_request, obey),
+    "sum entries": Target(make_entries, sum_entries),
 }

@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_fl_ext import Limits
 from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
+from lightning_fl_ext.failures import read_failure
 from lightning_fl_ext.files import arrays_to_bytes, read_manifest, tensors_from_bytes, tensors_to_bytes
 from lightning_fl_ext.metrics import MetricPack, pack_metrics
 from lightning_fl_ext.metrics.stage_metrics import Scalar, StageMetrics
@@ -298,6 +299,28 @@ def safe_ledger(rng):
         return damage_bytes(b"".join(LINES), rng, LINES)
 
 
+# Errors
+
+TRACEBACKS = (
+    b'Traceback:\n  File "/home/a/fit.py", line 7, in f\n    x()\nValueError: one\n  two',
+    b"<class 'ValueError'>:<'one (ValueError at fit.py:7; client `site-a`)'>",
+    b"code 7",
+)
+ODD_WORDS = ("9" * 5000, "`", "(", ":7", "\n", '\n  File "a", line ', "x" * 3000)
+
+
+def make_failure(rng):
+    text = damage_bytes(rng.choice(TRACEBACKS), rng, TRACEBACKS).decode(errors="surrogateescape")
+    for _ in range(rng.choice((0, 1, 3))):
+        at = rng.randrange(len(text) + 1)
+        text = (
+            text[:at]
+            + rng.choice(("9" * 5000, "`", "(", ":7", "\n", '\n  File "a", line ', "x" * 3000))
+            + text[at:]
+        )
+    return text
+
+
 TARGETS = {
     "arrays": Target(make_record, from_record),
     "replies": Target(make_reply, read_reply, (Rejected,)),
@@ -310,6 +333,7 @@ TARGETS = {
     "checkpoints": Target(make_files, decode_checkpoint),
     "manifests": Target(lambda rng: damage_json(MANIFEST, rng), read_manifest, (ValueError,)),
     "ledgers": Target(safe_ledger, read_ledger, (LedgerError,)),
+    "failures": Target(make_failure, lambda text: str(read_failure(text)), ()),
     **CLIENT_TARGETS,
     **SECURE_TARGETS,
 }

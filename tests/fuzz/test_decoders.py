@@ -19,7 +19,7 @@ def test_damaged_input_gives_a_value_or_one_of_the_packages_errors(target):
     finally:
         logging.disable(logging.NOTSET)
     assert not found.faults, str(found)
-    assert found.inputs[target] > found.values[target]
+    assert found.inputs[target] > found.values[target] or not TARGETS[target].raises
     assert found.grown < MUCH
 
 

@@ -3,12 +3,13 @@
 import importlib.util
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lightning_fl_ext.server.durability.ledger import GENESIS, make_line
-from lightning_fl_ext.server.record import RoundRecord
+from lightning_fl_ext.server.record import RoundRecord, SiteEvaluation
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection
 
 FINGERPRINT = {"strategy": "FedAdam", "strategy.eta": 0.1, "seed": 3, "model.w": "float32[3]"}
@@ -33,14 +34,15 @@ def _quiet_flower():
 def write_ledger():
     """From records to a folder with their ledger."""
 
-    def write(folder, records, fingerprint=None, finished=True):
+    def write(folder, records, fingerprint=None, finished=True, test=None):
         folder.mkdir(parents=True, exist_ok=True)
         events = [("start", {"fingerprint": fingerprint or FINGERPRINT})]
         events += [
             ("round", {"round": r.to_json(), "accepted": [entry(c) for c in r.accepted]}) for r in records
         ]
         if finished:
-            events.append(("end", {"rounds": len(records), "digest": "d" * 64}))
+            told = {"test": test.to_json()} if test is not None else {}
+            events.append(("end", {"rounds": len(records), "digest": "d" * 64, **told}))
         head, lines = GENESIS, []
         for index, (event, content) in enumerate(events):
             head, line = make_line(head, index, event, content)
@@ -91,3 +93,18 @@ def records():
         )
 
     return [record(number) for number in range(1, 7)]
+
+
+@pytest.fixture(scope="session")
+def site_records(records):
+    """The same rounds, with what four sites made of the model; site d tells nothing, site c falls behind."""
+
+    def at(record):
+        n = record.server_round
+        values = {"a": 0.5 + 0.07 * n, "b": 0.52 + 0.06 * n, "c": 0.4 + 0.01 * n}
+        sites = {c: SiteEvaluation(30, {"val_f1": v, "val_loss": 1 - v / 2}) for c, v in values.items()}
+        f1 = sum(values.values()) / 3
+        metrics = {**record.metrics, "val_f1": f1, "val_auroc": f1 + 0.01, "val_auroc_epoch": f1 + 0.01}
+        return replace(record, sites=sites | {"d": SiteEvaluation(12)}, metrics=metrics)
+
+    return [at(record) for record in records]

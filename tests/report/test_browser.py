@@ -5,10 +5,12 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 
-from lightning_fl_ext.report import read_history, render_report
+from lightning_fl_ext.report import read_history, render_report, render_runs
+from lightning_fl_ext.report.runs import find_runs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -27,7 +29,7 @@ FLAGS = (
     "--disable-sync",
     "--hide-scrollbars",
 )
-SIZE = (1240, 2600)
+SIZE = (1280, 3000)
 
 # The report forbids scripts, so a page around it looks into it and writes down what is there.
 PROBE = """<!doctype html><body style="margin:0"><iframe id="report" srcdoc="REPORT"
@@ -47,7 +49,10 @@ document.getElementById("report").onload = event => {
                 on: e.closest(".card,.tile") ? look(e.closest(".card,.tile")).backgroundColor
                                              : look(page.body).backgroundColor}));
   document.getElementById("seen").textContent = JSON.stringify({
-    charts, texts, cells: page.querySelectorAll("svg.grid rect").length,
+    charts, texts, cards: [...page.querySelectorAll(".card,.tile")].map(box),
+    small: [...page.querySelectorAll("svg.small")]
+      .map(svg => [box(svg)[2], svg.querySelector(".line").getTotalLength()]),
+    cells: page.querySelectorAll("svg.grid rect").length,
     page: look(page.body).backgroundColor, width: page.documentElement.scrollWidth,
   });
 };
@@ -55,8 +60,16 @@ document.getElementById("report").onload = event => {
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory, write_ledger, records):
-    folder = write_ledger(tmp_path_factory.mktemp("runs") / "seen in a browser", records)
+def report(tmp_path_factory, write_ledger, site_records):
+    long = {f"strategy.a_rather_long_name_of_a_setting_{i}": "x" * 90 for i in range(2)}
+    test = replace(site_records[-1], metrics={f"test_metric_{i}": 0.5 for i in range(8)})
+    settings = {
+        "strategy": "FedAdam",
+        "exchange": "WeightExchange(include=('*',), exclude=('head.*',))",
+        **long,
+    }
+    folder = tmp_path_factory.mktemp("runs") / "seen in a browser"
+    write_ledger(folder, site_records, settings, test=test)
     path = folder / "report.html"
     path.write_text(render_report(read_history(folder)))
     return path
@@ -104,11 +117,12 @@ def seen(request, report, tmp_path_factory):
 
 def test_the_charts_are_there(seen):
     _, page = seen
-    assert len(page["charts"]) == 4
+    assert len(page["charts"]) == 6
     for chart in page["charts"]:
         assert chart["box"][2] > 400
         assert chart["box"][3] > 150
-    accuracy, loss, gates, moved = page["charts"]
+    accuracy, auroc, f1, loss, gates, moved = page["charts"]
+    assert [len(chart["lines"]) for chart in (auroc, f1)] == [1, 1]
     assert [len(chart["lines"]) for chart in (accuracy, loss, gates, moved)] == [1, 2, 1, 0]
     assert all(line["length"] > 200 for chart in (accuracy, loss, gates) for line in chart["lines"][:1])
     assert len(moved["bars"]) == 12
@@ -138,9 +152,37 @@ def test_lines_stand_out_from_the_card_and_from_each_other(seen):
 
 
 def test_nothing_sticks_out_on_a_phone(report, tmp_path):
-    page = look_into(report, tmp_path, dark=False, size=(390, 2600))
-    assert page["width"] <= 390
-    assert all(chart["box"][2] > 250 for chart in page["charts"])
+    for dark in (False, True):
+        page = look_into(report, tmp_path, dark, size=(390, 2600))
+        assert page["width"] <= 390
+        assert all(chart["box"][2] > 250 for chart in page["charts"])
+        assert all(x >= 0 and x + width <= 390 for x, _, width, _ in page["cards"])
+        assert len(page["small"]) == 3
+        assert all(width > 120 and line > 20 for width, line in page["small"])
+
+
+@pytest.mark.parametrize("size", [(390, 2000), (1280, 1600)], ids=["phone", "desk"])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_page_of_many_runs_is_seen_whole(tmp_path, write_ledger, records, dark, size):
+    for seed in range(3):
+        for rate in (0.1, 0.2):
+            shifted = [
+                replace(
+                    r, metrics={name: value * (1 + rate + seed / 50) for name, value in r.metrics.items()}
+                )
+                for r in records
+            ]
+            settings = {"strategy": "FedAdam", "strategy.eta": rate, "seed": seed}
+            write_ledger(tmp_path / f"a_long_name_of_a_run_{rate}_{seed}", shifted, settings)
+    path = tmp_path / "runs.html"
+    path.write_text(render_runs(find_runs(tmp_path)))
+    page = look_into(path, tmp_path, dark, size)
+    assert page["width"] <= size[0]
+    assert len(page["charts"]) == 3
+    assert all(len(chart["lines"]) for chart in page["charts"])
+    assert all(x >= 0 and x + width <= size[0] for x, _, width, _ in page["cards"])
+    for text in page["texts"]:
+        assert contrast(text["color"], text["on"]) >= 4.5, text
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

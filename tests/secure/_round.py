@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lightning_fl_ext.aggregation import ExactMean
-from lightning_fl_ext.aggregation.words import fits_one_word
+from lightning_fl_ext.aggregation.words import words_of_numbers
 from lightning_fl_ext.secure import ClientRound, ServerRound, Terms
+from lightning_fl_ext.secure.checks import check_update
 from lightning_fl_ext.secure.vector import decode, encode
 
 STEPS = ("announce", "share", "mask", "unmask")
@@ -42,7 +43,7 @@ def make_updates(number, like, seed=0, scale=1.0):
     return [({k: one(a) for k, a in like.items()}, int(rng.integers(1, 500))) for _ in range(number)]
 
 
-def run(updates, like, threshold=None, drops=None, names=(), metrics=None):
+def run(updates, like, threshold=None, drops=None, numbers=None):
     """Run a round.
 
     Args:
@@ -50,8 +51,7 @@ def run(updates, like, threshold=None, drops=None, names=(), metrics=None):
         like: The model.
         threshold: Default: two thirds.
         drops: From a client's number to the step it does not answer any more.
-        names: Of metrics.
-        metrics: Of each client.
+        numbers: Other whole numbers of each client.
 
     Returns:
         The total, the survivors' numbers, and what the server saw.
@@ -68,15 +68,15 @@ def run(updates, like, threshold=None, drops=None, names=(), metrics=None):
     for i, (arrays, weight) in enumerate(updates):
         means[name(i)] = ExactMean(like)
         means[name(i)].add(arrays, weight)
-    wide = not all(fits_one_word(mean, number) for mean in means.values())
+    wide = any(check_update(arrays, like, weight, number) for arrays, weight in updates)
     clients = {name(i): ClientRound(name(i), terms) for i in range(number) if alive(i, "announce")}
-    server = ServerRound(terms, [c.announce() for c in clients.values()], wide, names)
+    server = ServerRound(terms, [c.announce() for c in clients.values()], wide)
     seen.server = server
     ids = [m.client_id for m in server.roster.members]
     number_of = {client: int(client.removeprefix("site-")) for client in ids}
 
     def at_rest(client):
-        return ClientRound.from_dict(client.to_dict())
+        return ClientRound.from_dict(client.to_dict(), client.roster)
 
     for j, client in enumerate(ids):
         if alive(number_of[client], "share"):
@@ -86,7 +86,7 @@ def run(updates, like, threshold=None, drops=None, names=(), metrics=None):
     for j in list(server.sharers):
         if alive(number_of[ids[j]], "mask"):
             i = number_of[ids[j]]
-            words = encode(means[ids[j]], wide, metrics[i] if metrics else {}, names)
+            words = encode(means[ids[j]], wide, words_of_numbers(numbers[i] if numbers else []))
             clients[ids[j]], message = at_rest(clients[ids[j]]).mask(server.mailbox(j), words)
             seen.messages.append(message)
             seen.vectors[i] = words
@@ -98,5 +98,5 @@ def run(updates, like, threshold=None, drops=None, names=(), metrics=None):
             seen.messages.append(message)
             server.take_unmask(j, message)
     survivors = sorted(number_of[ids[j]] for j in server.survivors)
-    total = decode(like, server.unmasked(), wide, names, len(survivors))
+    total = decode(like, server.unmasked(), wide, len(survivors))
     return total, survivors, seen

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from lightning_fl_ext.aggregation import exact_mean
 from lightning_fl_ext.results import digest
 from lightning_fl_ext.secure import SecureAggregationError, masks
-from lightning_fl_ext.secure.keys import agree, derive, private_key
+from lightning_fl_ext.secure.keys import SEED_BYTES, agree, derive, private_key
+from lightning_fl_ext.secure.messages import parts
 from lightning_fl_ext.secure.shares import combine
-from lightning_fl_ext.secure.vector import Metric
 
 SMALL = {"w": np.zeros((2, 3), np.float32), "steps": np.array(0), "mask": np.zeros(3, bool)}
 FLOATS = ["float16", "float32", "float64", "complex64", "complex128"]
@@ -93,12 +93,10 @@ def test_a_fifth_of_many_may_drop_out(gone, step):
     assert digest(total.mean.result()) == plain({"w": np.zeros(1)}, updates, survivors)
 
 
-def test_metrics_are_means_by_their_own_weights():
-    updates = make_updates(3, SMALL)
-    metrics = [{"loss": Metric(i + 0.5, 10 * i + 1), "f1": Metric(0.25 * i, 4)} for i in range(3)]
-    total, _, _ = run(updates, SMALL, names=("f1", "loss"), metrics=metrics)
-    expected = np.average([0.5, 1.5, 2.5], weights=[1, 11, 21])
-    assert total.metrics == pytest.approx({"loss": expected, "f1": 0.25})
+@given(st.lists(st.lists(st.integers(-(2**90), 2**90), min_size=3, max_size=3), min_size=3, max_size=4))
+def test_other_whole_numbers_are_summed_as_they_are(numbers):
+    total, _, _ = run(make_updates(len(numbers), SMALL), SMALL, numbers=numbers)
+    assert total.numbers == [sum(of_clients) for of_clients in zip(*numbers, strict=True)]
 
 
 def test_what_the_server_receives_of_a_client_is_uniform_and_new_in_every_block():
@@ -177,7 +175,8 @@ def _opened(messages):
     for names, values in (("survivors", "self-shares"), ("dropped", "key-shares")):
         found = {}
         for holder, message in enumerate(last, start=1):
-            for j, share in zip(message[names], message[values], strict=True):
+            of = message[names]
+            for j, share in zip(of, parts(message, values, SEED_BYTES, len(of)), strict=True):
                 found.setdefault(j, {})[holder] = share
         opened.append({j: combine(shares, 3) for j, shares in found.items()})
     return opened

@@ -29,7 +29,7 @@ from flwr.serverapp.strategy import (
     QFedAvg,
 )
 
-from lightning_fl_ext import ExactFedAvg
+from lightning_fl_ext import ExactFedAdam, ExactFedAvg, ExactFedAvgM, KrumSelection, RobustFedAvg
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import the modules beside them
 
@@ -59,6 +59,9 @@ def _quiet_flower():
 
 STRATEGIES = {
     "ExactFedAvg": ExactFedAvg,
+    "ExactFedAvgM": ExactFedAvgM,
+    "ExactFedAdam": ExactFedAdam,
+    "RobustFedAvg": lambda: RobustFedAvg(KrumSelection(1, select=2)),
     "FedAvg": FedAvg,
     "FedProx": lambda: FedProx(proximal_mu=0.1),
     "FedAvgM": lambda: FedAvgM(server_learning_rate=0.7, server_momentum=0.9),

@@ -95,7 +95,7 @@ def test_another_clients_name_in_an_error_changes_nothing_for_a_client_that_is_k
     def fails(context):
         site = context.node_config["partition-id"]
         if site == 1:
-            raise ValueError("one (lit.py:7; client `0`)")
+            raise ValueError("one (ValueError at lit.py:7; client `0`)")
         return data(context) if site != 2 else data(context.__class__(1, 1, {"partition-id": 3}, {}, {}))
 
     trainer = make_trainer(tmp_path, max_rounds=2)

@@ -34,6 +34,7 @@ def test_hooks_are_called_in_order(toy):
     assert [(number, name) for number, name, *_ in callback.calls] == [
         (0, "on_fit_start"),
         (1, "on_round_start"),
+        (1, "on_configure_train"),
         (1, "on_messages"),
         (1, "on_reply"),
         (1, "on_reply"),

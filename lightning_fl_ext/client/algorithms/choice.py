@@ -2,41 +2,78 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
+from lightning_fl_ext.client.algorithms.alternating import AlternatingParts
+from lightning_fl_ext.client.algorithms.base import ClientAlgorithm
+from lightning_fl_ext.client.algorithms.drift import ControlVariates, DynamicRegularizer, NormalizedSteps
 from lightning_fl_ext.client.algorithms.proximal import ProximalTerm
-from lightning_fl_ext.client.instruction_limits import InstructionError
-from lightning_fl_ext.client.messages import read_algorithm, read_proximal_mu
+from lightning_fl_ext.client.instruction_limits import InstructionError, name, number
 from lightning_fl_ext.text import shown
+from lightning_fl_ext.wire.algorithm_names import ALGORITHM
 
-if TYPE_CHECKING:
-    from flwr.app import Message
+PLAIN = "fedavg"
+"""Value of the configuration's `algorithm` that asks for plain training."""
 
-KNOWN = ("fedavg", "fedprox")
-"""Values of the configuration's `algorithm` that have a client's half here; ``fedavg`` is plain training."""
+KNOWN: tuple[type[ClientAlgorithm], ...] = (
+    ProximalTerm,
+    ControlVariates,
+    NormalizedSteps,
+    DynamicRegularizer,
+    AlternatingParts,
+)
+"""The client halves that every client knows; `client_app` knows Ditto besides."""
 
 
-def algorithm_of(message: Message) -> ProximalTerm | None:
+def algorithm_of(
+    settings: Mapping[str, object], own: Sequence[type[ClientAlgorithm]] = ()
+) -> ClientAlgorithm | None:
     """Give what a message's configuration asks local training to do besides; None if it asks for nothing.
 
     ``proximal-mu`` alone, as Flower's ``FedProx`` sends it, is enough. A strategy whose clients must know
     their half says so under ``algorithm``, and clients that do not know it refuse.
 
+    Args:
+        settings: The configuration.
+        own: Halves that this client knows besides; they go before those of the same name.
+
     Raises:
         InstructionError: ``algorithm`` names none that is known here, or ``proximal-mu`` is missing, is no
             such number or contradicts it.
     """
-    algorithm, mu = read_algorithm(message), read_proximal_mu(message)
-    if algorithm not in (None, *KNOWN):
+    asked = settings.get(ALGORITHM)
+    asked = None if asked is None else name(ALGORITHM, asked)
+    mu = settings.get("proximal-mu")
+    mu = None if mu is None else number("proximal-mu", mu)
+    halves: dict[str, type[ClientAlgorithm]] = {half.name: half for half in (*KNOWN, *own)}
+    if asked is not None and asked not in (PLAIN, *halves):
         raise InstructionError(
-            f"the server's config `algorithm`: this client knows {', '.join(KNOWN)}, got"
-            f" `{shown(algorithm)}`. Nothing was trained: plain training would be another algorithm. Use a"
-            " strategy that this client knows, or install a version of lightning-fl-ext that knows this one."
+            f"the server's config `algorithm`: this client knows {', '.join((PLAIN, *halves))}, got"
+            f" `{shown(asked)}`. Nothing was trained: plain training would be another algorithm. Use a"
+            " strategy that this client knows, give the half of one of your own as `algorithms=`, or install"
+            " a version of lightning-fl-ext that knows this one."
         )
-    if algorithm == "fedprox" and mu is None:
-        raise InstructionError("the server's config `algorithm` is `fedprox`, and `proximal-mu` is missing")
-    if algorithm == "fedavg" and mu:
+    if mu and asked not in (None, ProximalTerm.name):
         raise InstructionError(
-            f"the server's config `algorithm` is `fedavg`, and `proximal-mu` is {mu:g}: expected 0 or none"
+            f"the server's config `algorithm` is `{shown(asked)}`, and `proximal-mu` is {mu:g}: expected 0 or"
+            " none. One half is at work at a time: the pull would become part of what the other one measures."
         )
-    return ProximalTerm(mu) if mu else None
+    if asked is None:
+        return ProximalTerm(settings) if mu else None
+    return None if asked == PLAIN else halves[asked](settings)
+
+
+def check_halves(halves: object) -> tuple[type[ClientAlgorithm], ...]:
+    """Take halves of a user's own.
+
+    Raises:
+        TypeError: They are something else, or one of them has no name.
+    """
+    listed = tuple(halves) if isinstance(halves, list | tuple) else (halves,)
+    for half in listed:
+        if not (isinstance(half, type) and issubclass(half, ClientAlgorithm) and half.name):
+            raise TypeError(
+                "`algorithms` must be classes derived from `ClientAlgorithm`, each with a `name`, such as"
+                f" `algorithms=(Mine,)`. Got {shown(half)}."
+            )
+    return listed

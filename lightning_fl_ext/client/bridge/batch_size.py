@@ -6,9 +6,9 @@ The rules, in order. A user's own function and the number that a module gives Li
 1. The number that the loader drew for the batch, if every leaf of the batch can hold so many: a tensor in its
    first or second dimension (time-major sequences), a list by its length.
 2. The one number that all leaves give: a tensor its first dimension, a graph batch its ``num_graphs``, a
-   ``PackedSequence`` its sequences, any other collection that is no list or mapping its length. Tensors
-   without dimensions and plain Python values say nothing. If the loader drew another number, nothing is
-   decided.
+   ``PackedSequence`` its sequences, what has a ``batch_size`` that, any other collection that is no list or
+   mapping its length. Tensors without dimensions and plain Python values say nothing. If the loader drew
+   another number, nothing is decided.
 3. The one number for which every leaf fits, lists of images or of dicts counted by their length.
 4. The number that the loader drew, if one leaf holds it: a graph's nodes, edges and targets.
 """
@@ -124,14 +124,27 @@ def _decided(part: Any) -> int | None:
         return graphs
     if isinstance(part, torch.Tensor | Mapping | Sequence | _SILENT):
         return None
-    if isinstance(shape := getattr(part, "batch_size", None), torch.Size):  # a TensorDict
-        return shape[0] if shape else None
+    size = getattr(part, "batch_size", None)
+    if isinstance(size, torch.Size):  # a TensorDict
+        return size[0] if size else None
+    if isinstance(size, int):  # nodes that were sampled with their neighbours
+        return size
+    if _is_record(part):
+        return None
     if hasattr(part, "shape"):  # numpy's and others' arrays
         return int(part.shape[0]) if len(part.shape) else None
     return len(part) if hasattr(type(part), "__len__") else None
 
 
+def _is_record(part: Any) -> bool:
+    """Tell an object of named parts, such as a graph, whose length is the number of names."""
+    kind = type(part)
+    return not hasattr(kind, "shape") and hasattr(kind, "keys") and hasattr(kind, "to_dict")
+
+
 def _children(part: Any) -> list[tuple[str, Any]]:
+    if not isinstance(part, Mapping) and _is_record(part):
+        part = part.to_dict()
     if isinstance(part, Mapping):
         return [(f"[{key!r}]", value) for key, value in part.items()]
     if isinstance(part, Sequence) and not isinstance(part, _SILENT):

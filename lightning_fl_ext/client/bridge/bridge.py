@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from lightning_fl_ext.client.algorithms.choice import algorithm_of
+from lightning_fl_ext.client.algorithms.base import ClientAlgorithm
+from lightning_fl_ext.client.algorithms.choice import algorithm_of, check_halves
+from lightning_fl_ext.client.algorithms.memory import ContextMemory
+from lightning_fl_ext.client.algorithms.part import KEPT, AlgorithmPart
+from lightning_fl_ext.client.algorithms.rate import learning_rate_of
 from lightning_fl_ext.client.bridge.counting import REMEDY
 from lightning_fl_ext.client.bridge.fit_hooks import FitHooks
 from lightning_fl_ext.client.bridge.reported_size import ReportedSize
@@ -18,8 +22,10 @@ from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.messages import (
     outcome_kind,
     outcome_reply,
+    read_counted,
     read_instruction,
     read_max_rounds,
+    read_run_id,
     read_settings,
 )
 from lightning_fl_ext.client.metrics.collector import MetricCollector
@@ -30,8 +36,9 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import signed
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult, order_results
-from lightning_fl_ext.seeds import derive_seed, seeded, seeded_ranks
+from lightning_fl_ext.seeds import seeded, seeded_ranks
 from lightning_fl_ext.wire import Exchange, RoundInfo, WeightExchange
+from lightning_fl_ext.wire.algorithm_names import joined, parted
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -68,12 +75,16 @@ class FlowerBridge(FitHooks):
             which neither states nor values leave the client.
         min_examples: If the server pools metrics: with fewer examples in a stage, neither the states nor the
             values of its metrics leave the client.
+        share_metrics: Whether the client tells the values of its own metrics. With False its replies hold
+            none: metric states, and the sums and counts of plain numbers, go into the pooled values and
+            nothing else. A server that does not pool metrics then gets none.
 
     Attributes:
         local_entries: Names of the module's state-dict entries that what was received left alone. What
             belongs to metrics is not among them, nor another name of a tensor that was received.
         keeps_local: Whether another callback keeps them from round to round.
         keeps_optimizer: Whether another callback keeps optimizers and schedules from round to round.
+        personal_metrics: Metrics of a model of the client's own, for the reply.
 
     Raises:
         TypeError: ``exchange`` is not an exchange, or a text is given where a tuple of names is meant.
@@ -114,6 +125,7 @@ class FlowerBridge(FitHooks):
         allow_example_states: tuple[str, ...] = (),
         exclude_metrics: tuple[str, ...] = (),
         min_examples: int = 0,
+        share_metrics: bool = True,
     ) -> None:
         self.submit = submit
         if batch_size is not None and not callable(batch_size):
@@ -130,7 +142,7 @@ class FlowerBridge(FitHooks):
         self.exchange = exchange or WeightExchange()
         self.client_id = client_id
         self._info = RoundInfo(client_id=client_id)
-        self._metrics = MetricCollector(allow_example_states, exclude_metrics, min_examples)
+        self._metrics = MetricCollector(allow_example_states, exclude_metrics, min_examples, share_metrics)
         self._retention = Retention(keep, submit, monitor, mode)
         self._store = ResultStore(spool_dir, owner=f"client `{client_id}`" if client_id else "this client")
         self._global: Arrays | None = None
@@ -140,6 +152,7 @@ class FlowerBridge(FitHooks):
         self.local_entries: list[str] = []
         self.keeps_local = self.keeps_optimizer = False
         self._round: ClientRound | None = None
+        self.personal_metrics: dict[str, float] = {}
 
     def __repr__(self) -> str:
         shown = f"client_id={self.client_id!r}, server_round={self.server_round}, submit={self.submit!r}"
@@ -148,15 +161,23 @@ class FlowerBridge(FitHooks):
     # What goes in and what comes out
 
     @classmethod
-    def from_message(cls, message: Message, context: Context, **options: Any) -> FlowerBridge:
+    def from_message(
+        cls,
+        message: Message,
+        context: Context,
+        *,
+        algorithms: tuple[type[ClientAlgorithm], ...] = (),
+        **options: Any,
+    ) -> FlowerBridge:
         """Make the bridge for one message to a ``ClientApp``.
 
-        Does in the fit what the server's configuration asks for besides: FedProx, if it holds a
-        ``proximal-mu`` above 0.
+        Does in the fit what the server's configuration asks for besides: its half of an algorithm, and the
+        ``learning-rate`` of the round.
 
         Args:
             message: A train or evaluate message; its array record holds the global weights.
-            context: Gives the client's id.
+            context: Gives the client's id, and keeps what an algorithm keeps on its client.
+            algorithms: Client halves besides those that every client knows.
             **options: Arguments of the class. ``keep`` defaults to ``"last"``, unless ``submit`` is
                 ``"mean"``.
 
@@ -170,14 +191,19 @@ class FlowerBridge(FitHooks):
         bridge = cls(**options)
         bridge._message = message
         with bridge._signed():
-            arrays, bridge._info, asked = read_instruction(message, bridge.client_id, bridge.exchange)
+            settings, asks = read_settings(message), outcome_kind(message) == UPDATE
+            half = algorithm_of(settings, check_halves(algorithms)) if asks else None
+            arrays, extras, bridge._info, asked = read_instruction(message, bridge.client_id, bridge.exchange)
             bridge.receive(arrays, bridge._info.server_round)
-            bridge._algorithm = algorithm_of(message)
+            if half is not None:
+                memory = ContextMemory(context, read_run_id(message, context), half.name)
+                bridge._part = AlgorithmPart(half, extras, memory, read_counted(message))
+            bridge._learning_rate = learning_rate_of(settings) if asks else None
             bridge._round = ClientRound(
                 bridge.client_id,
                 bridge.server_round,
                 read_max_rounds(message),
-                read_settings(message),
+                settings,
                 context,
                 bridge._global or {},
             )
@@ -201,9 +227,7 @@ class FlowerBridge(FitHooks):
             >>> with FlowerBridge(client_id="site-a").seeded():
             ...     assert torch.rand(1) == first
         """
-        kind = "train" if self._message is None else self._message.metadata.message_type.split(".")[0]
-        seed = derive_seed(self._info.run_seed, self.server_round, self.client_id, kind)
-        with self._signed(), seeded(seed), seeded_ranks(seed):
+        with self._signed(), seeded(seed := self._seed()), seeded_ranks(seed):
             yield
 
     def receive(self, arrays: Arrays, server_round: int = 0) -> None:
@@ -285,9 +309,14 @@ class FlowerBridge(FitHooks):
         with self._signed():
             outcome = self._store.get(outcome_kind(self._message))
             if outcome.arrays:
-                outcome = replace(
-                    outcome, arrays=self.exchange.to_server(outcome.arrays, self._global, self._info)
-                )
+                weights, extras = parted(outcome.arrays)
+                weights = dict(self.exchange.to_server(weights, self._global, self._info))
+                outcome = replace(outcome, arrays=joined(weights, extras))
+            if self._part is not None and self._part.half.keeps:
+                self._part.keep(self.server_round, self._store.get(KEPT).arrays)
+            outcome = replace(
+                outcome, metrics={**outcome.metrics, **self._metrics.told(self.personal_metrics)}
+            )
             held = (s for s in STAGES if self._store.has(s))
             stages = {s: self._store.get(s).arrays[METRIC_STATES].tobytes() for s in held}
             return outcome_reply(self._message, outcome, stages, self.exchange.coded)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lightning_fl_ext.client.algorithms.proximal import ProximalTerm
+from lightning_fl_ext.client.algorithms.part import KEPT, AlgorithmPart
+from lightning_fl_ext.client.algorithms.rate import set_learning_rate
 from lightning_fl_ext.client.bridge.counting import ExampleCounter, loader_of
 from lightning_fl_ext.client.bridge.evaluation_hooks import EvaluationHooks
 from lightning_fl_ext.client.bridge.model_state import (
@@ -25,16 +26,19 @@ from lightning_fl_ext.client.bridge.refusals import (
     averages_counters,
     is_averaging,
     is_spent,
+    refuse_other_weights,
     refuse_to_follow_averaging,
     refuse_zero3,
 )
-from lightning_fl_ext.client.notices import warn_of_unsharded, warn_once
+from lightning_fl_ext.client.notices import warn_of_known_noise, warn_of_unsharded, warn_once
 from lightning_fl_ext.client.results.retention import Retention
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import described, sign
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult
+from lightning_fl_ext.seeds import derive_seed
 from lightning_fl_ext.wire import Exchange, RoundInfo
+from lightning_fl_ext.wire.algorithm_names import joined
 
 if TYPE_CHECKING:
     from flwr.app import Message
@@ -72,7 +76,8 @@ class FitHooks(EvaluationHooks):
     _idle: bool
     _remedy: str
     _counted: dict[str, torch.Tensor]
-    _algorithm: ProximalTerm | None = None
+    _part: AlgorithmPart | None = None
+    _learning_rate: float | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation begins: checks its place and loads what was received."""
@@ -100,15 +105,22 @@ class FitHooks(EvaluationHooks):
         self._start(trainer, pl_module)
         self._warn_of_lost(pl_module)
         self._warn_of_schedules(trainer)
-        if self._algorithm:
-            self._algorithm.anchor(pl_module, self.local_entries)  # those that were received
-            self._algorithm.on_fit_start(trainer, pl_module)
+        if self._round is not None:
+            warn_of_known_noise(trainer.optimizers, self._seed(), self._round.context.run_id)
+        if self._part:
+            refuse_other_weights(self._part.half, self._retention.submit, trainer.callbacks)
+            names = self._global or {}
+            self._part.start(
+                trainer, pl_module, self.local_entries, names, self.client_id, self._info.server_round
+            )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when training begins: notes where the Trainer's count of steps stands."""
         self._first_step = trainer.global_step
         if trainer.world_size > 1 and trainer.is_global_zero:
             warn_of_unsharded(trainer, self._message.metadata.run_id if self._message else 0)
+        if self._learning_rate is not None:
+            set_learning_rate(trainer, self._learning_rate)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when a validation begins: outside a fit, as when a fit begins."""
@@ -125,8 +137,8 @@ class FitHooks(EvaluationHooks):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Called before each step of an optimizer: the algorithm's part in it."""
-        if self._algorithm:
-            self._algorithm.on_before_optimizer_step(trainer, pl_module, optimizer)
+        if self._part:
+            self._part.hooks.on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -150,8 +162,8 @@ class FitHooks(EvaluationHooks):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when training ends: under a sharded strategy the last moment to collect the weights."""
-        if self._algorithm:
-            self._algorithm.on_train_end(trainer, pl_module)
+        if self._part:
+            self._part.hooks.on_train_end(trainer, pl_module)
         self._keep_stage("train", trainer, pl_module)
         if any(averages_counters(callback) for callback in trainer.callbacks) and not is_sharded(trainer):
             self._counted = read_counters(pl_module)  # comes before any averaging
@@ -197,6 +209,11 @@ class FitHooks(EvaluationHooks):
         if self._global is not None and not self._store.has(UPDATE):
             self.local_entries = load(trainer, module, self.exchange, self._global)
 
+    def _seed(self) -> int:
+        """What all randomness of a fit or evaluation follows from, where it is seeded."""
+        kind = "train" if self._message is None else self._message.metadata.message_type.split(".")[0]
+        return derive_seed(self._info.run_seed, self._info.server_round, self.client_id, kind)
+
     def _warn_of_lost(self, module: Any) -> None:
         """Name what is trained and then lost, if another message's fit begins without it."""
         if self.keeps_local or self._message is None or not self.local_entries:
@@ -233,12 +250,15 @@ class FitHooks(EvaluationHooks):
             "steps": 0 if self._first_step is None else trainer.global_step - self._first_step,
             "epochs": self._counter.epochs,
         }
+        if self._part and trainer.is_global_zero:
+            arrays = joined(arrays, self._part.sent)
+            self._store.put(KEPT, ClientUpdate(self._part.kept, 0))
         self._hold(trainer, UPDATE, arrays, self._counter.largest_epoch, counts)
 
     def _hold(
         self, trainer: Any, kind: str, arrays: Arrays, num_examples: int, counts: Mapping[str, int]
     ) -> None:
-        metrics = {k: v for k, v in _scalars(trainer).items() if k not in self._metrics.withheld}
+        metrics = self._metrics.told(_scalars(trainer))
         if not trainer.is_global_zero:
             return
         outcome = ClientUpdate(

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_fl_ext.client.bridge.model_state import is_sharded
+from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.lightnings import lightning_name, overrides
 
 _AVERAGING = {"WeightAveraging", "StochasticWeightAveraging"}
@@ -30,6 +31,28 @@ def refuse_to_follow_averaging(bridge: Any, callbacks: list[Any]) -> None:
             f"`{name}` precedes `FlowerBridge` in `callbacks`. It copies the module before the bridge has"
             " loaded the global weights, and would bring the old ones back at the end. Put the bridge"
             f" first: `callbacks=[FlowerBridge(...), {name}(...)]`; or drop `{name}`."
+        )
+
+
+def refuse_other_weights(half: Any, submit: str, callbacks: Sequence[Any]) -> None:
+    """Refuse to hand in other weights than the last ones, where an algorithm counts on these.
+
+    Args:
+        half: The client's half of an algorithm.
+        submit: What the bridge hands in.
+        callbacks: The Trainer's callbacks.
+
+    Raises:
+        LightningFLError: The half counts on the last weights, and others would be handed in.
+    """
+    if not half.hands_in_last:
+        return
+    reason = f"`submit={submit!r}`" if submit != "last" else None
+    reason = next((f"`{type(c).__name__}`" for c in callbacks if is_averaging(c)), reason)
+    if reason:
+        raise LightningFLError(
+            f"the server's algorithm `{half.name}` counts on the weights at the end of the fit, and {reason}"
+            " hands in others. Leave it out, or use another strategy."
         )
 
 
@@ -85,19 +108,49 @@ def refuse_script_launcher(trainer: Any) -> None:
         )
 
 
-def refuse_without_validation(module: Any) -> None:
-    """Refuse to evaluate a module that does not say how.
+def refuse_without_validation(module: Any, source: Any) -> None:
+    """Refuse to evaluate a module that does not say how, or on data that do not say on what.
 
     Args:
         module: A LightningModule.
+        source: Its data.
 
     Raises:
-        ValueError: It has no ``validation_step`` of its own.
+        ValueError: It has no ``validation_step`` of its own; or the data are a LightningDataModule, and
+            neither has a ``val_dataloader``.
     """
     if not overrides(module, "validation_step"):
         raise ValueError(
             f"`{type(module).__name__}` has no `validation_step`, and the server asks clients to evaluate."
             " Write one, or have the server not ask: `fraction_evaluate=0.0` in the strategy."
+        )
+    is_data_module = lightning_name(source, "LightningDataModule") is not None
+    if is_data_module and not any(overrides(value, "val_dataloader") for value in (source, module)):
+        raise ValueError(
+            f"`{type(source).__name__}` has no `val_dataloader`, and the server asks clients to evaluate."
+            " Write one, or have the server not ask: `fraction_evaluate=0.0` in the strategy."
+        )
+
+
+def refuse_without_test(module: Any, source: Any) -> None:
+    """Refuse to test a module that does not say how, or on data that it was trained on.
+
+    Args:
+        module: A LightningModule.
+        source: The client's data.
+
+    Raises:
+        ValueError: The module has no ``test_step`` of its own, or the data no ``test_dataloader``.
+    """
+    if not overrides(module, "test_step"):
+        raise ValueError(
+            f"`{type(module).__name__}` has no `test_step`, and the server asks clients to test the final"
+            " model. Write one, or have the server not ask: leave `test` out."
+        )
+    if lightning_name(source, "LightningDataModule") is None or not overrides(source, "test_dataloader"):
+        raise ValueError(
+            f"`data` gives {type(source).__name__}, which has no `test_dataloader`, and the server asks"
+            " clients to test the final model. Return a LightningDataModule that has one."
         )
 
 

@@ -24,7 +24,7 @@ from lightning_fl_ext.metrics import MetricPack, MetricStates, check_metrics, me
 from lightning_fl_ext.metrics.computed_values import computed_values, copy_metrics
 from lightning_fl_ext.metrics.configuration import class_path, configuration
 from lightning_fl_ext.metrics.discovery import covered, hidden_metrics, named_metrics, require_names
-from lightning_fl_ext.metrics.stage_metrics import StageMetrics
+from lightning_fl_ext.metrics.stage_metrics import Scalar, StageMetrics
 
 log = logging.getLogger(__name__)
 warn_once = functools.cache(log.warning)  # not in every round
@@ -38,6 +38,7 @@ class MetricCollector:
         allow_example_states: Metrics whose states with one row per example may leave the client.
         exclude_metrics: Metrics of which neither states nor values leave the client.
         min_examples: With fewer examples, a stage gives neither states nor values.
+        share: Whether the client's own values are told; if not, only what adds to the pooled ones leaves.
         active: Whether the server asked for metric states; else nothing is done.
 
     Raises:
@@ -51,6 +52,7 @@ class MetricCollector:
     allow_example_states: Collection[str] = ()
     exclude_metrics: Collection[str] = ()
     min_examples: int = 0
+    share: bool = True
     active: bool = False
     withheld: set[str] = field(default_factory=set)
     _before: dict[str, int] = field(default_factory=dict)
@@ -61,6 +63,8 @@ class MetricCollector:
     def __post_init__(self) -> None:
         require_names("allow_example_states", self.allow_example_states)
         require_names("exclude_metrics", self.exclude_metrics)
+        if not isinstance(self.share, bool):
+            raise TypeError(f"`share_metrics` must be True or False. Got {self.share!r}.")
         if not isinstance(self.min_examples, int) or self.min_examples < 0:
             raise ValueError(
                 f"`min_examples` must be a whole number, not negative. Got {self.min_examples!r}."
@@ -159,8 +163,18 @@ class MetricCollector:
         excluded = {name for name, addresses in names.items() if not private.isdisjoint(addresses)}
         undefined = {name for name in names if not math.isfinite(logged[name].value)}
         self._keep_back(logged[name] for name in excluded | undefined)
-        scalars = {name: entry.scalar for name, entry in logged.items() if name not in excluded}
+        scalars = {name: self._scalar(entry) for name, entry in logged.items() if name not in excluded}
         return StageMetrics(taken.pack, names, scalars)
+
+    def told(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Choose of a client's numbers those that may be told."""
+        return {k: v for k, v in values.items() if k not in self.withheld} if self.share else {}
+
+    def _scalar(self, entry: Logged) -> Scalar:
+        if self.share or entry.metric is not None or not math.isfinite(entry.value):
+            return entry.scalar
+        times = entry.scalar.num_examples if entry.scalar.reduction == "mean" else 1
+        return entry.scalar._replace(total=times * entry.value)
 
     def _keep_back(self, entries: Iterable[Logged]) -> None:
         self.withheld |= {name for entry in entries for name in entry.logged_names}

@@ -116,7 +116,7 @@ class StateFolder:
         Raises:
             LightningFLError: A state is of another client or run, or in another format.
         """
-        rounds = self._rounds()
+        rounds = self.rounds()
         earlier = [n for n in rounds if before is None or n < before]
         later = rounds[len(earlier) :]
         found: SavedState | None = None
@@ -162,7 +162,7 @@ class StateFolder:
             )
 
     def write(self, kept: SavedState) -> None:
-        """Write the state after a round, and let go of all but that and the newest one before it.
+        """Write the state after a round, and let go of all but that, the newest and the one it was made from.
 
         Raises:
             LightningFLError: It cannot be written, or holds what is neither plain nor a tensor. What lay
@@ -170,12 +170,13 @@ class StateFolder:
         """
         files = encode_files(kept, self.client_id, self.run_id)
         self.make()
-        begins = not self._rounds()
+        begins = not self.rounds()
         try:
             write_folder(self.path / _name(kept.server_round), files)
         except OSError as error:
             raise LightningFLError(self._unwritable(error)) from error
-        keep = {_name(n) for n in [n for n in self._rounds() if n <= kept.server_round][-2:]}
+        newest = [n for n in self.rounds() if n <= kept.server_round][-2:]
+        keep = {_name(n) for n in (*newest, kept.previous)}
         for path in self.path.iterdir():
             if path.name not in keep and (_ROUND.match(path.name) or _LEFT_BEHIND.match(path.name)):
                 remove_folder(path)
@@ -188,7 +189,8 @@ class StateFolder:
             " give `keep_optimizer` a folder that the client may write to."
         )
 
-    def _rounds(self) -> list[int]:
+    def rounds(self) -> list[int]:
+        """Give the rounds of the states it has, in order."""
         if not self.path.is_dir():
             return []
         return sorted(int(match[1]) for match in map(_ROUND.match, os.listdir(self.path)) if match)

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 class RoundCallback:
     """Base class of the server's callbacks; override the hooks of interest.
 
-    The order in a fit: ``on_fit_start``; per round ``on_round_start``, ``on_messages``, ``on_reply`` for each
-    reply, ``on_replies``, ``on_messages`` and ``on_evaluation_reply`` for each reply if clients evaluate,
-    ``on_round_end``; ``on_fit_end``. An error in any of them, or in the fit, calls ``on_exception``.
+    The order in a fit: ``on_fit_start``; per round ``on_round_start``, ``on_configure_train``,
+    ``on_messages``, ``on_reply`` for each reply, ``on_replies``, ``on_messages`` and ``on_evaluation_reply``
+    for each reply if clients evaluate, ``on_round_end``; ``on_fit_end``. An error in any of them, or in the
+    fit, calls ``on_exception``.
 
     Example:
         >>> class Greet(RoundCallback):
@@ -35,14 +36,17 @@ class RoundCallback:
     def on_round_start(self, trainer: FederatedFit) -> None:
         """Called when a round begins."""
 
+    def on_configure_train(self, trainer: FederatedFit, config: dict[str, Any]) -> None:
+        """Called before the training messages are made: add settings of the round for the clients."""
+
     def on_messages(self, trainer: FederatedFit, clients: list[str]) -> None:
         """Called before messages go out to clients, to train or to evaluate."""
 
     def on_reply(self, trainer: FederatedFit, reply: ClientUpdate | Rejection | None) -> None:
         """Called for each reply to a training message, as it arrives; None where no update is seen."""
 
-    def on_evaluation_reply(self, trainer: FederatedFit, reply: ClientUpdate | Rejection) -> None:
-        """Called for each reply to an evaluation, as it arrives: the site's metrics, without arrays."""
+    def on_evaluation_reply(self, trainer: FederatedFit, reply: ClientUpdate | Rejection | None) -> None:
+        """Called for each reply to an evaluation, the site's metrics; None where they are not seen."""
 
     def on_replies(self, trainer: FederatedFit) -> None:
         """Called when no more replies are awaited, and the global weights are what they will be."""

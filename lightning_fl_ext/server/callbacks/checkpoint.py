@@ -10,6 +10,7 @@ from lightning_fl_ext.arguments import choice, metric_name, whole_number
 from lightning_fl_ext.files import CHECKPOINTS, list_checkpoints, make_folder, remove_folder
 from lightning_fl_ext.server.callbacks.base import RoundCallback, monitored
 from lightning_fl_ext.server.durability.checkpoint import CheckpointError, save_checkpoint
+from lightning_fl_ext.server.durability.lightning_checkpoint import lightning_checkpoint
 from lightning_fl_ext.server.durability.strategy_state import encode_strategy
 from lightning_fl_ext.server.record import find_best, require_metric
 
@@ -32,6 +33,8 @@ class RoundCheckpoint(RoundCallback):
             has one.
         mode: Whether a ``"min"`` or ``"max"`` of ``monitor`` is best. Default: that of the trainer for its
             own metric, else ``"min"``.
+        lightning_checkpoint: Whether each folder holds ``model.ckpt`` besides, which
+            ``LitModule.load_from_checkpoint`` takes, hyper-parameters and all.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -45,11 +48,16 @@ class RoundCheckpoint(RoundCallback):
     """
 
     def __init__(
-        self, keep_last: int | None = 2, monitor: str | None = None, mode: str | None = None
+        self,
+        keep_last: int | None = 2,
+        monitor: str | None = None,
+        mode: str | None = None,
+        lightning_checkpoint: bool = False,
     ) -> None:
         self.keep_last = None if keep_last is None else whole_number("keep_last", keep_last, 1)
         self.monitor = None if monitor is None else metric_name(monitor)
         self.mode = None if mode is None else choice("mode", mode, ("min", "max"))
+        self.lightning_checkpoint = bool(lightning_checkpoint)
         self.best_path: Path | None = None
 
     def on_fit_start(self, trainer: FederatedFit) -> None:
@@ -58,7 +66,10 @@ class RoundCheckpoint(RoundCallback):
         Raises:
             CheckpointError: The folder holds the checkpoints of another run.
             LightningFLError: The strategy has state that cannot be saved, or the folder cannot be written to.
+            ExportError: The model cannot be written in Lightning's form, and is to be.
         """
+        if self.lightning_checkpoint:
+            lightning_checkpoint(trainer.model)  # complains now rather than after the first round
         encode_strategy(trainer.strategy)  # complains now rather than after the first round
         root = trainer.default_root_dir / CHECKPOINTS
         later = [(number, path) for number, path in list_checkpoints(root) if number > trainer.current_round]
@@ -80,7 +91,8 @@ class RoundCheckpoint(RoundCallback):
             LightningFLError: No round so far had such a metric as ``monitor``; the checkpoint is there all
                 the same.
         """
-        save_checkpoint(trainer, self._path(trainer, trainer.current_round))
+        path = self._path(trainer, trainer.current_round)
+        save_checkpoint(trainer, path, self.lightning_checkpoint)
         if self.monitor is not None:
             require_metric(trainer.rounds, self.monitor)
         self.best_path = self._find_best(trainer)

@@ -33,8 +33,9 @@ class RoundLedger(RoundCallback):
     """Keeps ``<default_root_dir>/ledger.jsonl``: a line a round, each with the hash of the one before.
 
     A round's line holds the clients whose update counted (id, score, example count, digest), those left out
-    and why, and the digest of the weights. It holds no times, so the same run gives the same ledger. Check
-    it with :func:`~lightning_fl_ext.server.verify_ledger`.
+    and why, how the model does at each site that evaluated it, and the digest of the weights. It holds no
+    times, so the same run gives the same ledger. Check it with
+    :func:`~lightning_fl_ext.server.verify_ledger`.
 
     Args:
         keep_updates: Whether to keep every update too, under ``updates/``, so that
@@ -126,7 +127,9 @@ class RoundLedger(RoundCallback):
     def on_fit_end(self, trainer: FederatedFit) -> None:
         """Called when all rounds are done: closes the ledger."""
         assert trainer.result is not None
-        content = {"rounds": trainer.current_round, "digest": trainer.result.digest}
+        content: dict[str, Any] = {"rounds": trainer.current_round, "digest": trainer.result.digest}
+        if trainer.result.test is not None:
+            content["test"] = trainer.result.test.to_json()
         self._append(trainer, "end", content)
 
     def state_dict(self) -> dict[str, Any]:

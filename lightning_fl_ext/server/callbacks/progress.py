@@ -90,9 +90,9 @@ class RoundProgressBar(RoundCallback):
         """Called for each reply to a training message: moves on, and says who is waited for."""
         self._note("" if reply is None else reply.client_id)
 
-    def on_evaluation_reply(self, trainer: FederatedFit, reply: ClientUpdate | Rejection) -> None:
+    def on_evaluation_reply(self, trainer: FederatedFit, reply: ClientUpdate | Rejection | None) -> None:
         """Called for each reply to an evaluation: moves on, and says who is waited for."""
-        self._note(reply.client_id)
+        self._note("" if reply is None else reply.client_id)
 
     def on_round_end(self, trainer: FederatedFit) -> None:
         """Called when a round is complete: writes its line, and one for those left out."""

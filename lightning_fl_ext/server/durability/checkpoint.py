@@ -24,8 +24,10 @@ from lightning_fl_ext.files import (
     tensors_to_bytes,
     write_folder,
 )
+from lightning_fl_ext.metrics.discovery import weights_of
 from lightning_fl_ext.metrics.metric_states import shorten
 from lightning_fl_ext.results import digest
+from lightning_fl_ext.server.durability.lightning_checkpoint import lightning_checkpoint
 from lightning_fl_ext.server.durability.strategy_state import encode_strategy, restore_strategy
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.screening.limits import Limits
@@ -61,17 +63,24 @@ def fingerprint(trainer: FederatedFit) -> dict[str, Any]:
     for name in ("seed", "min_accepted", "on_bad_update", "max_update_norm"):
         described[name] = getattr(trainer, name)
     described["exchange"] = repr(trainer.exchange)
+    if trainer.train_config and not callable(trainer.train_config):
+        described["train_config"] = repr(dict(sorted(trainer.train_config.items())))
     if trainer.limits != Limits():
         described["limits"] = repr(trainer.limits)
     return described
 
 
-def save_checkpoint(trainer: FederatedFit, folder: Path) -> None:
+LIGHTNING = "model.ckpt"
+"""The file of a checkpoint's folder that is in Lightning's own form, if asked for."""
+
+
+def save_checkpoint(trainer: FederatedFit, folder: Path, lightning: bool = False) -> None:
     """Write the state after a round: one folder that appears whole.
 
     Args:
         trainer: At the end of a round.
         folder: To be made.
+        lightning: Whether to write the model in Lightning's own form besides.
     """
     state, tensors = encode_strategy(trainer.strategy)
     data = {
@@ -90,8 +99,15 @@ def save_checkpoint(trainer: FederatedFit, folder: Path) -> None:
             "model.safetensors": arrays_to_bytes(trainer.arrays),
             "strategy.safetensors": tensors_to_bytes(tensors),
             "state.json": json.dumps(data).encode(),
+            **({LIGHTNING: _in_lightning_s_form(trainer)} if lightning else {}),
         },
     )
+
+
+def _in_lightning_s_form(trainer: FederatedFit) -> bytes:
+    weights = trainer.exchange.unpack(trainer.arrays, weights_of(trainer.model))
+    trainer.model.load_state_dict(weights, strict=False)  # tied weights stand under names that do not travel
+    return lightning_checkpoint(trainer.model, trainer.current_round)
 
 
 def load_checkpoint(trainer: FederatedFit, path: str | Path) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_fl_ext.metrics.discovery import named_metrics
 from lightning_fl_ext.results import ClientUpdate
+from lightning_fl_ext.server.metrics.merging import linked_names
 from lightning_fl_ext.server.metrics.names import keep_common
 from lightning_fl_ext.server.metrics.pooling import Stages, pool_metrics, reduce_scalars
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection
@@ -51,7 +52,8 @@ def aggregate_metrics(
     reduced = reduce_scalars(updates, stages)
     pooled, refused = pool_metrics(module, stages, server_round, average_metrics)
     left_out += refused
-    _, odd = common_metrics({client: update.metrics for client, update in updates.items()}, server_round)
+    telling = {c: update.metrics for c, update in updates.items() if update.metrics or not _logs(stages[c])}
+    _, odd = common_metrics(telling, server_round)
     left_out += [r for r in odd if r.key not in reduced and r.key not in pooled]
     left_out += [
         Rejection(client, server_round, Reason.METRIC, name, "metric states", "a value alone")
@@ -59,9 +61,23 @@ def aggregate_metrics(
         for name in sorted(pooled.keys() & updates[client].metrics.keys())
         if not stages[client]
     ]
+    averaged = linked_names(module, average_metrics) if average_metrics else set()
+    left_out += [
+        Rejection(client, server_round, Reason.METRIC, name, "a value to average", "kept by the client")
+        for client, update in sorted(updates.items())
+        for stage in (stages[client].values() if not update.metrics else ())
+        for name, addresses in sorted(stage.names.items())
+        if any(address.partition("[")[0] in averaged for address in addresses)
+        and getattr(stage.scalars.get(name), "total", None) is None
+    ]
     by_strategy = {k: float(v) for k, v in (aggregated or {}).items() if not isinstance(v, list)}
     plain = by_strategy | reduced if function is _WEIGHTED_MEAN else reduced | by_strategy
     return plain | pooled, left_out
+
+
+def _logs(stages: Stages) -> bool:
+    """Whether a client has metrics to tell of; without a number in its reply it keeps them to itself."""
+    return any(stage.names or stage.scalars for stage in stages.values())
 
 
 def common_metrics(

@@ -21,23 +21,29 @@ CentralEvaluation = Callable[[torch.nn.Module], Mapping[str, float]]
 """From the module, in eval mode and without gradients, to metrics."""
 
 
-def check_evaluation(module: torch.nn.Module, evaluate: CentralEvaluation | Any) -> None:
+_VERBS = {"evaluate": "validate", "test": "test"}
+
+
+def check_evaluation(
+    module: torch.nn.Module, evaluate: CentralEvaluation | Any, what: str = "evaluate"
+) -> None:
     """Refuse what can evaluate no module, or not this one.
 
     Args:
         module: The global model.
         evaluate: See :func:`evaluate_centrally`; None for nothing.
+        what: Name of the argument.
 
     Raises:
         TypeError: It is a class; or it is data, and the module no LightningModule.
     """
     if isinstance(evaluate, type | str | bool | int | float):
         raise TypeError(
-            "`evaluate` must be a function of the module, or data to validate on." + got(evaluate)
+            f"`{what}` must be a function of the module, or data to {_VERBS[what]} on." + got(evaluate)
         )
     if evaluate is not None and not callable(evaluate) and lightning_name(module, "LightningModule") is None:
         raise TypeError(
-            "`evaluate` is data for `Trainer.validate`, which takes a LightningModule only; `model` is"
+            f"`{what}` is data for `Trainer.{_VERBS[what]}`, which takes a LightningModule only; `model` is"
             f" {kind_of(module)}. Give a function of the module instead."
         )
 
@@ -62,7 +68,10 @@ def warn_of_unseen(module: torch.nn.Module, travelled: Collection[str]) -> None:
 
 
 def evaluate_centrally(
-    module: torch.nn.Module, evaluate: CentralEvaluation | Any, server_round: int = 0
+    module: torch.nn.Module,
+    evaluate: CentralEvaluation | Any,
+    server_round: int = 0,
+    stage: str = "validate",
 ) -> dict[str, float]:
     """Evaluate a module on the server.
 
@@ -71,6 +80,7 @@ def evaluate_centrally(
         evaluate: A function of the module, or data (a LightningDataModule or DataLoader) to run
             ``Trainer.validate`` on.
         server_round: The round whose weights these are; 0 before the first.
+        stage: ``"test"`` to run ``Trainer.test`` on data instead.
 
     Returns:
         Metrics, their names prefixed with ``server_``.
@@ -80,14 +90,13 @@ def evaluate_centrally(
     """
     training = module.training
     try:
-        metrics = _call(module, evaluate) if callable(evaluate) else _validate(module, evaluate)
+        metrics = _call(module, evaluate) if callable(evaluate) else _run(module, evaluate, stage)
         if not isinstance(metrics, Mapping):
             raise TypeError(f"it must return a mapping from names to numbers.{got(metrics)}")
         return {f"server_{name}": _number(name, value) for name, value in metrics.items()}
     except Exception as error:
-        raise LightningFLError(
-            f"`evaluate` failed after round {server_round}: {described(error)}."
-        ) from error
+        what = "test" if stage == "test" else "evaluate"
+        raise LightningFLError(f"`{what}` failed after round {server_round}: {described(error)}.") from error
     finally:
         module.train(training)
         _leave_inference_mode(module)
@@ -116,7 +125,7 @@ def _call(module: torch.nn.Module, evaluate: CentralEvaluation) -> Mapping[str, 
         return evaluate(module)
 
 
-def _validate(module: Any, data: Any) -> Mapping[str, Any]:
+def _run(module: Any, data: Any, stage: str) -> Mapping[str, Any]:
     lightning = lightning_of(module)
     with quiet():
         trainer = lightning.Trainer(
@@ -126,5 +135,6 @@ def _validate(module: Any, data: Any) -> Mapping[str, Any]:
             enable_model_summary=False,
             inference_mode=False,  # what the module assigns meanwhile must take the next round's weights
         )
-        trainer.validate(module, data_for(lightning, data), verbose=False)
+        run = trainer.test if stage == "test" else trainer.validate
+        run(module, data_for(lightning, data), verbose=False)
     return {name: value for name, value in trainer.callback_metrics.items() if value.numel() == 1}

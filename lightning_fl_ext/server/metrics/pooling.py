@@ -127,10 +127,10 @@ def pool_metrics(
 
 
 _REDUCE: dict[str, Callable[[list[tuple[int, float]]], float]] = {
-    "mean": lambda terms: math.fsum(n * value for n, value in terms) / sum(n for n, _ in terms),
-    "sum": lambda terms: math.fsum(value for _, value in terms),
-    "min": lambda terms: min(value for _, value in terms),
-    "max": lambda terms: max(value for _, value in terms),
+    "mean": lambda terms: math.fsum(total for _, total in terms) / sum(n for n, _ in terms),
+    "sum": lambda terms: math.fsum(total for _, total in terms),
+    "min": lambda terms: min(total for _, total in terms),
+    "max": lambda terms: max(total for _, total in terms),
 }
 
 
@@ -138,7 +138,7 @@ def reduce_scalars(updates: Mapping[str, ClientUpdate], clients: Mapping[str, St
     """Reduce plain numbers as the module reduces them over batches: means are weighted by examples.
 
     Args:
-        updates: Each client's reply.
+        updates: Each client's reply. A client that does not tell its numbers tells what they add.
         clients: The stages of each client. A client that does not tell how its number came about counts by
             the examples of its reply.
 
@@ -168,16 +168,26 @@ def reduce_scalars(updates: Mapping[str, ClientUpdate], clients: Mapping[str, St
         if odd:
             log.warning("`%s` is reduced by %s, but not by client(s) %s", shown(name), usual, listed(odd))
         terms = [
-            (by_client[client].num_examples if client in by_client else update.num_examples, value)
+            term
             for client, update in sorted(updates.items())
-            if client not in odd and isinstance(value := update.metrics.get(name), int | float)
+            if client not in odd and (term := _term(update, name, usual, by_client.get(client))) is not None
         ]
-        terms = [(examples, value) for examples, value in terms if examples]
         if len(votes) > 1 and votes[1][1] == votes[0][1]:
             reduced[name] = math.nan
         elif terms:
             reduced[name] = _REDUCE[usual](terms)
     return reduced
+
+
+def _term(update: ClientUpdate, name: str, reduction: str, scalar: Scalar | None) -> tuple[int, float] | None:
+    """Give the examples of a client's number, and what it adds to the reduction; None if nothing."""
+    examples = update.num_examples if scalar is None else scalar.num_examples
+    value = update.metrics.get(name)
+    if not examples:
+        return None
+    if isinstance(value, int | float):
+        return examples, examples * value if reduction == "mean" else value
+    return None if scalar is None or scalar.total is None else (examples, scalar.total)
 
 
 def _missing(

@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flwr.app import ConfigRecord, Message, MetricRecord
+from flwr.app import Message, MetricRecord
 from flwr.serverapp import Grid
 
 from lightning_fl_ext.aggregation.conform import conform
 from lightning_fl_ext.engines import OrderedGrid
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import described
+from lightning_fl_ext.metric_names import ACROSS_SITES
 from lightning_fl_ext.metrics.computed_values import copy_metrics
 from lightning_fl_ext.metrics.discovery import named_metrics, require_known
-from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
+from lightning_fl_ext.metrics.stage_metrics import STAGE
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics, common_metrics
-from lightning_fl_ext.server.metrics.names import owned_by_server, told_by_half
+from lightning_fl_ext.server.metrics.names import owned_by_server, told_by_half, without_owned
+from lightning_fl_ext.server.metrics.pooled_sum import pool_sum
+from lightning_fl_ext.server.metrics.sites import across_sites, keep_sites
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.rounds.clients import Clients
 from lightning_fl_ext.server.rounds.flower_dtypes import align_replies, to_flower_dtypes
 from lightning_fl_ext.server.rounds.messages import RoundMessages
 from lightning_fl_ext.server.rounds.payload import PayloadCodec
-from lightning_fl_ext.server.rounds.quorum import wait_for_clients
+from lightning_fl_ext.server.rounds.quorum import innermost, wait_for_clients
 from lightning_fl_ext.server.rounds.strategy_calls import StrategyCalls, read_from
 from lightning_fl_ext.server.screening.announcements import screen_announcement
-from lightning_fl_ext.server.screening.checks import ValueLimits, screen_evaluate_reply, screen_train_reply
+from lightning_fl_ext.server.screening.checks import (
+    ValueLimits,
+    screen_evaluate_reply,
+    screen_extras,
+    screen_train_reply,
+)
 from lightning_fl_ext.server.screening.limits import ExpectedContent
 from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.server.screening.rejection import Reason, Rejection
-from lightning_fl_ext.server.strategies.buffers import averaged_buffers
+from lightning_fl_ext.server.settings import round_config, tell_counted
+from lightning_fl_ext.server.strategies.buffers import averaged_buffers, name_buffers
+from lightning_fl_ext.server.strategies.secure_round import SecureOutcome
 from lightning_fl_ext.wire import RoundInfo, from_record, to_record
+from lightning_fl_ext.wire.algorithm_names import joined
 from lightning_fl_ext.wire.client_record import declared_id
 
 if TYPE_CHECKING:
@@ -65,12 +77,17 @@ class StrategyDriver:
             raise LightningFLError(
                 f"{self.calls.name} cannot aggregate what {trainer.exchange!r} sends: use `FedPM`."
             )
+        if self.calls.algorithm is not None:
+            named = dict(trainer.model.named_parameters(remove_duplicate=False))
+            self.calls.algorithm.parameters = [name for name in trainer.arrays if name in named]
+        name_buffers(innermost(trainer.strategy), trainer.model, trainer.arrays)
         self._metrics = copy_metrics(trainer.model)
         try:
             require_known("average_metrics", trainer.average_metrics, named_metrics(self._metrics))
         except ValueError as error:
             raise LightningFLError(str(error)) from None
         names = {name for callback in trainer.callbacks for name in callback.metric_names}
+        names |= {f"{name}/{what}" for name in trainer.site_metrics for what in ACROSS_SITES}
         self._owned = owned_by_server(names, except_for=(self.calls.count_key,))
         self._earlier: set[str] = set()
         self.validated_in_fits: set[str] = set()
@@ -94,22 +111,21 @@ class StrategyDriver:
         screen = screen_announcement if self.calls.secure else screen_train_reply
         messages = self._send("train", server_round, arrays, screen)
         self._refuse_if_too_few_are_asked(messages)
-        sum_digest = ""
+        outcome: SecureOutcome | None = None
         if self.calls.secure or (self.calls.order_free and not messages.anonymous):
             summaries: dict[str, ClientUpdate] = {}
             new, metrics = self._aggregate(
                 server_round, _without_arrays(messages.accepted(), summaries), summaries
             )
             if self.calls.secure:
-                summaries, sum_digest = self._take_outcome(messages, summaries)
-                metrics = MetricRecord({k: v for k, v in (metrics or {}).items() if not self._owned(k)})
+                outcome, summaries, metrics = self._take_outcome(messages, summaries, metrics)
         else:
             replies = messages.collect()
             summaries = {client: replace(update, arrays={}) for client, _, update in replies}
             new = metrics = None
             if len(replies) >= least:
                 accepted = [reply for _, reply, _ in replies]
-                like = self.trainer.exchange.like(arrays)
+                like = self._like("train", self.trainer.exchange.like(arrays))
                 widen = not self.calls.reads_every_dtype
                 updates = [update for _, _, update in replies]
                 buffers = averaged_buffers(self.trainer.strategy, self.trainer.model, arrays, updates)
@@ -120,11 +136,13 @@ class StrategyDriver:
                 self._aggregate(server_round, [])  # releases nothing, so what it has reserved is free again
         self._refuse_if_all_failed(messages, summaries)
         void = bool(messages.outgoing) and (new is None or len(summaries) < least)
+        self.calls.end_round(void)
         if new is not None and not void:
             arrays = self._checked(server_round, new, arrays, summaries)
-        measured, left_out = self._measure(messages, summaries, metrics)
+        measured, left_out = self._measure(messages, summaries, metrics, outcome)
         if self.calls.asks_to_evaluate:
-            told = [messages.stages.get(client, {}).get("validate") for client in summaries]
+            of_clients = [messages.stages.get(client, {}) for client in summaries]
+            told = [stages.get("validate") for stages in ([outcome.stages] if outcome else of_clients)]
             names = [{*stage.names, *stage.scalars} for stage in told if stage is not None]
             self.validated_in_fits |= told_by_half([found for found in names if found])
         counts = {
@@ -140,36 +158,53 @@ class StrategyDriver:
             rejected=tuple(messages.rejected + left_out),
             metrics=measured | {name: float(count) for name, count in counts.items()},
             void=void,
-            sum_digest="" if void else sum_digest,
+            sum_digest=outcome.digest if outcome and not void else "",
         )
 
-    def evaluate(self, server_round: int, arrays: Arrays) -> tuple[dict[str, float], list[Rejection]]:
+    def evaluate(self, server_round: int, arrays: Arrays, stage: str = "validate") -> RoundRecord:
         """Have clients evaluate.
 
         Args:
             server_round: The current round; 0 outside a fit.
             arrays: The global weights.
+            stage: ``"validate"``, or ``"test"``, which all clients are asked for.
 
         Returns:
-            Metrics by name, and what was left out.
+            What came of it: who was asked, metrics, sites, and what was left out.
 
         Raises:
             NotEnoughClientsError: Too few clients are connected, or none answers.
+            LightningFLError: All clients failed, in round 0 or in a test.
         """
-        if self.calls.asks_to_evaluate:
-            wait_for_clients(self.grid, self.trainer.strategy, self.trainer.round_timeout)
-        messages = self._send("evaluate", server_round, arrays, screen_evaluate_reply)
+        screen = screen_announcement if self.calls.secure else screen_evaluate_reply
+        with self.calls.asking_all() if stage == "test" else nullcontext():
+            if self.calls.asks_to_evaluate:
+                wait_for_clients(self.grid, self.trainer.strategy, self.trainer.round_timeout)
+            messages = self._send("evaluate", server_round, arrays, screen, stage)
         if not messages.outgoing:
-            return {}, []
+            return RoundRecord(server_round)
         replies = messages.collect()
         summaries = {client: update for client, _, update in replies}
-        if server_round == 0:
-            self._refuse_if_all_failed(messages, summaries)
+        if server_round == 0 or stage == "test":
+            self._refuse_if_all_failed(messages, summaries, anew=True)
         accepted = [reply for _, reply, _ in replies]
-        align_replies(accepted, self._shared_metrics(summaries))
+        if not self.calls.secure:
+            align_replies(accepted, self._shared_metrics(summaries))
         metrics = self.calls.call("aggregate_evaluate", server_round, accepted, clients=summaries)
-        measured, left_out = self._measure(messages, summaries, metrics)
-        return measured, messages.rejected + left_out
+        outcome: SecureOutcome | None = None
+        if self.calls.secure:
+            outcome, summaries, metrics = self._take_outcome(messages, summaries, metrics)
+        measured, left_out = self._measure(messages, summaries, metrics, outcome)
+        modes = self.trainer.site_metrics
+        told = {} if self.calls.secure else summaries  # under masks there is nothing of a single site
+        sites = keep_sites(told, measured, modes, self.trainer.limits.site_metrics)
+        return RoundRecord(
+            server_round,
+            sampled=tuple(messages.sampled),
+            rejected=tuple(messages.rejected + left_out),
+            metrics=measured | across_sites(sites, modes),
+            sites=sites,
+        )
 
     def _send(
         self,
@@ -177,38 +212,36 @@ class StrategyDriver:
         server_round: int,
         arrays: Arrays,
         screen: Callable[[Message, str, int, ValueLimits, Arrays], ClientUpdate],
+        stage: str = "validate",
     ) -> RoundMessages:
         record = to_record(arrays)
         given = record if self.calls.reads_every_dtype else to_flower_dtypes(record)
         seed = self.trainer.seed
-        config = ConfigRecord(
-            {
-                "run-seed": seed,
-                "run-id": self.trainer.run_id,
-                "server-round": server_round,
-                "max-rounds": self.trainer.max_rounds,
-                METRIC_STATES: True,
-            }
-        )
-        if self.calls.secure and self.trainer.max_update_norm is not None:
-            config["max-update-norm"] = self.trainer.max_update_norm
+        config = round_config(self.trainer, phase, server_round, self._call_hook, self.calls.secure)
+        if stage != "validate":
+            config[STAGE] = stage
         outgoing = self.calls.call(f"configure_{phase}", server_round, given, config, self.grid)
         sampled = tuple(sorted(self.clients[m.metadata.dst_node_id] for m in outgoing))
         codec = PayloadCodec(self.trainer.exchange, arrays, RoundInfo(seed, server_round, "", sampled))
         codec.encode_into(outgoing, given, record, config)
+        algorithm = self.calls.algorithm
+        if algorithm is not None and algorithm.clients_keep:
+            tell_counted(outgoing, config, self.trainer.rounds, self.clients)
+        like = self._like(phase, codec.like)
         limits = self.calls.limits(len(outgoing), self.trainer.max_update_norm)
 
         def read(reply: Message, client: str) -> ClientUpdate:
             if phase == "train":
                 codec.decode(reply, declared_id(reply.content) or client)
-            return screen(reply, client, server_round, limits, codec.like)
+            read = screen(reply, client, server_round, limits, like)
+            if algorithm is not None and phase == "train":
+                screen_extras(read.arrays, algorithm.check)
+            return read
 
         def tell(reply: ClientUpdate | Rejection) -> None:
-            if phase == "evaluate":
-                self._call_hook("on_evaluation_reply", reply)
-            else:
-                unseen = self.calls.secure and isinstance(reply, ClientUpdate)
-                self._call_hook("on_reply", None if unseen else reply)
+            unseen = self.calls.secure and isinstance(reply, ClientUpdate)
+            hook = "on_evaluation_reply" if phase == "evaluate" else "on_reply"
+            self._call_hook(hook, None if unseen else reply)
 
         messages = RoundMessages(
             self.grid,
@@ -217,7 +250,7 @@ class StrategyDriver:
             server_round,
             read,
             self.trainer.limits,
-            ExpectedContent.of(codec.like if phase == "train" else {}, self._metrics, arrays),
+            ExpectedContent.of(like, self._metrics, arrays),
             self._owned,
             self.trainer.round_timeout,
             self.trainer.on_bad_update == "raise",
@@ -230,16 +263,25 @@ class StrategyDriver:
             self._call_hook("on_messages", messages.sampled)
         return messages
 
+    def _like(self, phase: str, weights: Arrays) -> Arrays:
+        """Give what the arrays of a reply are like."""
+        if phase != "train":
+            return {}
+        algorithm = self.calls.algorithm
+        return weights if algorithm is None else joined(weights, algorithm.expected(weights))
+
     def _take_outcome(
-        self, messages: RoundMessages, summaries: dict[str, ClientUpdate]
-    ) -> tuple[dict[str, ClientUpdate], str]:
+        self, messages: RoundMessages, summaries: dict[str, ClientUpdate], metrics: MetricRecord | None
+    ) -> tuple[SecureOutcome, dict[str, ClientUpdate], MetricRecord | None]:
         """Learn whose updates are in the sum that a secure strategy made, and name the others."""
-        outcome = self.trainer.strategy.take_outcome()  # type: ignore[attr-defined]
+        outcome: SecureOutcome = self.trainer.strategy.take_outcome()  # type: ignore[attr-defined]
         for node, why in sorted(outcome.left_out.items(), key=lambda left: self.clients[left[0]]):
             messages.leave_out(self.clients[node], why)
         messages.bytes_up += outcome.bytes_up
         survivors = {self.clients[node] for node in outcome.survivors}
-        return {c: summary for c, summary in summaries.items() if c in survivors}, outcome.digest
+        outcome.stages = without_owned(outcome.stages, self._owned)[0]
+        theirs = metrics and MetricRecord({k: v for k, v in metrics.items() if not self._owned(k)})
+        return outcome, {c: summary for c, summary in summaries.items() if c in survivors}, theirs
 
     @property
     def _has_worked(self) -> bool:
@@ -255,15 +297,18 @@ class StrategyDriver:
                 " `min_train_nodes`), or lower `min_accepted`."
             )
 
-    def _refuse_if_all_failed(self, messages: RoundMessages, accepted: Collection[str]) -> None:
+    def _refuse_if_all_failed(
+        self, messages: RoundMessages, accepted: Collection[str], anew: bool = False
+    ) -> None:
         """Raise if the clients' own code fails on all of them, and no round before shows that it can work."""
         failed = [r for r in messages.rejected if r.reason is Reason.CLIENT_ERROR]
         others = [r for r in messages.rejected if r.reason not in (Reason.CLIENT_ERROR, Reason.IDLE)]
-        worked = accepted or self._has_worked
+        worked = accepted or (self._has_worked and not anew)
         if failed and not others and not worked:
             asked = "asked" if len(failed) == len(messages.outgoing) else "with examples"
+            when = "" if anew and self._has_worked else ", before any round has worked"
             raise LightningFLError(
-                f"all {len(failed)} clients {asked} failed, before any round has worked. One of them:"
+                f"all {len(failed)} clients {asked} failed{when}. One of them:"
                 f" {min(failed, key=lambda r: r.client_id)}"
             )
 
@@ -272,14 +317,21 @@ class StrategyDriver:
         return common_metrics(metrics, 0)[0] | {self.calls.count_key}
 
     def _measure(
-        self, messages: RoundMessages, summaries: Mapping[str, ClientUpdate], aggregated: MetricRecord | None
+        self,
+        messages: RoundMessages,
+        summaries: Mapping[str, ClientUpdate],
+        aggregated: MetricRecord | None,
+        outcome: SecureOutcome | None,
     ) -> tuple[dict[str, float], list[Rejection]]:
         function = self.calls.metrics_function(messages.phase)
         stages = {client: messages.stages.get(client, {}) for client in summaries}
         number = messages.server_round
         try:
             averaged = self.trainer.average_metrics
-            return aggregate_metrics(summaries, stages, self._metrics, aggregated, function, number, averaged)
+            found, left_out = aggregate_metrics(
+                summaries, stages, self._metrics, aggregated, function, number, averaged
+            )
+            return found | pool_sum(self._metrics, outcome.stages if outcome else {}, number), left_out
         except Exception as error:
             raise LightningFLError(
                 f"the metrics of round {number} cannot be made: {described(error)}.{read_from(summaries)}"

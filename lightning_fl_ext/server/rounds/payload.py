@@ -48,6 +48,9 @@ class PayloadCodec:
             for key, value in list(message.content.items()):
                 if value is given:
                     message.content[key] = wire
+                elif wire is not record and isinstance(value, ArrayRecord) and _holds(value, given):
+                    beside = {name: array for name, array in value.items() if name not in given}
+                    message.content[key] = ArrayRecord({**wire, **beside})
 
     def decode(self, reply: Message, client_id: str) -> None:
         """In a train reply, put arrays where the client wrote a code.
@@ -70,3 +73,8 @@ class PayloadCodec:
         except LightningFLError as error:
             raise Rejected(Reason.UNDECODABLE, name, got=str(error)) from None
         reply.content[name] = to_record(arrays)
+
+
+def _holds(record: ArrayRecord, given: ArrayRecord) -> bool:
+    """Tell a record that a strategy has put more beside the global arrays into."""
+    return all(name in record and record[name] is array for name, array in given.items())

@@ -14,6 +14,7 @@ from lightning_fl_ext.failures import described
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server.rounds.quorum import innermost
 from lightning_fl_ext.server.screening.checks import ValueLimits
+from lightning_fl_ext.server.strategies.two_halves import AlgorithmStrategy
 from lightning_fl_ext.text import listed
 
 
@@ -45,6 +46,7 @@ class StrategyCalls:
         reads_every_dtype: Whether it needs no translation of dtypes.
         order_free: Whether it takes replies one by one in any order.
         secure: Whether it sees no update, but sums them under masks.
+        algorithm: The strategy itself, if clients have a half in it.
         count_key: The metric by which it weighs the clients.
     """
 
@@ -61,6 +63,13 @@ class StrategyCalls:
                 f"{self.name} needs each client's update, and {type(innermost(strategy)).__name__} sees none:"
                 " use it without a wrapper."
             )
+        self.algorithm = strategy if isinstance(strategy, AlgorithmStrategy) else None
+        inner = innermost(strategy)
+        if self.algorithm is None and isinstance(inner, AlgorithmStrategy) and inner.sends_or_keeps:
+            raise LightningFLError(
+                f"{self.name} changes updates on their way to {type(inner).__name__}, whose server half and"
+                " client half would then no longer agree. Use it without a wrapper, or wrap `FedAvg`."
+            )
         self.count_key: str = getattr(innermost(strategy), "weighted_by_key", "num-examples")
         self._blas = ThreadpoolController()
 
@@ -73,6 +82,20 @@ class StrategyCalls:
     def asks_to_evaluate(self) -> bool:
         """Whether it ever asks clients to evaluate."""
         return getattr(innermost(self.strategy), "fraction_evaluate", None) != 0.0
+
+    @contextmanager
+    def asking_all(self) -> Iterator[None]:
+        """Have it ask all clients to evaluate, whatever share of them it asks otherwise."""
+        strategy: Any = innermost(self.strategy)
+        share = getattr(strategy, "fraction_evaluate", None)
+        if share is None:
+            yield
+            return
+        strategy.fraction_evaluate = 1.0
+        try:
+            yield
+        finally:
+            strategy.fraction_evaluate = share
 
     def metrics_function(self, phase: str) -> Callable[..., Any] | None:
         """Give its function from the clients' metrics to a round's.
@@ -122,6 +145,11 @@ class StrategyCalls:
                     f"{self.name}.{method} failed in round {server_round}: {described(error)}. The model of"
                     f" the round before is the last good one.{read_from(clients)}"
                 ) from error
+
+    def end_round(self, void: bool) -> None:
+        """Tell a strategy whose state steps with the model whether the round counts."""
+        if (end := getattr(innermost(self.strategy), "end_round", None)) is not None:
+            end(void)
 
     @contextmanager
     def _around(self, server_round: int, purpose: str) -> Iterator[None]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
+from lightning_fl_ext.metrics import DamagedMetricPack
+from lightning_fl_ext.metrics.summing import LONGEST_ENTRY, names_in
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.secure import Announcement
 from lightning_fl_ext.server.screening.checks import ValueLimits
@@ -12,9 +14,6 @@ from lightning_fl_ext.server.screening.rejection import Reason, Rejected
 from lightning_fl_ext.wire.client_record import client_record, declared_id
 from lightning_fl_ext.wire.secure_record import REFUSED, SECURE
 from lightning_fl_ext.wire.typed_records import records_of
-
-LONGEST_METRIC = 1024
-"""Characters of a metric's name in an announcement."""
 
 REMEDY = (
     "no half of secure aggregation in its app: use `client_app` of this package, or"
@@ -60,7 +59,7 @@ def step_record(content: RecordDict) -> ConfigRecord:
 
 
 def read_announcement(content: RecordDict) -> tuple[Announcement, bool, list[str]]:
-    """Read a client's keys, whether its update needs two words a number, and the names of its metrics.
+    """Read a client's keys, whether its update needs two words a number, and what of its metrics is summed.
 
     Raises:
         Rejected: It refuses, something is missing or of another kind, or it speaks for another client.
@@ -73,6 +72,12 @@ def read_announcement(content: RecordDict) -> tuple[Announcement, bool, list[str
         raise Rejected(Reason.UNDECODABLE, SECURE, "keys for a secure round", "something else")
     if client != (declared := declared_id(content)):
         raise Rejected(Reason.NOT_SAMPLED, "client-id", f"keys of `{declared}`", f"keys of `{client}`")
-    for name in names:
-        screen_name(name, LONGEST_METRIC)
+    for entry in names:
+        screen_name(entry, LONGEST_ENTRY)
+    try:
+        logged = names_in(map(str, names))
+    except DamagedMetricPack as error:
+        raise Rejected(Reason.UNDECODABLE, "metrics", "entries of a sum of metrics", str(error)) from None
+    for name in logged:
+        screen_name(name, LONGEST_ENTRY)
     return Announcement(client, *keys), bool(wide), list(map(str, names))  # type: ignore[arg-type]

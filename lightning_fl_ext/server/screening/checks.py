@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning_fl_ext.server.screening.limits import ARRAY_HEADER, screen_count,
 from lightning_fl_ext.server.screening.norms import first_not_finite, magnitude_bound, update_norm
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
 from lightning_fl_ext.wire import from_record
+from lightning_fl_ext.wire.algorithm_names import ALGORITHM, parted
 from lightning_fl_ext.wire.client_record import client_record
 from lightning_fl_ext.wire.prefixes import wrapper_prefix
 from lightning_fl_ext.wire.typed_records import records_of
@@ -79,8 +81,20 @@ def screen_train_reply(
         if array.dtype != like[name].dtype:
             raise Rejected(Reason.DTYPE, name, str(like[name].dtype), str(array.dtype))
         _screen_values(name, array, summary.num_examples, limits.max_term)
-    _screen_norm(arrays, like, limits)
+    _screen_norm(parted(arrays)[0], like, limits)
     return replace(summary, arrays=arrays)
+
+
+def screen_extras(arrays: Arrays, check: Callable[[Arrays], None]) -> None:
+    """Have an algorithm look at what came beside the weights.
+
+    Raises:
+        Rejected: It refuses the values.
+    """
+    try:
+        check(parted(arrays)[1])
+    except ValueError as error:
+        raise Rejected(Reason.MAGNITUDE, ALGORITHM, "values of a client's half", str(error)) from None
 
 
 def screen_evaluate_reply(

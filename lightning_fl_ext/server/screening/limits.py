@@ -48,6 +48,8 @@ class Limits:
         metric_header: Bytes of the text that describes the metric states of one stage.
         metric_entries: Values and containers in that text.
         depth: How deeply that text may be nested.
+        site_metrics: Metrics of a client's evaluation that a round's record keeps, besides those that
+            `FederatedTrainer(site_metrics=)` names; the same names for all clients.
 
     Raises:
         TypeError: One is not a whole number.
@@ -71,6 +73,7 @@ class Limits:
     metric_header: int = 2**20
     metric_entries: int = 100_000
     depth: int = 16
+    site_metrics: int = 32
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi, QFedAvg, Strategy
 from torch import nn
 
 from lightning_fl_ext.aggregation.exact import exact_mean
 from lightning_fl_ext.results import Arrays, ClientUpdate
+from lightning_fl_ext.server.strategies.exact_fedopt import ExactFedOpt
 
 _OPTIMIZERS = (FedAdagrad, FedAdam, FedYogi, FedAvgM, QFedAvg)
 """Flower's strategies that take a step from the global weights, which may lead beyond all clients' own."""
+
+
+def name_buffers(strategy: Strategy, model: nn.Module, arrays: Collection[str]) -> None:
+    """Tell a server optimizer of this package which arrays are a model's buffers.
+
+    Args:
+        strategy: At work; the innermost, if there are wrappers.
+        model: Tells buffers from parameters.
+        arrays: Names of those that travel.
+    """
+    if isinstance(strategy, ExactFedOpt):
+        names = [name for name, _ in model.named_buffers(remove_duplicate=False) if name in arrays]
+        strategy.buffers = sorted({*names, *(strategy.buffers or ())})
 
 
 def averaged_buffers(

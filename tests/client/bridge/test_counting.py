@@ -183,3 +183,19 @@ def test_counts_over_epochs():
 
 def _one_process():
     return L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, barebones=False)
+
+
+def test_the_loaders_of_an_evaluation_are_counted_one_by_one(kit):
+    class Several(kit.Validated):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            super().validation_step(batch, batch_idx)
+
+    counts = []
+
+    class Counts(FlowerBridge):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            super().on_validation_epoch_end(trainer, pl_module)
+            counts.append(self._evaluated.by_dataloader)
+
+    kit.trainer(Counts()).validate(Several(), [kit.loader(10), kit.loader(7), kit.loader(3)], verbose=False)
+    assert counts == [(10, 7, 3)]

@@ -108,3 +108,15 @@ def test_a_reply_needs_a_message_and_an_outcome(kit):
         FlowerBridge.from_message(kit.message(source), kit.context()).reply()
     with pytest.raises(LightningFLError, match="client `0` has no evaluation: no validation or test"):
         FlowerBridge.from_message(kit.message(source, "evaluate"), kit.context()).reply()
+
+
+def test_whatever_number_a_module_logs_is_sent_as_a_float(kit):
+    class Logs(kit.Lit):
+        def on_train_epoch_end(self):
+            self.log_dict({"flag": True, "large": 2**64, "half": torch.tensor(0.5, dtype=torch.bfloat16)})
+
+    bridge = FlowerBridge.from_message(kit.message(kit.arrays_of(kit.Lit())), kit.context())
+    kit.fit(bridge, module=Logs())
+    metrics = bridge.reply().content["metrics"]
+    assert {type(metrics[name]) for name in ("flag", "large", "half")} == {float}
+    assert (metrics["flag"], metrics["large"], metrics["half"]) == (1.0, 2.0**64, 0.5)

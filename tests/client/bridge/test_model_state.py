@@ -1,11 +1,14 @@
 """The global weights reach every module before anything looks at it, in the dtypes they came in."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lightning_fl_ext import FlowerBridge, LightningFLError
+from lightning_fl_ext import FlowerBridge, LightningFLError, WeightExchange
+from lightning_fl_ext.client.bridge.model_state import pack_state
 from lightning_fl_ext.wire import from_record
 
 
@@ -137,3 +140,15 @@ def test_a_compiled_wrapper_is_named_in_the_error(kit, source):
     prefixed = {f"model.{name}": array for name, array in source.items()}
     with pytest.raises(LightningFLError, match=r"carry the prefix `model\.`"):
         kit.fit(bridge_with(prefixed))
+
+
+def test_tensors_that_shards_give_as_copies_are_tied_again(monkeypatch):
+    from torch.distributed.checkpoint import state_dict
+
+    module = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2, bias=False), "b": torch.nn.Linear(2, 2)})
+    module["b"].weight = module["a"].weight
+    copies = {name: value.clone() for name, value in module.state_dict().items()}
+    monkeypatch.setattr(state_dict, "get_model_state_dict", lambda model, options: copies)
+    strategy = SimpleNamespace(restore_checkpoint_after_setup=True, model=module)
+    trainer = SimpleNamespace(strategy=strategy, is_global_zero=True, precision="32-true")
+    assert list(pack_state(trainer, module, WeightExchange(), like=None)) == ["a.weight", "b.bias"]

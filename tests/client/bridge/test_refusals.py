@@ -116,7 +116,7 @@ def test_inside_a_client_no_strategy_may_start_the_script_again(kit, strategy, a
         refuse_script_launcher(trainer)
 
 
-def test_evaluating_a_module_without_validation_step_says_what_to_do():
+def test_evaluating_a_module_without_validation_step_says_what_to_do(kit):
     class Mute(L.LightningModule):
         pass
 
@@ -124,9 +124,20 @@ def test_evaluating_a_module_without_validation_step_says_what_to_do():
         def validation_step(self, batch, _):
             pass
 
-    refuse_without_validation(Telling())
+    class Data(L.LightningDataModule):
+        pass
+
+    class WithLoader(Telling):
+        def val_dataloader(self):
+            return []
+
+    loader = kit.loader()
+    refuse_without_validation(Telling(), loader)
+    refuse_without_validation(WithLoader(), Data())
     with pytest.raises(ValueError, match=r"`Mute` has no `validation_step`.*fraction_evaluate=0.0"):
-        refuse_without_validation(Mute())
+        refuse_without_validation(Mute(), loader)
+    with pytest.raises(ValueError, match=r"`Data` has no `val_dataloader`.*fraction_evaluate=0.0"):
+        refuse_without_validation(Telling(), Data())
 
 
 def test_a_client_by_hand_on_several_devices_is_refused_before_anything_starts(kit):

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 from flwr.app import Array, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_fl_ext import LightningFLError, client_app
 from lightning_fl_ext.client.launcher.launchers import Command, Launcher, Processes, launcher_of
@@ -16,6 +17,7 @@ from lightning_fl_ext.client.launcher.naming import app_name, load_app
 from lightning_fl_ext.client.launcher.needs import processes_needed
 from lightning_fl_ext.client.launcher.remote import ProcessesFailedError, answer_in_processes
 from lightning_fl_ext.client.launcher.work import work_of
+from lightning_fl_ext.client.notices import warn_of_unsharded
 from lightning_fl_ext.engines.private import ensure_identity
 from lightning_fl_ext.wire import from_record, to_record
 from lightning_fl_ext.wire.record_file import RecordFileError, read_records, write_records
@@ -189,3 +191,20 @@ def test_torchrun_is_told_to_run_a_program():
     started[0].wait()
     assert started[0].args[-2:] == ["--no-python", "python"]
     assert repr(Processes()) == "Processes()"
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(range(3))
+
+
+def test_an_iterable_data_set_that_every_rank_sees_whole_is_named(caplog):
+    loader = DataLoader(Stream())
+    trainer = SimpleNamespace(world_size=2, distributed_sampler_kwargs=None, train_dataloader=loader)
+    for _ in range(2):
+        warn_of_unsharded(trainer, "a run of the stream")
+    (record,) = caplog.records
+    assert "(Stream) to each of 2 processes" in record.message
+    shared = {"num_replicas": 1, "rank": 0}  # tensor parallel ranks are to see the same batches
+    warn_of_unsharded(SimpleNamespace(distributed_sampler_kwargs=shared, world_size=2), "another")
+    assert len(caplog.records) == 1

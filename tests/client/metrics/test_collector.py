@@ -181,7 +181,7 @@ def test_scalars_tell_their_reduction_and_the_examples_of_their_dataloader(fit):
 
     stages, _, _ = fit(Scalars(), val=(VALIDATION, VALIDATION[:3]))
     assert stages["validate"].pack.num_examples == 8
-    assert stages["validate"].scalars == {
+    assert {name: told[:2] for name, told in stages["validate"].scalars.items()} == {
         "errors_0": ("sum", 5),
         "errors_1": ("sum", 3),
         "largest/dataloader_idx_0": ("max", 5),

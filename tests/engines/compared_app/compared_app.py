@@ -1,4 +1,4 @@
-"""One federation for every engine: four strategies one after the other, so that engines start once.
+"""One federation for every engine: strategies one after the other, so that engines start once.
 
 What tends to differ between engines is in it: convolutions, which sum otherwise on another number of threads,
 batch norm, dropout, shuffled data, a metric that is pooled, and three of four clients in each round.
@@ -19,20 +19,39 @@ from torchmetrics.classification import MulticlassF1Score
 
 from lightning_fl_ext import (
     ExactFedAvg,
+    ExactFedYogi,
     FederatedTrainer,
     FedPM,
+    GeometricMedian,
     MaskedModule,
     MaskExchange,
+    RobustFedAvg,
     RoundLedger,
+    Scaffold,
     SecureFedAvg,
     WeightExchange,
     client_app,
 )
 
 CLIENTS = 4
-STRATEGIES = {"ExactFedAvg": ExactFedAvg, "FedAdam": FedAdam, "FedPM": FedPM, "SecureFedAvg": SecureFedAvg}
-ROUNDS = {"ExactFedAvg": 1, "FedAdam": 2, "FedPM": 2, "SecureFedAvg": 1}
-"""Two where the server keeps something from the first."""
+
+
+class Robust(RobustFedAvg):
+    def __init__(self, **options):
+        super().__init__(GeometricMedian(), **options)
+
+
+STRATEGIES = {
+    "ExactFedAvg": ExactFedAvg,
+    "ExactFedYogi": ExactFedYogi,
+    "FedAdam": FedAdam,
+    "FedPM": FedPM,
+    "RobustFedAvg": Robust,
+    "Scaffold": Scaffold,
+    "SecureFedAvg": SecureFedAvg,
+}
+ROUNDS = {name: 2 if name in ("ExactFedYogi", "FedAdam", "FedPM", "Scaffold") else 1 for name in STRATEGIES}
+"""Two where the server, or under SCAFFOLD a client, keeps something from the first."""
 
 
 class Lit(L.LightningModule):
@@ -101,15 +120,16 @@ server = ServerApp()
 def answer(message, context):
     name = message.content["config"]["strategy"] if "config" in message.content else ""
     module, exchange = federation(name)
-    app = client_app(module, data, {"accelerator": "cpu"}, exchange=exchange, num_threads=1)
-    return app(message, context)
+    folder = Path(context.run_config["run-dir"]) / "states"
+    options = {"exchange": exchange, "num_threads": 1, "keep_local": folder}
+    return client_app(module, data, {"accelerator": "cpu"}, **options)(message, context)
 
 
 @server.main()
 def main(grid, context):
     folder = Path(context.run_config["run-dir"])
     outcome = {}
-    for name in STRATEGIES:
+    for name in context.run_config["strategies"].split() or STRATEGIES:
         module, exchange = federation(name)
         trainer = FederatedTrainer(
             max_rounds=ROUNDS[name],

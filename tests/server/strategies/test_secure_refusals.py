@@ -86,6 +86,19 @@ def test_metrics_that_not_all_have_or_that_are_not_finite_are_not_in_the_sum():
     assert not {"only_one", "nan", "many"} & set(measured)
 
 
+def test_what_is_named_like_the_servers_own_does_not_come_out_of_a_sum():
+    measured = fit(app=make_app(metrics=lambda *_: {"server_loss": 1.0, "bytes_up": 1.0, "loss": 0.5}))
+    assert measured.rounds[0].metrics["loss"] == 0.5
+    assert "server_loss" not in measured.rounds[0].metrics
+    assert measured.rounds[0].metrics["bytes_up"] > 1000
+
+
+def test_clients_without_their_half_of_an_evaluation_are_named_and_the_model_stays():
+    result = fit(SecureFedAvg(fraction_evaluate=1.0), max_rounds=1)
+    assert why(result) == [(f"{i:02d}", Reason.SECURE) for i in range(5)]
+    assert result.digest == fit(max_rounds=1).digest
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_two_clients_are_too_few(number):
     with pytest.raises(LightningFLError, match="needs at least 3 clients"):
@@ -145,7 +158,14 @@ def _alter(content, step):
         record = dict(content["secure"])
         name = "mask-key" if step == "announce" else "sealed"
         value = record[name]
-        record[name] = bytes(32) if step == "announce" else [value[0][:-1] + b"\0", *value[1:]]
-        if step == "announce":
-            record[name] = b"\x07" + bytes(30) + b"\x01"
+        record[name] = b"\x07" + bytes(30) + b"\x01" if step == "announce" else bytes(1) + value[1:]
         content["secure"] = ConfigRecord(record)
+
+
+def test_a_client_that_lies_about_its_metrics_voids_the_round_and_stops_nothing(monkeypatch):
+    entry, counts = '["states", "train", "m", "settings", {"tp": ["int64", []]}]', iter([2**80])
+    told = "lightning_fl_ext.client.secure.summable"
+    monkeypatch.setattr(told, lambda *_: {entry: [1, next(counts, 3)]})
+    result = fit(max_rounds=2, min_accepted=1)
+    assert [record.void for record in result.rounds] == [True, False]
+    assert "expected counts under 2^63" in str(result.rejected[0])

@@ -22,11 +22,27 @@ def query(message, context):
     return Message(RecordDict({"client": about(context)}), reply_to=message)
 
 
+def secure(message, context, train):
+    """The client's half of secure aggregation, each step of it once its order is carried out."""
+    from lightning_fl_ext import SecureAggregation  # which takes seconds
+
+    step = message.content["secure"]["step"]
+    number = server_round_of(message) if step == "announce" else context.state["secure-about"]["server-round"]
+    partition = int(context.node_config["partition-id"])
+    carry_out(Path(context.run_config["orders"]) / f"{partition}-{number}-{step}")
+    return SecureAggregation()(message, context, train)
+
+
+def server_round_of(message):
+    return int(message.content["config"]["server-round"])
+
+
+@app.train("secure", mods=[secure])
 @app.train()
 def train(message, context):
     """Add this client's noise of the round to the weights, once the order for it is carried out."""
     partition = int(context.node_config["partition-id"])
-    server_round = int(message.content["config"]["server-round"])
+    server_round = server_round_of(message)
     carry_out(Path(context.run_config["orders"]) / f"{partition}-{server_round}")
     rng = np.random.default_rng((partition, server_round))
     fitted = {

@@ -9,6 +9,7 @@ from lightning_fl_ext import (
     RoundCallback,
     RoundCheckpoint,
     RoundLedger,
+    SecureFedAvg,
     server_app,
 )
 
@@ -25,10 +26,14 @@ class Patience(RoundCallback):
 @app.main()
 def main(grid, context):
     config = context.run_config
-    clients = config["min-clients"]
+    options = {"fraction_evaluate": 0.0, "min_available_nodes": config["min-clients"]}
+    if config["step-timeout"]:
+        strategy = SecureFedAvg(step_timeout=config["step-timeout"], **options)
+    else:
+        strategy = ExactFedAvg(**options)
     trainer = FederatedTrainer(
         max_rounds=config["max-rounds"],
-        strategy=ExactFedAvg(fraction_evaluate=0.0, min_available_nodes=clients),
+        strategy=strategy,
         callbacks=[RoundCheckpoint(), RoundLedger(), Patience()],
         min_accepted=config["min-accepted"],
         default_root_dir=config["output-dir"],

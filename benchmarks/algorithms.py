@@ -1,0 +1,234 @@
+"""Algorithms with two halves on digits: accuracy by round and by bytes; and what their hooks cost in a fit.
+
+    python benchmarks/algorithms.py                  # three seeds (about two minutes on two idle cores)
+    python benchmarks/algorithms.py --seeds 1 --rounds 5
+    python benchmarks/algorithms.py cost             # hooks, on the 4 MB model of benchmarks/bridge.py
+
+A perceptron 64-32-10 on scikit-learn's digits: 1347 to train, 450 to test. The training examples are sorted
+by label and cut into two shards for each of 10 clients, all of which take part in every round: 2 local
+epochs of batches of 16, SGD at 0.1. Of FedRep each client has its own last layer, so that there is no global
+model; of it and of Ditto clients' own models are tested on test examples of the client's labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from bridge import QUIET, Lit, loader
+from sklearn.datasets import load_digits
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+from lightning_fl_ext import (
+    ClientAlgorithm,
+    Ditto,
+    ExactFedAvg,
+    FedDyn,
+    FederatedTrainer,
+    FedNova,
+    FedProx,
+    FedRep,
+    LocalGrid,
+    Scaffold,
+    WeightExchange,
+    client_app,
+)
+from lightning_fl_ext.client.algorithms.drift import ControlVariates, DynamicRegularizer, NormalizedSteps
+from lightning_fl_ext.client.algorithms.hooks import AlgorithmHooks
+from lightning_fl_ext.client.algorithms.proximal import ProximalTerm
+
+CLIENTS = 10
+SHOWN = 1, 2, 5, 8, 10, 15, 20
+STRATEGIES: dict[str, Callable[..., ExactFedAvg]] = {
+    "FedAvg": ExactFedAvg,
+    "FedProx": lambda **options: FedProx(0.1, **options),
+    "SCAFFOLD": Scaffold,
+    "FedNova": FedNova,
+    "FedDyn": lambda **options: FedDyn(0.05, **options),
+    "Ditto": lambda **options: Ditto(0.1, **options),
+    "FedRep": FedRep,
+}
+
+images, labels = load_digits(return_X_y=True)
+order = np.random.default_rng(0).permutation(len(labels))
+images = torch.tensor(images[order] / 16, dtype=torch.float32)
+labels = torch.tensor(labels[order])
+digits = TensorDataset(images, labels)
+TEST, TRAIN = range(450), range(450, len(labels))
+
+
+class LitDigits(L.LightningModule):
+    """A body and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU())
+        self.head = torch.nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))
+
+    def training_step(self, batch: Any, _: int) -> torch.Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, _: int) -> None:
+        accuracy = (self(batch[0]).argmax(1) == batch[1]).float().mean()
+        self.log("own_accuracy", accuracy, batch_size=len(batch[0]))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Shards(L.LightningDataModule):
+    """Two shards of the training examples by label, and the test examples of their labels."""
+
+    def __init__(self, client: int, seed: int) -> None:
+        super().__init__()
+        train = np.array(TRAIN)
+        by_label = train[np.argsort(labels[train].numpy(), kind="stable")]
+        shards = np.array_split(by_label, 2 * CLIENTS)
+        first, second = np.random.default_rng(seed).permutation(2 * CLIENTS).reshape(CLIENTS, 2)[client]
+        self.own = np.concatenate([shards[first], shards[second]])
+        there = set(labels[self.own].tolist())
+        self.test = [i for i in TEST if int(labels[i]) in there]
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(Subset(digits, self.own.tolist()), batch_size=16, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(Subset(digits, self.test), batch_size=450)
+
+
+def federate(name: str, seed: int, rounds: int) -> dict[str, Any]:
+    """Accuracy and megabytes, up and down together, by round."""
+    personal = name in ("Ditto", "FedRep")
+    exchange = WeightExchange(exclude="head.*" if name == "FedRep" else ())
+
+    def evaluate(model: Any) -> dict[str, float]:
+        model.eval()
+        return {"accuracy": (model(images[TEST]).argmax(1) == labels[TEST]).float().mean().item()}
+
+    def data(context: Any) -> Shards:
+        return Shards(int(context.node_config["partition-id"]), seed)
+
+    with tempfile.TemporaryDirectory(prefix="algorithms-") as folder:
+        trainer = {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "limit_val_batches": 0}
+        client = client_app(
+            LitDigits,
+            data,
+            lambda round: trainer | ({"limit_val_batches": 1.0} if personal else {}),
+            exchange=exchange,
+            keep_local=folder,
+        )
+        strategy = STRATEGIES[name](fraction_evaluate=1.0 if personal else 0.0)
+        server = FederatedTrainer(rounds, strategy, seed=seed, exchange=exchange, enable_progress_bar=False)
+        server.fit(LitDigits, LocalGrid(client, CLIENTS), evaluate=None if name == "FedRep" else evaluate)
+    records = [record for record in server.rounds if record.server_round]
+    own = {"Ditto": "personal_own_accuracy", "FedRep": "own_accuracy"}.get(name)
+    return {
+        "global": [record.metrics.get("server_accuracy", float("nan")) for record in records],
+        "own": [record.metrics[own] for record in records] if own else None,
+        "bytes": np.cumsum([record.metrics["bytes_up"] + record.metrics["bytes_down"] for record in records]),
+    }
+
+
+def compare(seeds: int, rounds: int, plot: str | None) -> None:
+    shown = [n for n in SHOWN if n <= rounds]
+    print(f"accuracy after a round: mean of {seeds} seeds (least to most in the last); MB in all")
+    print(f"{'':20}" + "".join(f"{n:7d}" for n in shown) + f"{'range':>16}{'MB':>7}", flush=True)
+    curves: dict[str, tuple[Any, Any]] = {}
+    for name in STRATEGIES:
+        runs = [federate(name, seed, rounds) for seed in range(seeds)]
+        for kind, label in (("global", name), ("own", f"{name}, own models")):
+            if runs[0][kind] is None or np.isnan(runs[0][kind]).all():
+                continue
+            values, megabytes = np.array([run[kind] for run in runs]), runs[0]["bytes"] / 1e6
+            curves[label] = values, megabytes
+            means = "".join(f"{values[:, n - 1].mean():7.3f}" for n in shown)
+            ends = values[:, shown[-1] - 1]
+            spread = f"({ends.min():.3f}-{ends.max():.3f})"
+            print(f"{label:20}{means}{spread:>16}{megabytes[shown[-1] - 1]:7.2f}", flush=True)
+    if plot:
+        draw(curves, plot)
+
+
+def draw(curves: dict[str, tuple[Any, Any]], path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    for label, (values, megabytes) in curves.items():
+        style = "--" if "own" in label else "-"
+        line = left.plot(range(1, values.shape[1] + 1), values.mean(0), style, label=label)[0]
+        right.plot(megabytes, values.mean(0), style, color=line.get_color())
+        left.fill_between(
+            range(1, values.shape[1] + 1), values.min(0), values.max(0), color=line.get_color(), alpha=0.12
+        )
+    left.set(xlabel="round", ylabel="accuracy")
+    right.set(xlabel="MB, up and down, all clients")
+    left.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    print(f"plot: {path}")
+
+
+def cost(repeats: int = 7, batches: int = 25) -> None:
+    """Processor time of a fit with each half, over the same fit without, side by side."""
+    halves: dict[str, Callable[[], ClientAlgorithm]] = {
+        "FedProx": lambda: ProximalTerm({"proximal-mu": 0.1}),
+        "SCAFFOLD": lambda: ControlVariates({}),
+        "FedNova": lambda: NormalizedSteps({}),
+        "FedDyn": lambda: DynamicRegularizer({"feddyn-alpha": 0.1}),
+        "a half that does nothing": lambda: ClientAlgorithm({}),
+    }
+
+    class Ready(AlgorithmHooks):
+        """Hooks with control variates at hand, as a server sends them."""
+
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            sent = {name: torch.zeros_like(p) for name, p in pl_module.named_parameters()}
+            received = sent if self.algorithm.name == "scaffold" else {}
+            self.start(trainer, pl_module, received=received)
+
+    def fit(half: ClientAlgorithm | None) -> float:
+        trainer = L.Trainer(**QUIET, max_epochs=1, callbacks=[Ready(half)] if half else [])
+        module, data = Lit(), loader(batches)
+        gc.collect()
+        start = time.process_time()
+        trainer.fit(module, data)
+        return time.process_time() - start
+
+    fit(None)
+    ratios: dict[str, list[float]] = {name: [] for name in halves}
+    for _ in range(repeats):
+        for name, make in halves.items():
+            before, with_half, after = fit(None), fit(make()), fit(None)
+            ratios[name].append(2 * with_half / (before + after))
+    print(f"fit of {batches} batches with a half, over those just before and after: median of {repeats}")
+    for name, values in ratios.items():
+        print(f"  {name:25} {np.median(values):5.2f} x  ({min(values):.2f}-{max(values):.2f})")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("part", nargs="?", choices=["accuracy", "cost"], default="accuracy")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--plot", default=None)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for noisy in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "flwr", "lightning_fl_ext"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    cost() if chosen.part == "cost" else compare(chosen.seeds, chosen.rounds, chosen.plot)

@@ -1,0 +1,65 @@
+"""FedRep on the client: first the head, which stays at home, then the body."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_fl_ext.client.algorithms.base import ClientAlgorithm, LocalFit, Parameters
+from lightning_fl_ext.client.instruction_limits import MOST_ROUND, bounded_integer
+from lightning_fl_ext.errors import LightningFLError
+
+HEAD_EPOCHS = "fedrep-head-epochs"
+"""Key of the server's config."""
+
+
+class AlternatingParts(ClientAlgorithm):
+    """FedRep (Collins et al. 2021, arXiv:2102.07078, algorithm 1): trains head and body in turns.
+
+    In the first epochs of a fit optimizers step the parameters that stay at home, in the others those that
+    travel. The ones whose turn it is not have no gradient in the step: optimizers pass them over.
+
+    Args:
+        settings: The server's config; ``fedrep-head-epochs`` says how many epochs are the head's.
+
+    Raises:
+        InstructionError: It is missing, or no such number.
+    """
+
+    name = "fedrep"
+
+    def __init__(self, settings: Mapping[str, object]) -> None:
+        super().__init__(settings)
+        self.head_epochs = bounded_integer(HEAD_EPOCHS, settings.get(HEAD_EPOCHS), MOST_ROUND)
+        self._first: int | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(head_epochs={self.head_epochs})"
+
+    def on_fit_start(self, fit: LocalFit) -> None:
+        """See that both parts have their turn.
+
+        Raises:
+            LightningFLError: Nothing stays at home or nothing travels, or the fit has too few epochs.
+        """
+        self._first = None
+        if not fit.local or not fit.parameters:
+            raise LightningFLError(
+                "FedRep, which the server asks for, trains a head that stays at home and a body that travels."
+                f" Got {len(fit.local)} parameters that stay and {len(fit.parameters)} that travel. Name the"
+                " head on both sides: `exchange=WeightExchange(exclude='head.*')`."
+            )
+        epochs = fit.trainer.max_epochs
+        if epochs is not None and 0 <= epochs <= self.head_epochs:
+            raise LightningFLError(
+                f"FedRep, which the server asks for, gives the first {self.head_epochs} epochs to the head."
+                f" Got {epochs}, so that none is left for the body: `trainer={{'max_epochs': ...}}`."
+            )
+
+    def before_step(self, fit: LocalFit, parameters: Parameters, optimizer: Any) -> None:
+        """Take the gradients from the part whose turn it is not."""
+        epoch = fit.trainer.current_epoch
+        self._first = epoch if self._first is None else self._first
+        heads_turn = epoch - self._first < self.head_epochs
+        for parameter in (fit.parameters if heads_turn else fit.local).values():
+            parameter.grad = None

@@ -1,0 +1,143 @@
+"""Many runs at once: as plain rows, and grouped by what they were told, seeds apart."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_fl_ext.report.history import History, read_history
+from lightning_fl_ext.server.durability.ledger import LedgerError
+
+_NO_SETTING = {"seed", "dir", "rounds"}
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        label: The settings in which it differs from the other groups.
+        runs: The runs.
+    """
+
+    label: str
+    runs: tuple[History, ...]
+
+    def values(self, name: str) -> dict[int, list[float]]:
+        """Give a metric's finite values of all runs, by round."""
+        found: dict[int, list[float]] = {}
+        for run in self.runs:
+            for record in run.rounds:
+                if math.isfinite(value := record.metrics.get(name, math.nan)):
+                    found.setdefault(record.server_round, []).append(value)
+        return dict(sorted(found.items()))
+
+    def final(self, name: str) -> list[float]:
+        """Give each run's last finite value of a metric."""
+        told = [[r.metrics[name] for r in run.rounds if name in r.metrics] for run in self.runs]
+        return [values[-1] for values in told if values and math.isfinite(values[-1])]
+
+
+def find_runs(folder: str | Path) -> list[History]:
+    """Read every run in a folder: the folder itself, or those of its folders that hold a ledger.
+
+    Args:
+        folder: A run's, or one with runs in it, at any depth.
+
+    Raises:
+        LedgerError: There is no run.
+    """
+    folder = Path(folder)
+    if folder.is_file() or (folder / "ledger.jsonl").is_file():
+        return [read_history(folder)]
+    found = [read_history(path) for path in sorted(folder.glob("**/ledger.jsonl"))]
+    if not found:
+        raise LedgerError(f"there is no run in `{folder}`: no ledger.jsonl, in none of its folders")
+    return found
+
+
+def read_runs(folder: str | Path) -> list[dict[str, Any]]:
+    """Read all runs in a folder as plain rows, one for each round.
+
+    A row has ``run``, ``round`` and ``finished``, then what the run was told (``seed``, ``strategy``,
+    ``model-option lr`` and the like), then the round's metrics. ``pandas.DataFrame(read_runs("runs"))`` makes
+    a table of them.
+
+    Args:
+        folder: A run's, or one with runs in it.
+
+    Returns:
+        By run, then by round.
+
+    Raises:
+        LedgerError: There is no run.
+    """
+    return rows_of(find_runs(folder))
+
+
+def rows_of(runs: Sequence[History]) -> list[dict[str, Any]]:
+    """Give the rows of runs that were read; see :func:`read_runs`."""
+    names = names_of(runs)
+    return [
+        {"run": name, "round": record.server_round, "finished": run.finished}
+        | _settings(run)
+        | dict(record.metrics)
+        for name, run in zip(names, runs, strict=True)
+        for record in run.rounds
+    ]
+
+
+def names_of(runs: Sequence[History]) -> list[str]:
+    """Name runs by their folders; by their paths where two folders have one name."""
+    names = [run.name for run in runs]
+    return [str(run.folder) if names.count(run.name) > 1 else run.name for run in runs]
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows as comma-separated values, with all columns that any of them has.
+
+    Example:
+        >>> print(to_csv([{"run": "a", "loss": 0.5}, {"run": "b", "f1": 1.0}]))
+        run,loss,f1
+        a,0.5,
+        b,,1.0
+        <BLANKLINE>
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def group_runs(runs: Sequence[History]) -> list[RunGroup]:
+    """Put runs together that were told the same but for the seed.
+
+    Args:
+        runs: In any order; the groups come in the order of their first runs.
+    """
+    told = [{k: v for k, v in _settings(run).items() if k not in _NO_SETTING} for run in runs]
+    keys = sorted({key for of_run in told for key in of_run})
+    varied = [key for key in keys if len({repr(of_run.get(key)) for of_run in told}) > 1]
+    groups: dict[str, list[History]] = {}
+    for run, of_run in zip(runs, told, strict=True):
+        label = ", ".join(f"{key} {of_run[key]}" for key in varied if key in of_run)
+        groups.setdefault(label, []).append(run)
+    return [
+        RunGroup(label or ("all runs" if len(groups) == 1 else "–"), tuple(g)) for label, g in groups.items()
+    ]
+
+
+def _settings(run: History) -> dict[str, Any]:
+    """Give what a run was told; from its ledger alone, if the command line did not make it."""
+    shapes = ("model.", "exchange")
+    kept = {k: v for k, v in run.fingerprint.items() if not k.startswith(shapes)}
+    if run.told:
+        kept = {k: v for k, v in kept.items() if k in ("seed", "strategy")}
+    return kept | {k: v for k, v in run.told.items() if not isinstance(v, list | dict)}

@@ -1,0 +1,235 @@
+"""How the model does at each site: a table of the last evaluation, and a small chart of each site."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lightning_fl_ext.metric_names import better, family_of, foremost, title_of
+from lightning_fl_ext.report.scales import show_number
+from lightning_fl_ext.server.record import RoundRecord, SiteEvaluation
+
+WIDTH, HEIGHT, MARGIN = 200, 74, 5
+MAX_METRICS = 5
+MAX_MULTIPLES = 24
+"""Small charts; of more sites, those that do worst have one."""
+
+MAX_LINES = 60
+"""Lines behind each small chart: those of the sites that do worst."""
+
+MAX_ROWS = 200
+"""Rows of the table; of more sites, those that do worst."""
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One site in the table.
+
+    Attributes:
+        client: Whose.
+        num_examples: Examples that it evaluated the model on.
+        values: One of each column, written out; a dash where it tells none.
+        ranks: For each column ``"best"``, ``"worst"`` or nothing.
+        gained: How far its foremost metric has come since its first evaluation, written out.
+    """
+
+    client: str
+    num_examples: int
+    values: tuple[str, ...]
+    ranks: tuple[str, ...]
+    gained: str = ""
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """One site's small chart.
+
+    Attributes:
+        client: Whose.
+        path: SVG path data of its own line.
+        value: Its last value, written out.
+        tooltip: The same in words.
+    """
+
+    client: str
+    path: str
+    value: str
+    tooltip: str
+
+
+@dataclass(frozen=True)
+class SitesView:
+    """Everything that there is to show of the sites.
+
+    Attributes:
+        columns: The metrics' names.
+        rows: The sites, the one that does worst by the first metric first.
+        summary: One sentence for each metric: the worst, the best, how far they are apart.
+        behind: Who is left behind, in a sentence; ``""`` if nobody stands out.
+        silent: Sites that tell no value of their own.
+        hidden: Number of sites for which there is no room.
+        title: What the small charts show; ``""`` if there are none.
+        multiples: A small chart of each site, in the order of the rows.
+        all_path: SVG path data of all sites' lines, to stand behind each chart.
+        span: The lowest and the highest value of the small charts, written out.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[SiteRow, ...]
+    summary: tuple[str, ...]
+    behind: str = ""
+    silent: int = 0
+    hidden: int = 0
+    title: str = ""
+    multiples: tuple[Multiple, ...] = ()
+    all_path: str = ""
+    span: tuple[str, str] = ("", "")
+
+
+def view_sites(rounds: Sequence[RoundRecord], monitor: str | None = None) -> SitesView | None:
+    """Lay out how the model does at each site.
+
+    Of each site the table has the last evaluation, whichever round it is of.
+
+    Args:
+        rounds: Records, ascending; or the one of a test.
+        monitor: The metric to go by. Default: the foremost.
+
+    Returns:
+        None if no site has evaluated.
+    """
+    last: dict[str, SiteEvaluation] = {}
+    for record in rounds:
+        last |= record.sites
+    if not last:
+        return None
+    columns = foremost({name for site in last.values() for name in site.metrics}, monitor, MAX_METRICS)
+    ends = [_ends(name, last) for name in columns]
+    order = sorted(last, key=lambda client: (_badness(columns[:1], last[client]), client))
+    history = {client: _by_round(rounds, client, columns[0]) for client in order} if columns else {}
+    rows = [
+        SiteRow(
+            client,
+            last[client].num_examples,
+            tuple(show_number(last[client].metrics.get(name, math.nan)) for name in columns),
+            tuple(
+                _rank(last[client].metrics.get(name), end) for name, end in zip(columns, ends, strict=True)
+            ),
+            _gained(history.get(client, {})),
+        )
+        for client in order
+    ]
+    view = SitesView(
+        tuple(columns),
+        tuple(rows[:MAX_ROWS]),
+        tuple(_sentence(name, last) for name in columns),
+        behind=_behind(columns[0], last) if columns else "",
+        silent=sum(not site.metrics for site in last.values()),
+        hidden=max(0, len(rows) - MAX_ROWS),
+    )
+    if len(rounds) < 2 or not columns:
+        return view
+    return _with_multiples(view, columns[0], history)
+
+
+def _with_multiples(view: SitesView, name: str, history: Mapping[str, Mapping[int, float]]) -> SitesView:
+    told = {client: values for client, values in history.items() if values}
+    numbers = [number for values in told.values() for number in values]
+    finite = [value for values in told.values() for value in values.values()]
+    first, last, low, high = min(numbers), max(numbers), min(finite), max(finite)
+
+    def path(values: Mapping[int, float]) -> str:
+        points = []
+        for number, value in values.items():
+            x = MARGIN + (WIDTH - 2 * MARGIN) * ((number - first) / (last - first) if last > first else 0.5)
+            share = (value / 2 - low / 2) / (high / 2 - low / 2) if high > low else 0.5
+            points.append(f"{x:.4g},{HEIGHT - MARGIN - share * (HEIGHT - 2 * MARGIN):.4g}")
+        return "M" + "L".join(points if len(points) > 1 else points * 2)
+
+    paths = {client: path(values) for client, values in told.items()}
+    multiples = []
+    for client in list(told)[:MAX_MULTIPLES]:
+        number, value = list(told[client].items())[-1]
+        words = f"{client}: {name} {show_number(value)} in round {number}, of {len(told[client])} evaluations"
+        multiples.append(Multiple(client, paths[client], show_number(value), words))
+    return SitesView(
+        **{
+            **vars(view),
+            "title": name,
+            "multiples": tuple(multiples),
+            "all_path": "".join(paths[client] for client in list(told)[:MAX_LINES]),
+            "span": (show_number(low), show_number(high)),
+        }
+    )
+
+
+def _by_round(rounds: Sequence[RoundRecord], client: str, name: str) -> dict[int, float]:
+    found = {}
+    for record in rounds:
+        site = record.sites.get(client)
+        if site is not None and math.isfinite(site.metrics.get(name, math.nan)):
+            found[record.server_round] = site.metrics[name]
+    return found
+
+
+def _badness(names: Sequence[str], site: SiteEvaluation) -> float:
+    if not names or names[0] not in site.metrics:
+        return math.inf
+    sign = better(family_of(names[0])) or 1
+    return sign * site.metrics[names[0]]
+
+
+def _ends(name: str, sites: Mapping[str, SiteEvaluation]) -> tuple[float, float] | None:
+    """The worst and the best value; None if they are equal, or nothing says which is which."""
+    values = [site.metrics[name] for site in sites.values() if name in site.metrics]
+    sign = better(family_of(name))
+    if not sign or not values or min(values) == max(values):
+        return None
+    return (min(values), max(values)) if sign > 0 else (max(values), min(values))
+
+
+def _rank(value: float | None, ends: tuple[float, float] | None) -> str:
+    if value is None or ends is None:
+        return ""
+    return "worst" if value == ends[0] else "best" if value == ends[1] else ""
+
+
+def _gained(values: Mapping[int, float]) -> str:
+    if len(values) < 2:
+        return ""
+    told = list(values.values())
+    change = told[-1] - told[0]
+    return f"{'+' if change >= 0 else '−'}{show_number(abs(change))}"
+
+
+def _sentence(name: str, sites: Mapping[str, SiteEvaluation]) -> str:
+    values = sorted((site.metrics[name], client) for client, site in sites.items() if name in site.metrics)
+    title = f"{title_of(family_of(name))} ({name})"
+    (low, lowest), (high, highest) = values[0], values[-1]
+    if len(values) == 1:
+        return f"{title}: {show_number(low)} at {lowest}, the one site that tells it."
+    ends = [(low, lowest), (high, highest)]
+    words = ("lowest", "highest")
+    if (sign := better(family_of(name))) != 0:
+        ends, words = ends[::sign], ("worst", "best")
+    told = ", ".join(f"{word} {show_number(v)} at {who}" for word, (v, who) in zip(words, ends, strict=True))
+    return f"{title}: {told}, {show_number(high - low)} apart."
+
+
+def _behind(name: str, sites: Mapping[str, SiteEvaluation]) -> str:
+    """Name the sites that are further below the middle one than that is below the best."""
+    sign = better(family_of(name))
+    values = {client: sign * site.metrics[name] for client, site in sites.items() if name in site.metrics}
+    if not sign or len(values) < 3:
+        return ""
+    ranked = sorted(values.values())
+    middle, best = ranked[len(ranked) // 2], ranked[-1]
+    far = [c for c, v in sorted(values.items(), key=lambda item: item[1]) if middle - v > best - middle]
+    if not far:
+        return ""
+    more = f" and {len(far) - 3} more" if len(far) > 3 else ""
+    return (
+        f"Left behind: {', '.join(far[:3])}{more}, further from the middle site"
+        f" ({show_number(sign * middle)}) than that is from the best ({show_number(sign * best)})."
+    )

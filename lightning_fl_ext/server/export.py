@@ -1,0 +1,193 @@
+"""The final model for others to use: written in Lightning's form, or as a graph, or as bare weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.files import CHECKPOINTS, list_checkpoints, read_folder, write_file
+from lightning_fl_ext.metrics.discovery import weights_of
+from lightning_fl_ext.seeds import derive_seed, seeded
+from lightning_fl_ext.server.durability.checkpoint import CheckpointError, Decoded, decode_checkpoint
+from lightning_fl_ext.server.durability.lightning_checkpoint import ExportError, lightning_checkpoint
+from lightning_fl_ext.server.trainer_arguments import make_module
+from lightning_fl_ext.wire import Exchange, WeightExchange
+from lightning_fl_ext.wire.exchange import left_alone
+
+log = logging.getLogger(__name__)
+
+FORMS = (".ckpt", ".safetensors", ".pt2", ".onnx")
+"""By the end of a file's name: Lightning's checkpoint, weights alone, torch's graph, ONNX's."""
+
+
+def export_model(model: torch.nn.Module, path: str | Path, example: Any = None) -> Path:
+    """Write a model, in the form that the end of the file's name says.
+
+    ``.ckpt`` is what ``LitModule.load_from_checkpoint`` takes, with the hyper-parameters. ``.safetensors``
+    holds the state dict. ``.pt2`` and ``.onnx`` hold the graph of ``forward`` in eval mode; the first axis of
+    every tensor of the example may have any length there.
+
+    Args:
+        model: Such as ``result.model``. It is left as it is.
+        path: Where to write.
+        example: Arguments of ``forward``, a tensor or a tuple, for the two graphs. Default: the module's
+            ``example_input_array``.
+
+    Returns:
+        The path.
+
+    Raises:
+        ExportError: The form is unknown, needs an extra that is not installed, or does not take this model.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> export_model(torch.nn.Linear(2, 1), Path(folder) / "model.safetensors").name
+        'model.safetensors'
+    """
+    path = Path(path)
+    write = _WRITERS.get(path.suffix)
+    if write is None:
+        raise ExportError(f"`{path.name}`: expected a name that ends with {', '.join(FORMS)}.")
+    training = {name: part.training for name, part in model.named_modules()}
+    model.eval()
+    try:
+        data = write(model, example)
+    finally:
+        for name, part in model.named_modules():
+            part.training = training[name]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, data)
+    return path
+
+
+def restore_model(
+    folder: str | Path,
+    model: torch.nn.Module | Callable[[], torch.nn.Module],
+    server_round: int | None = None,
+    exchange: Exchange | None = None,
+) -> torch.nn.Module:
+    """Put the weights of a run's checkpoint into a module.
+
+    Args:
+        folder: The run's, or that of one checkpoint.
+        model: The module, its class, or a function without arguments to make it under the run's seed.
+        server_round: Of which round. Default: the last one that is there.
+        exchange: That of the run. Default: all weights travel, or those that a pattern chose.
+
+    Returns:
+        The module. Entries that do not travel are as it was built; the log names them.
+
+    Raises:
+        CheckpointError: There is no such checkpoint.
+        TornFilesError: It is incomplete or altered.
+        LightningFLError: Its weights are not those of the module.
+    """
+    kept = _read(Path(folder), server_round)
+    with seeded(derive_seed(int(kept.fingerprint.get("seed", 0)), 0, "", "init")):
+        module = make_module(model)
+    weights = weights_of(module)
+    try:
+        tensors = (exchange or WeightExchange(include=tuple(kept.arrays))).unpack(kept.arrays, weights)
+        module.load_state_dict(tensors, strict=False)
+    except (RuntimeError, KeyError) as error:
+        raise LightningFLError(
+            f"the weights of round {kept.server_round} are not those of {type(module).__name__}: {error}"
+        ) from error
+    if missing := left_alone(weights, tensors):
+        log.warning(
+            "%d entries never reached the server, and are as the model was built: %s%s",
+            *(len(missing), ", ".join(missing[:8]), ", …" if len(missing) > 8 else ""),
+        )
+    return module
+
+
+def _read(folder: Path, server_round: int | None) -> Decoded:
+    kept = dict(list_checkpoints(folder / CHECKPOINTS))
+    if (folder / "state.json").is_file():
+        return decode_checkpoint(read_folder(folder))
+    if not kept:
+        raise CheckpointError(f"there is no checkpoint in `{folder / CHECKPOINTS}`: nothing to export.")
+    number = max(kept) if server_round is None else server_round
+    if number not in kept:
+        raise CheckpointError(f"round {number} is not kept; there are {sorted(kept)}.")
+    return decode_checkpoint(read_folder(kept[number]))
+
+
+def _checkpoint(model: torch.nn.Module, example: Any) -> bytes:
+    return lightning_checkpoint(model)
+
+
+def _safetensors(model: torch.nn.Module, example: Any) -> bytes:
+    from safetensors.torch import save
+
+    state: Mapping[str, Any] = model.state_dict()
+    tensors = {name: v.detach().cpu().contiguous().clone() for name, v in state.items() if torch.is_tensor(v)}
+    return bytes(save(tensors))
+
+
+def _graph(model: torch.nn.Module, example: Any) -> bytes:
+    import io
+
+    arguments, shapes = _example(model, example, "pt2")
+    buffer = io.BytesIO()
+    with torch.no_grad():
+        try:
+            program = torch.export.export(model, arguments, dynamic_shapes=shapes)
+        except Exception as error:
+            raise ExportError(_refused(model, "torch.export", error)) from error
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def _onnx(model: torch.nn.Module, example: Any) -> bytes:
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"ONNX needs {' and '.join(f'`{name}`' for name in missing)}:"
+            " `pip install 'lightning-fl-ext[onnx]'`. Without them there is `model.pt2`."
+        )
+    arguments, shapes = _example(model, example, "onnx")
+    with torch.no_grad():
+        try:
+            program = torch.onnx.export(model, arguments, dynamic_shapes=shapes, dynamo=True)
+        except Exception as error:
+            raise ExportError(_refused(model, "torch.onnx.export", error)) from error
+    assert program is not None
+    return bytes(program.model_proto.SerializeToString())
+
+
+def _refused(model: torch.nn.Module, what: str, error: Exception) -> str:
+    said = str(error).strip().split("\n")[0][:400]
+    return f"{what} does not take {type(model).__name__}: {type(error).__name__}: {said}"
+
+
+def _example(model: torch.nn.Module, example: Any, form: str) -> tuple[tuple[Any, ...], Any]:
+    """Give the arguments of ``forward``, two examples long, and which axes may have any length."""
+    given = getattr(model, "example_input_array", None) if example is None else example
+    if given is None:
+        raise ExportError(
+            f"`model.{form}` needs an example of what `forward` takes: set `self.example_input_array` in the"
+            " module's `__init__`, or give `example`."
+        )
+    arguments = tuple(given) if isinstance(given, tuple | list) else (given,)
+    if any(torch.is_tensor(a) and a.ndim and len(a) == 1 for a in arguments):
+        # torch takes a length of one for a constant
+        arguments = tuple(torch.cat([a, a]) if torch.is_tensor(a) and a.ndim else a for a in arguments)
+    batch = torch.export.Dim("batch")
+    shapes = tuple({0: batch} if torch.is_tensor(a) and a.ndim else None for a in arguments)
+    return arguments, shapes
+
+
+_WRITERS: dict[str, Callable[[torch.nn.Module, Any], bytes]] = {
+    ".ckpt": _checkpoint,
+    ".safetensors": _safetensors,
+    ".pt2": _graph,
+    ".onnx": _onnx,
+}

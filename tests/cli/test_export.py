@@ -1,0 +1,59 @@
+"""`export`: a run's model, written for others."""
+
+import sys
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def ran(finished, project):
+    return finished
+
+
+def test_the_file_is_what_lightning_loads(ran, call, project):
+    done = call("export", ran, "model.ckpt")
+    assert (done.code, done.out) == (0, "wrote model.ckpt\n")
+    lit = sys.modules["lit"]
+    loaded = lit.Validated.load_from_checkpoint(project / "model.ckpt", weights_only=True)
+    assert call("export", ran, "model.safetensors").code == 0
+    from safetensors.torch import load_file
+
+    weights = load_file(project / "model.safetensors")
+    assert weights
+    assert all(torch.equal(weights[name], value) for name, value in loaded.state_dict().items())
+
+
+def test_an_earlier_round_that_is_kept_can_be_chosen(ran, call, project):
+    assert call("export", ran, "a.safetensors", "--round", 2).code == 0
+    assert call("export", ran, "b.safetensors").code == 0
+    assert (project / "a.safetensors").read_bytes() != (project / "b.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("model.pth",), "expected a name that ends with .ckpt, .safetensors, .pt2, .onnx"),
+        (("model.ckpt", "--round", 1), "round 1 is not kept; there are [2, 3]"),
+        (("model.ckpt", "--model", "lit:Nope"), "module `lit` has no `Nope`"),
+        (("model.pt2",), "needs an example of what `forward` takes"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_in_a_line(ran, call, project, arguments, message):
+    done = call("export", ran, *arguments)
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert not (project / arguments[0]).exists()
+
+
+def test_a_run_of_python_needs_the_models_name(ran, call, project, copied):
+    (copied / "run.toml").unlink()
+    assert "give `--model MODULE:CLASS`" in call("export", copied, "model.ckpt").err
+    assert call("export", copied, "model.ckpt", "--model", "lit:Validated").code == 0
+
+
+def test_a_folder_without_a_checkpoint_is_no_run(call, project):
+    done = call("export", project, "model.ckpt", "--model", "lit:Validated")
+    assert done.code == 2
+    assert "there is no checkpoint in" in done.err

@@ -1,0 +1,143 @@
+"""Ditto and FedRep: each client's own model, against the formulas and beside the global one."""
+
+import numpy as np
+import pytest
+import torch
+from _quadratic import (
+    BATCH,
+    RATE,
+    SIZES,
+    Quadratic,
+    app,
+    examples,
+    fedavg,
+    handwritten,
+    local,
+    mean,
+    run,
+    weights,
+)
+
+from lightning_fl_ext import Ditto, ExactFedAvg, FedRep, LightningFLError, RoundCallback, WeightExchange
+
+HEAD = {"exchange": WeightExchange(exclude="head")}
+
+
+class Judged(Quadratic):
+    def validation_step(self, batch, _):
+        self.log("val_loss", self.loss(batch), batch_size=len(batch[0]))
+
+
+def loss(client, w):
+    a, t = examples(client)
+    return (a * (w - t) ** 2).sum(1).mean() / 2
+
+
+def ditto(rounds, strength):
+    """The clients' own models."""
+    w, own = np.zeros(3), {}
+    for sampled in rounds:
+        for i in sampled:
+            own[i] = local(i, own.get(i, w), lambda g, v, near=w: g + strength * (v - near))
+        w = mean({i: local(i, w) for i in sampled})
+    return own
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_ditto_s_models_are_those_of_the_formula_and_evaluated_beside_the_mean(keep, tmp_path):
+    client = app(Judged, keep_local=tmp_path if keep else False)
+    trainer = run(Ditto(0.5), client, rounds=2, model=Judged, evaluate=1.0)
+    rounds = [range(4)] * 2
+    np.testing.assert_allclose(weights(trainer), fedavg(rounds), rtol=1e-9)
+    own, last = ditto(rounds, 0.5), trainer.rounds[-1].metrics
+    for name, models in (("personal_val_loss", own), ("val_loss", dict.fromkeys(range(4), weights(trainer)))):
+        losses = mean({i: loss(i, models[i]) for i in range(4)})
+        np.testing.assert_allclose(last[name], losses, rtol=1e-6)
+    assert last["personal_val_loss"] < last["val_loss"]
+
+
+def test_ditto_leaves_the_global_model_as_it_is_to_the_bit(tmp_path):
+    few = {"rounds": 2, "clients": 3}
+    plain = run(ExactFedAvg(), app(keep_local=tmp_path / "plain"), **few)
+    assert run(Ditto(0.5), app(keep_local=tmp_path / "own"), **few).result.digest == plain.result.digest
+
+
+def test_ditto_goes_on_from_the_round_before_if_a_round_is_asked_for_again(tmp_path):
+    from lightning_fl_ext import RoundCheckpoint
+
+    class Kill(RoundCallback):
+        def on_replies(self, trainer):
+            if trainer.current_round == 2:
+                raise KeyboardInterrupt
+
+    def fit(folder, *callbacks, **options):
+        options |= {"callbacks": [RoundCheckpoint(), *callbacks], "default_root_dir": tmp_path / folder}
+        client = app(Judged, keep_local=tmp_path / folder / "own")
+        return run(Ditto(0.5), client, rounds=2, clients=2, model=Judged, evaluate=1.0, **options)
+
+    whole = fit("whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit("killed", Kill())
+    resumed = fit("killed", fit={"ckpt_path": "last"})
+    assert resumed.rounds[-1].metrics == whole.rounds[-1].metrics
+
+
+def test_ditto_is_refused_where_it_would_not_be_ditto(kit, tmp_path):
+    with pytest.raises(LightningFLError, match="1 entries stay at home anyway, such as `head`"):
+        run(Ditto(0.5), app(keep_local=tmp_path, **HEAD), rounds=1, **HEAD)
+    with pytest.raises(LightningFLError, match=r"this client knows .*got `ditto`"):
+        run(Ditto(0.5), handwritten(kit), rounds=1)
+
+
+def fedrep(rounds, head_epochs, epochs):
+    """The common body and the heads, as the paper's client does it: first the head alone, then the body."""
+    body, heads = np.zeros(1), {i: np.zeros(2) for i in range(4)}
+    for _ in range(rounds):
+        bodies = {}
+        for i in range(4):
+            a, t = examples(i)
+            w = np.concatenate([heads[i], body])
+            for epoch in range(epochs):
+                turn = slice(0, 2) if epoch < head_epochs else slice(2, 3)
+                for at in range(0, SIZES[i], BATCH):
+                    gradient = (a[at : at + BATCH] * (w - t[at : at + BATCH])).mean(0)
+                    w[turn] -= RATE * gradient[turn]
+            heads[i], bodies[i] = w[:2], w[2:]
+        body = mean(bodies)
+    return body, heads
+
+
+def test_fedrep_alternates_head_and_body_as_the_formula_does(tmp_path):
+    client = app(Judged, {"max_epochs": 3}, keep_local=tmp_path, **HEAD)
+    trainer = run(FedRep(head_epochs=2), client, rounds=2, model=Judged, evaluate=1.0, **HEAD)
+    body, heads = fedrep(2, 2, 3)
+    np.testing.assert_allclose(trainer.arrays["tail"], body, rtol=1e-9)
+    assert "head" not in trainer.arrays
+    losses = mean({i: loss(i, np.concatenate([heads[i], body])) for i in range(4)})
+    np.testing.assert_allclose(trainer.rounds[-1].metrics["val_loss"], losses, rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)])
+def test_what_is_not_its_turn_stays_also_under_momentum(optimizer, tmp_path):
+    seen = []
+
+    class Watched(Quadratic):
+        def on_train_epoch_end(self):
+            seen.append((self.head.detach().clone(), self.tail.detach().clone()))
+
+        def configure_optimizers(self):
+            return optimizer(self.parameters())
+
+    run(FedRep(), app(Watched, {"max_epochs": 2}, keep_local=tmp_path, **HEAD), rounds=1, clients=1, **HEAD)
+    (head, tail), (head_after, tail_after) = seen
+    assert head.any()
+    assert not tail.any()
+    assert torch.equal(head, head_after)
+    assert tail_after.any()
+
+
+def test_fedrep_without_a_head_or_an_epoch_for_the_body_is_refused(tmp_path):
+    with pytest.raises(LightningFLError, match="Got 0 parameters that stay and 2 that travel"):
+        run(FedRep(), app(keep_local=tmp_path), rounds=1)
+    with pytest.raises(LightningFLError, match=r"gives the first 2 epochs to the head\. Got 2"):
+        run(FedRep(head_epochs=2), app(keep_local=tmp_path, **HEAD), rounds=1, **HEAD)

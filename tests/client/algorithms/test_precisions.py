@@ -1,0 +1,60 @@
+"""Algorithms in half precision, and over several processes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from _scripts import run_script
+from lightning.pytorch.plugins.precision import MixedPrecision
+
+from lightning_fl_ext import ClientAlgorithm, ExactFedAvg, FederatedTrainer, LocalGrid, Scaffold, client_app
+from lightning_fl_ext.client.algorithms.hooks import AlgorithmHooks
+
+
+class Counting(ClientAlgorithm):
+    name = "counting"
+
+    def on_fit_start(self, fit):
+        self.steps, self.dtypes = 0, set()
+
+    def before_step(self, fit, parameters, optimizer):
+        self.steps += 1
+        self.dtypes |= {parameter.grad.dtype for parameter in parameters.values()}
+
+
+def test_a_step_that_the_scaler_skips_counts_for_none(kit):
+    class Overflows(kit.Lit):
+        def loss(self, batch):
+            loss = super().loss(batch)
+            return loss * float("inf") if len(self.sizes) == 1 else loss
+
+    half = Counting({})
+    plugin = MixedPrecision("16-mixed", "cpu")
+    kit.fit(AlgorithmHooks(half), module=Overflows(), data=kit.loader(16, batch_size=4), plugins=[plugin])
+    assert (half.steps, half.dtypes) == (3, {torch.float32})
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_scaffold_s_controls_are_no_narrower_than_float32(precision, kit, tmp_path):
+    trainer = {"accelerator": "cpu", "devices": 1, "precision": precision}
+    client = client_app(kit.Lit, lambda _: kit.loader(16, batch_size=4), trainer, keep_local=tmp_path)
+
+    def federate(strategy):
+        server = FederatedTrainer(2, strategy, enable_progress_bar=False)
+        server.fit(kit.Lit, LocalGrid(client, num_clients=3))
+        return server
+
+    corrected = federate(Scaffold(fraction_evaluate=0.0))
+    assert [len(record.accepted) for record in corrected.rounds] == [3, 3]
+    assert {control.dtype for control in corrected.strategy.kept.values()} == {np.dtype(np.float32)}
+    # Clients with the same data do not drift: there is nothing to correct but rounding.
+    plain = federate(ExactFedAvg(fraction_evaluate=0.0))
+    for name, array in plain.arrays.items():
+        np.testing.assert_allclose(corrected.arrays[name], array, rtol=2e-2, atol=2e-2, err_msg=name)
+
+
+def test_scaffold_over_two_ranks_is_that_of_one_with_both_batches():
+    told = run_script(Path(__file__).parents[1] / "_ranks_of_scaffold.py")
+    np.testing.assert_allclose(told["two"], told["one"], rtol=1e-9)
+    assert told["plain"] != told["one"]

@@ -1,0 +1,149 @@
+"""Settings of a round: from the trainer or a callback to the clients' optimizers and modules."""
+
+import numpy as np
+import pytest
+import torch
+from _quadratic import Quadratic, app, run, weights
+from flwr.serverapp.strategy import FedAdam, FedAvg
+
+from lightning_fl_ext import (
+    ExactFedAvg,
+    FedDyn,
+    FederatedTrainer,
+    FedProx,
+    LightningFLError,
+    LocalGrid,
+    RoundCallback,
+    RoundCheckpoint,
+    Scaffold,
+    SecureFedAvg,
+    WeightExchange,
+)
+from lightning_fl_ext.server import CheckpointError
+
+FEW = {"rounds": 2, "clients": 2}
+
+
+def at_rate(rate):
+    class AtRate(Quadratic):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), rate)
+
+    return AtRate
+
+
+def test_a_learning_rate_of_the_server_is_that_of_the_optimizer():
+    told = run(ExactFedAvg(), app(), train_config={"learning-rate": 0.03}, **FEW)
+    assert told.result.digest == run(ExactFedAvg(), app(at_rate(0.03)), **FEW).result.digest
+    assert told.result.digest != run(ExactFedAvg(), app(), **FEW).result.digest
+
+
+@pytest.mark.parametrize("by", ["function", "callback"])
+def test_it_may_change_by_round(by):
+    seen = []
+
+    class Seen(Quadratic):
+        def on_train_end(self):
+            seen.append(self.optimizers().param_groups[0]["lr"])
+
+    class Decay(RoundCallback):
+        def on_configure_train(self, trainer, config):
+            config["learning-rate"] = 0.1 / trainer.current_round
+
+    def decay(server_round):
+        return {"learning-rate": 0.1 / server_round}
+
+    options = {"train_config": decay} if by == "function" else {"callbacks": [Decay()]}
+    run(ExactFedAvg(), app(Seen), rounds=3, clients=2, **options)
+    assert seen == [0.1, 0.1, 0.05, 0.05, 0.1 / 3, 0.1 / 3]
+
+
+def test_settings_of_any_name_reach_the_module():
+    def model(round):
+        return at_rate(round.config["my-rate"])()
+
+    told = run(ExactFedAvg(), app(model), train_config={"my-rate": 0.03}, **FEW)
+    assert told.result.digest == run(ExactFedAvg(), app(at_rate(0.03)), **FEW).result.digest
+
+
+def test_a_rate_that_would_be_overwritten_or_hides_others_is_refused():
+    class Scheduled(Quadratic):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+    class Grouped(Quadratic):
+        def configure_optimizers(self):
+            return torch.optim.SGD([{"params": [self.head], "lr": 0.1}, {"params": [self.tail], "lr": 1.0}])
+
+    for module, words in (
+        (Scheduled, r"a schedule \(StepLR\) sets its own"),
+        (Grouped, "have different ones"),
+    ):
+        with pytest.raises(LightningFLError, match=words):
+            run(ExactFedAvg(), app(module), rounds=1, train_config={"learning-rate": 0.1})
+    for rate in (0.0, -1.0, "fast"):
+        with pytest.raises(LightningFLError, match="config `learning-rate`: expected a"):
+            run(ExactFedAvg(), app(), rounds=1, train_config={"learning-rate": rate})
+
+
+def test_fedprox_goes_with_a_server_optimizer_and_with_local_batch_norm(tmp_path):
+    def adam():
+        return FedAdam(eta=0.1)
+
+    pulled = run(adam(), app(), train_config={"proximal-mu": 0.3}, **FEW)
+    assert np.abs(weights(pulled) - weights(run(adam(), app(), **FEW))).max() > 1e-4
+    exact = run(FedAvg(), app(), train_config={"proximal-mu": 0.3}, **FEW)
+    np.testing.assert_allclose(weights(exact), weights(run(FedProx(0.3), app(), **FEW)), rtol=1e-9)
+    local = {"exchange": WeightExchange(exclude="seen")}
+    run(FedProx(0.3), app(keep_local=tmp_path, **local), rounds=1, **local)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"algorithm": "scaffold"}, "named by the strategy whose server half it needs"),
+        ({"run-seed": 3}, "`run-seed` is the trainer's own"),
+        ({"counted-round": 3}, "`counted-round` is the trainer's own"),
+        ({"rate": None}, "only they travel"),
+        ({"rate": {"a": 1}}, "only they travel"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_the_run(config, words):
+    with pytest.raises(LightningFLError, match=words):
+        FederatedTrainer(strategy=FedAdam(), train_config=config)
+    with pytest.raises(LightningFLError, match=words):
+        run(ExactFedAvg(), app(), rounds=1, train_config=lambda _: config)
+
+
+def test_settings_that_are_none_are_refused():
+    with pytest.raises(TypeError, match="`train_config` must be a dict"):
+        FederatedTrainer(train_config=3)
+
+
+@pytest.mark.parametrize("strategy", [Scaffold, lambda: FedDyn(0.1)])
+def test_a_pull_beside_another_algorithm_is_refused(strategy, tmp_path):
+    with pytest.raises(LightningFLError, match="One half is at work at a time"):
+        run(strategy(), app(keep_local=tmp_path), rounds=1, train_config={"proximal-mu": 0.1})
+
+
+def test_a_wrapper_that_changes_updates_on_their_way_is_refused(tmp_path):
+    from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping as Private
+
+    trainer = FederatedTrainer(strategy=Private(Scaffold(), 0.1, 0.5, 4), enable_progress_bar=False)
+    with pytest.raises(LightningFLError, match="changes updates on their way to Scaffold"):
+        trainer.fit(Quadratic, LocalGrid(app(keep_local=tmp_path), 4))
+
+
+def test_a_run_goes_on_with_the_settings_it_had(tmp_path):
+    options = {"callbacks": [RoundCheckpoint()], "default_root_dir": tmp_path}
+    run(ExactFedAvg(), app(), rounds=1, train_config={"learning-rate": 0.1}, **options)
+    with pytest.raises(CheckpointError, match="train_config"):
+        run(ExactFedAvg(), app(), fit={"ckpt_path": "last"}, train_config={"learning-rate": 0.2}, **options)
+
+
+def test_fedprox_goes_with_secure_aggregation():
+    told = {"train_config": {"proximal-mu": 0.3}, "rounds": 1, "clients": 3}
+    masked = run(SecureFedAvg(), app(), **told)
+    assert masked.result.digest == run(ExactFedAvg(), app(), **told).result.digest
+    assert masked.result.digest != run(ExactFedAvg(), app(), rounds=1, clients=3).result.digest

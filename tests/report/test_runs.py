@@ -1,0 +1,101 @@
+"""Many runs: plain rows, groups that differ in more than the seed, curves with bands, final values."""
+
+import csv
+import io
+
+import pytest
+
+from lightning_fl_ext.report import read_history, read_runs, render_runs
+from lightning_fl_ext.report.overlay import final_table
+from lightning_fl_ext.report.runs import find_runs, group_runs, rows_of, to_csv
+from lightning_fl_ext.server import LedgerError
+from lightning_fl_ext.server.record import RoundRecord
+
+
+@pytest.fixture
+def sweep(tmp_path, write_ledger):
+    """Two settings, three seeds each; the value is known by formula."""
+    for fraction in (0.5, 1.0):
+        for seed in (0, 1, 2):
+            rounds = [
+                RoundRecord(n, metrics={"val_f1": 0.1 * n + 0.01 * seed + fraction / 10, "val_loss": 1.0 / n})
+                for n in (1, 2, 3)
+            ]
+            fingerprint = {"strategy": "ExactFedAvg", "strategy.fraction_train": fraction, "seed": seed}
+            write_ledger(tmp_path / f"f{fraction}" / f"s{seed}", rounds, fingerprint)
+    return tmp_path
+
+
+def test_rows_have_the_run_the_round_the_settings_and_the_metrics(sweep):
+    rows = read_runs(sweep)
+    assert len(rows) == 18
+    assert [row["round"] for row in rows[:3]] == [1, 2, 3]
+    first = rows[0]
+    assert (first["seed"], first["strategy.fraction_train"], first["finished"]) == (0, 0.5, True)
+    assert first["val_f1"] == pytest.approx(0.15)
+    assert len({row["run"] for row in rows}) == 6  # folders of one name are told by their paths
+    assert read_runs(sweep / "f0.5" / "s0") == [row | {"run": "s0"} for row in rows[:3]]
+
+
+def test_rows_are_written_as_csv_with_every_column(sweep):
+    rows = read_runs(sweep)
+    again = list(csv.DictReader(io.StringIO(to_csv(rows))))
+    assert len(again) == len(rows)
+    assert [float(row["val_f1"]) for row in again] == [row["val_f1"] for row in rows]
+    assert to_csv(rows_of(find_runs(sweep))) == to_csv(rows)
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_group(sweep):
+    groups = group_runs(find_runs(sweep))
+    assert [(g.label, len(g.runs)) for g in groups] == [
+        ("strategy.fraction_train 0.5", 3),
+        ("strategy.fraction_train 1.0", 3),
+    ]
+    assert groups[0].values("val_f1")[3] == pytest.approx([0.35, 0.36, 0.37])
+    names, rows = final_table(groups)
+    assert names == ["val_f1", "val_loss"]
+    assert rows[0] == ("strategy.fraction_train 0.5", 3, ["0.36 ± 0.01", "0.3333 ± 0"])
+
+
+def test_the_page_has_a_line_and_a_band_for_each_group(sweep):
+    html = render_runs(find_runs(sweep))
+    assert html.count('class="band"') == 4  # two groups, two metrics
+    assert html.count("<h3>") == 2
+    assert "0.36 ± 0.01" in html
+    assert "<script" not in html
+    assert html.count("not finished") == 0
+    alone = render_runs(find_runs(sweep / "f0.5" / "s0"))
+    assert 'class="band"' not in alone
+
+
+def test_runs_of_other_lengths_and_metrics_share_the_page(tmp_path, write_ledger):
+    write_ledger(tmp_path / "a", [RoundRecord(1, metrics={"val_f1": 0.5})], {"seed": 1})
+    longer = [RoundRecord(n, metrics={"val_f1": 0.6, "val_mae": 1.0}) for n in (1, 2, 3)]
+    write_ledger(tmp_path / "b", longer, {"seed": 2}, finished=False)
+    write_ledger(tmp_path / "c", [], {"seed": 3}, finished=False)
+    runs = find_runs(tmp_path)
+    assert "not finished" in render_runs(runs)
+    assert final_table(group_runs(runs))[1][0][2][0] == "0.55 ± 0.07071"
+
+
+def test_hostile_names_are_escaped(tmp_path, write_ledger):
+    name = "<script>alert(1)</script>"
+    for seed in (1, 2):
+        write_ledger(
+            tmp_path / f"{seed}",
+            [RoundRecord(1, metrics={name: 1.0})],
+            {"seed": seed, "strategy": name * seed},
+        )
+    assert "<script" not in render_runs(find_runs(tmp_path))
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(LedgerError, match="there is no run in"):
+        read_runs(tmp_path)
+
+
+def test_a_damaged_ledger_is_named_on_the_page(sweep):
+    ledger = sweep / "f0.5" / "s0" / "ledger.jsonl"
+    ledger.write_bytes(ledger.read_bytes().replace(b"ExactFedAvg", b"OtherFedAvg"))
+    assert read_history(ledger).problems
+    assert "These ledgers are not sound" in render_runs(find_runs(sweep))
