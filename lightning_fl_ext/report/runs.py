@@ -165,6 +165,10 @@ def _differ_beyond_seeds(runs: Sequence[History]) -> bool:
     )
 
 
+def _shapes(run: History) -> list[tuple[str, Any]]:
+    return sorted(item for item in run.fingerprint.items() if item[0].startswith("model."))
+
+
 def _settings(run: History) -> dict[str, Any]:
     """Give what a run was told; from its ledger alone, if the command line did not make it."""
     kept = {k: v for k, v in run.fingerprint.items() if not k.startswith("model.")}
