@@ -207,7 +207,8 @@ def keeps(strategy):
 
 def sharded(_):
     """Here the strategy starts this script once more; results are in the first process."""
-    bridge = FlowerBridge.from_message(instruction("train"), context(), keep="all")
+    bridge = FlowerBridge(keep="all")
+    bridge.receive(from_record(instruction("train").content["arrays"]))
     local = trainer(ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1), bridge)
     local.fit(Sharded(), loader(40))
     return describe(bridge) if local.is_global_zero else {}

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_fl_ext.client.bridge.counting import ExampleCounter, loader_of
 from lightning_fl_ext.client.bridge.reported_size import ReportedSize
 from lightning_fl_ext.client.metrics.collector import MetricCollector
+from lightning_fl_ext.client.metrics.logged import count_in_floats
 from lightning_fl_ext.client.results.store import ResultStore
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
 from lightning_fl_ext.results import ClientUpdate
@@ -40,6 +41,7 @@ class EvaluationHooks(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Called after a validation batch: counts its examples, if they are to be told."""
+        count_in_floats(trainer)
         reported = self._reported.stop()
         if trainer.state.fn != "fit" or self._metrics.active:
             self._count("validate", trainer, batch, batch_idx, dataloader_idx, reported)
@@ -66,6 +68,7 @@ class EvaluationHooks(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Called after a test batch: counts its examples."""
+        count_in_floats(trainer)
         self._count("test", trainer, batch, batch_idx, dataloader_idx, self._reported.stop())
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:

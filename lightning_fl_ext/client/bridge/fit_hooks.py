@@ -30,6 +30,7 @@ from lightning_fl_ext.client.bridge.refusals import (
     refuse_to_follow_averaging,
     refuse_zero3,
 )
+from lightning_fl_ext.client.metrics.logged import count_in_floats
 from lightning_fl_ext.client.notices import warn_of_known_noise, warn_of_unsharded, warn_once
 from lightning_fl_ext.client.results.retention import Retention
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
@@ -144,6 +145,7 @@ class FitHooks(EvaluationHooks):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Called after a training batch: counts its examples."""
+        count_in_floats(trainer)
         loader = loader_of(trainer, "fit")
         self._counter.add(batch, loader=loader, batch_idx=batch_idx, reported=self._reported.stop())
 

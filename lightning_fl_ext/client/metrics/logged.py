@@ -55,6 +55,18 @@ def read_logged(trainer: Any, metrics: Mapping[str, Metric], examples: tuple[int
     return dict(sorted(found.items()))
 
 
+def count_in_floats(trainer: Any) -> None:
+    """Let means over several processes come out right: Lightning would average their counts as integers.
+
+    Two processes with 26 and 25 examples have 25.5 on average, of which an integer keeps 25. Call it after
+    each batch, since an entry is there from the first on that logs it.
+    """
+    if trainer.world_size > 1:
+        for entry in (trainer._results or {}).values():
+            if entry.is_tensor and entry.meta.is_mean_reduction:
+                entry.cumulated_batch_size = entry.cumulated_batch_size.to(entry.value.dtype)
+
+
 def used_in_training(trainer: Any, metrics: Mapping[str, Metric], updated: Collection[str]) -> set[str]:
     """Find out which metrics a fit logs as objects in training, and updates in an evaluation as well.
 

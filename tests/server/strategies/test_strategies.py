@@ -238,7 +238,6 @@ def test_whichever_method_of_a_strategy_fails_is_named(toy, method):
         raise RuntimeError("no luck.")
 
     broken = type("Broken", (FedAvg,), {method: fail})()
-    with pytest.raises(
-        LightningFLError, match=rf"Broken.{method} failed in round 1: RuntimeError: no luck. The"
-    ):
+    failed = rf"Broken.{method} failed in round 1: RuntimeError: no luck \(test_strategies\.py:\d+\)"
+    with pytest.raises(LightningFLError, match=failed):
         toy.make_trainer(broken).fit(toy.Net(), toy.make_grid())
