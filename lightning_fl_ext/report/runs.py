@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from lightning_fl_ext.report.history import History, read_history
 from lightning_fl_ext.server.durability.ledger import LedgerError
 
 _NO_SETTING = {"seed", "dir", "rounds"}
+_TUPLE = r"\((?:'[^'\\]*',? ?)*\)"
+_WEIGHT_EXCHANGE = re.compile(
+    rf"WeightExchange\(include=(?P<include>{_TUPLE}), exclude=(?P<exclude>{_TUPLE})\)"
+)
 
 
 @dataclass(frozen=True)
@@ -165,13 +170,25 @@ def _differ_beyond_seeds(runs: Sequence[History]) -> bool:
     )
 
 
+def _patterns(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what a run exchanges in the words of the command line; another kind of exchange as it is."""
+    if "exchange" not in fingerprint:
+        return {}
+    found = _WEIGHT_EXCHANGE.fullmatch(str(fingerprint["exchange"]))
+    if found is None:
+        return {"exchange": fingerprint["exchange"]}
+    patterns = {name: " ".join(re.findall("'([^']*)'", text)) for name, text in found.groupdict().items()}
+    return {name: text for name, text in patterns.items() if text}
+
+
 def _shapes(run: History) -> list[tuple[str, Any]]:
     return sorted(item for item in run.fingerprint.items() if item[0].startswith("model."))
 
 
 def _settings(run: History) -> dict[str, Any]:
     """Give what a run was told; from its ledger alone, if the command line did not make it."""
-    kept = {k: v for k, v in run.fingerprint.items() if not k.startswith("model.")}
+    shapes = ("model.", "exchange")
+    kept = {k: v for k, v in run.fingerprint.items() if not k.startswith(shapes)} | _patterns(run.fingerprint)
     if run.told:
         kept = {k: v for k, v in kept.items() if k in ("seed", "strategy")}
     lists = {k: " ".join(map(str, v)) for k, v in run.told.items() if isinstance(v, list)}

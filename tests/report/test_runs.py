@@ -10,6 +10,7 @@ from lightning_fl_ext.report.overlay import final_table
 from lightning_fl_ext.report.runs import find_runs, group_runs, rows_of, to_csv
 from lightning_fl_ext.server import LedgerError
 from lightning_fl_ext.server.record import RoundRecord
+from lightning_fl_ext.wire import MaskExchange, WeightExchange
 
 
 @pytest.fixture
@@ -58,12 +59,22 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(sweep):
 
 
 def test_what_travels_tells_groups_apart(tmp_path, write_ledger):
-    for folder, exchange in (("all", "WeightExchange()"), ("body", "WeightExchange(exclude=('head.*',))")):
+    exchanges = {
+        "all": repr(WeightExchange()),
+        "body": repr(WeightExchange(exclude=("head.*", "norm.*"))),
+        "masks": repr(MaskExchange()),
+        "odd": "WeightExchange(include=('*',), exclude=('it''s',) * 9)",
+    }
+    for folder, exchange in exchanges.items():
         for seed in (0, 1):
             rounds = [RoundRecord(1, digest=f"{folder}{seed}", metrics={"val_f1": 0.5})]
             write_ledger(tmp_path / f"{folder}-{seed}", rounds, {"seed": seed, "exchange": exchange})
-    groups = group_runs(find_runs(tmp_path))
-    assert [(g.label.partition("(")[0], len(g.runs)) for g in groups] == [("exchange WeightExchange", 2)] * 2
+    assert [(g.label, len(g.runs)) for g in group_runs(find_runs(tmp_path))] == [
+        ("include *", 2),
+        ("exclude head.* norm.*, include *", 2),
+        (f"exchange {exchanges['masks']}", 2),
+        (f"exchange {exchanges['odd']}", 2),
+    ]
 
 
 def test_lists_that_the_command_line_was_told_tell_groups_apart(tmp_path, write_ledger):
