@@ -84,8 +84,10 @@ ROOMS = {
         "persistence": {"bridge", "messages", "notices", "results"},
         "personal": {"algorithms", "bridge", "instruction_limits"},
         "secure": {"identity", "instruction_limits", "messages"},
+        "app_arguments": {"persistence", "trainers"},
         "app": {
-            *("algorithms", "bridge", "factories", "identity", "launcher", "messages", "notices"),
+            *("algorithms", "app_arguments", "bridge", "factories", "identity", "launcher", "messages"),
+            "notices",
             *("persistence", "personal", "results", "secure", "trainers"),
         },
         "worker": {"launcher"},
