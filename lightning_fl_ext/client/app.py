@@ -188,6 +188,9 @@ def client_app(
 
         def make(kind: str, callbacks: list[Any]) -> tuple[Any, Any, Any]:
             check_trainer(given := make_trainer(bridge.round))
+            asks = launcher not in (None, "in-process") and not is_inside()
+            if asks and (count := processes_needed(given, named)):
+                raise _ProcessesNeeded(given, count)
             own = trainer_arguments(given)
             owner = bridge.client_id or f"node-{context.node_id}"
             give_folder(own, run_id, owner, bridge.server_round, kind, clear=not is_inside())
@@ -242,27 +245,27 @@ def client_app(
     named = chosen is not None or fit_timeout is not None
 
     def answer(message: Message, context: Context) -> Message:
-        """Have processes answer, if any are to be started; or answer in this one."""
-        with ExitStack() as around:
-            if launcher not in (None, "in-process"):
-                bridge = FlowerBridge.from_message(message, context, algorithms=halves, **options)
-                around.enter_context(signed(bridge.client_id))
-                with bridge.seeded(), quiet():
-                    check_trainer(given := make_trainer(bridge.round))
-                if count := processes_needed(given, named):
-                    owner = bridge.client_id or f"node-{context.node_id}"
-                    kind = message.metadata.message_type.split(".")[0]
-                    own = trainer_arguments(given)
-                    give_folder(own, read_run_id(message, context), owner, bridge.server_round, kind)
-                    if root and outcome_kind(message) == UPDATE:
-                        held = StatePersistence.from_message(bridge, message, context, root, training)
-                        around.enter_context(held.alone())
-                    return answer_in_processes(
-                        app, message, context, chosen or Processes(), count, fit_timeout
-                    )
-        reply = work(message, context)
+        """Answer in this process, or have others do so where the Trainer's arguments ask for several."""
+        try:
+            reply = work(message, context)
+        except _ProcessesNeeded as needed:
+            return delegate(message, context, needed)
         assert reply is not None  # rank 0 is here
         return reply
+
+    def delegate(message: Message, context: Context, needed: _ProcessesNeeded) -> Message:
+        bridge = FlowerBridge.from_message(message, context, algorithms=halves, **options)
+        owner = bridge.client_id or f"node-{context.node_id}"
+        kind = message.metadata.message_type.split(".")[0]
+        with ExitStack() as around:
+            around.enter_context(signed(bridge.client_id))
+            own = trainer_arguments(needed.given)
+            give_folder(own, read_run_id(message, context), owner, bridge.server_round, kind)
+            if root and outcome_kind(message) == UPDATE:
+                held = StatePersistence.from_message(bridge, message, context, root, training)
+                around.enter_context(held.alone())
+            started = chosen or Processes()
+            return answer_in_processes(app, message, context, started, needed.count, fit_timeout)
 
     set_work(app, work)
     plain: list[Any] = [refuse_plain] if secure == "required" else []
@@ -282,6 +285,14 @@ def client_app(
         return query_reply(message, client_id(context))
 
     return app
+
+
+class _ProcessesNeeded(Exception):
+    """The Trainer's arguments ask for processes, so nothing is built in this one."""
+
+    def __init__(self, given: Any, count: int) -> None:
+        super().__init__(f"{count} processes are to be started")
+        self.given, self.count = given, count
 
 
 def _lightning_of(module: Any) -> Any:
