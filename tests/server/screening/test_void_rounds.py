@@ -65,6 +65,15 @@ def test_a_run_of_void_rounds_alone_ends_in_an_error_with_its_rounds_kept(toy, m
     assert [record.void for record in result.rounds] == [True, True, False]
 
 
+def test_clients_that_trained_nothing_are_told_in_a_sentence(toy):
+    def none_trains(instruction, reply):
+        return metric("num-examples", 0)(toy, reply) if toy.is_train(instruction) else reply
+
+    said = r"`min_accepted` is 1\. Clients `00`, `01`, `02`, `03`, `04`, round 2: idle: no training examples"
+    with pytest.raises(LightningFLError, match=said):
+        fit(toy, None, none_trains)
+
+
 def test_the_summary_says_who_was_left_out_and_why(toy):
     result = fit(toy, None, altering(toy, put("bias", 0, np.nan)))
     assert str(result).splitlines()[:2] == [
