@@ -18,6 +18,7 @@ from lightning_fl_ext import (
     server_app,
 )
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
+from lightning_fl_ext.server.metrics.central_evaluation import evaluate_centrally
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no `val_dataloader`")
 
@@ -88,3 +89,30 @@ def test_what_setup_builds_is_refused_with_the_remedy(kit):
 
     with pytest.raises(LightningFLError, match="builds in `setup` are not on the server: build them in"):
         federate(kit, Late)
+
+
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+@pytest.mark.parametrize("lightning", [L, pytorch_lightning], ids=lambda one: one.__name__)
+def test_the_server_judges_the_global_weights_whatever_a_hook_does_to_them(lightning, hook):
+    """As a `setup` that loads pretrained weights does, and a `configure_model` that builds anew each time."""
+
+    class Overwrites(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+
+        def validation_step(self, batch, batch_idx):
+            self.log("weight", self.layer.weight.mean(), batch_size=1)
+
+        test_step = validation_step
+
+    def overwrite(self, stage=None):
+        nn.init.constant_(self.layer.weight, 7.0)
+
+    setattr(Overwrites, hook, overwrite)
+    module = Overwrites()
+    nn.init.constant_(module.layer.weight, 2.0)
+    for stage in ("validate", "test"):
+        loader = torch.utils.data.DataLoader(torch.zeros(1, 3))
+        assert evaluate_centrally(module, loader, stage=stage) == {"server_weight": 2.0}
+    assert module.layer.weight.mean() == 2.0
