@@ -12,6 +12,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 
 from lightning_fl_ext.arguments import choice, got, kind_of, metric_name
+from lightning_fl_ext.failures import described
+from lightning_fl_ext.lightnings import lightning_name, overrides
 from lightning_fl_ext.server.callbacks import RoundCallback, RoundCheckpoint, RoundLedger, RoundProgressBar
 from lightning_fl_ext.server.screening.limits import Limits
 from lightning_fl_ext.server.settings import check_settings
@@ -162,7 +164,7 @@ def check_grid(grid: Any) -> None:
 
 
 def make_module(model: torch.nn.Module | Callable[[], torch.nn.Module]) -> torch.nn.Module:
-    """Take a module, or make one.
+    """Take a module, or make one, with the layers that its ``configure_model`` builds.
 
     Args:
         model: The module, its class, or a function without arguments.
@@ -184,10 +186,26 @@ def make_module(model: torch.nn.Module | Callable[[], torch.nn.Module]) -> torch
             raise
         if not isinstance(module, torch.nn.Module):
             raise TypeError(f"{expected} It made {kind_of(module)}.")
+    _build_late_layers(module)
     lazy = [name for name, value in module.named_parameters() if torch.nn.parameter.is_lazy(value)]
     if lazy:
         raise ValueError(f"`model` has no shapes yet for {lazy[:3]}: run a batch through it first.")
     return module
+
+
+def _build_late_layers(module: Any) -> None:
+    """Have a LightningModule build the layers that it leaves to its Trainer."""
+    if lightning_name(module, "LightningModule") is None or not overrides(module, "configure_model"):
+        return
+    try:
+        module.configure_model()
+    except Exception as error:  # it may shard over devices, which are the clients'
+        log.warning(
+            "`configure_model` of `%s` raised %s on the server, where it has no Trainer: layers that it has"
+            " not built yet are missing from the global model. Give the server a `model` that has them.",
+            type(module).__name__,
+            described(error),
+        )
 
 
 def _several(value: Any) -> list[Any]:

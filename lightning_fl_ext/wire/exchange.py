@@ -317,6 +317,12 @@ def _hint(missing: list[str], unexpected: list[str]) -> str:
         return f" The names sent carry the prefix `{prefix}`: send the state dict of the unwrapped module."
     if prefix := wrapper_prefix(missing, unexpected):
         return f" The names sent lack the prefix `{prefix}`: both sides must use the same LightningModule."
-    if missing or unexpected:
+    if missing and not unexpected:
+        return (
+            " Both sides must use the same model and the same exchange, with the same patterns. Layers that"
+            " the module builds in `setup` are not on the server: build them in `__init__` or"
+            " `configure_model`."
+        )
+    if unexpected:
         return " Both sides must use the same model and the same exchange, with the same patterns."
     return " Both sides must build the model with the same sizes and dtypes."

@@ -11,6 +11,8 @@ The rules, in order. A user's own function and the number that a module gives Li
    another number, nothing is decided.
 3. The one number for which every leaf fits, lists of images or of dicts counted by their length.
 4. The number that the loader drew, if one leaf holds it: a graph's nodes, edges and targets.
+
+Of a stream the loader knows only how many items it draws at most. A larger number is none of examples.
 """
 
 from __future__ import annotations
@@ -38,15 +40,16 @@ class UndecidedBatch(Exception):
         self.guess = guess
 
 
-def batch_size(batch: Any, drawn: int | None = None) -> int:
+def batch_size(batch: Any, drawn: int | None = None, at_most: int | None = None) -> int:
     """Tell how many examples a batch holds, by the module's rules.
 
     Args:
         batch: As the module was given it.
         drawn: How many items its loader drew for it; None if that is not known.
+        at_most: The most that it draws; None if that is not known.
 
     Raises:
-        UndecidedBatch: The leaves disagree, or there is none.
+        UndecidedBatch: The leaves disagree, with each other or with the loader, or there is none.
 
     Example:
         >>> batch_size({"step": torch.tensor(0.5), "x": torch.zeros(5, 3), "y": torch.zeros(5)})
@@ -57,6 +60,13 @@ def batch_size(batch: Any, drawn: int | None = None) -> int:
         >>> batch_size((torch.zeros(200, 8, 3), torch.zeros(200, 8)), drawn=8)  # time first
         8
     """
+    size = _by_rules(batch, drawn)
+    if at_most is not None and size > at_most > 1:  # items that are whole batches are drawn one by one
+        raise UndecidedBatch(f"{_shown(list(_leaves(batch)))}; its DataLoader draws at most {at_most}", size)
+    return size
+
+
+def _by_rules(batch: Any, drawn: int | None) -> int:
     uniform = _is_uniform(batch)
     if drawn is not None and _holds(batch, drawn, dims=1 if drawn == 1 else 2, top=uniform):
         return drawn
@@ -80,10 +90,29 @@ def batch_size(batch: Any, drawn: int | None = None) -> int:
         return fitting[0]
     if drawn is not None and drawn in sizes:
         return drawn
+    loader = "" if drawn is None else f"; its DataLoader drew {drawn}"
+    raise UndecidedBatch(f"{_shown(leaves)}{loader}", sizes[0])
+
+
+def _shown(leaves: Sequence[tuple[str, int]]) -> str:
     shown = ", ".join(f"`batch{path}` {size}" for path, size in leaves[:6])
     more = f" and {len(leaves) - 6} more" if len(leaves) > 6 else ""
-    loader = "" if drawn is None else f"; its DataLoader drew {drawn}"
-    raise UndecidedBatch(f"sizes by leaf are {shown}{more}{loader}", sizes[0])
+    return f"sizes by leaf are {shown}{more}"
+
+
+def items_at_most(loader: Any) -> int | None:
+    """Tell the most items that a loader draws for a batch of a stream; None if it does not group them.
+
+    Example:
+        >>> class Stream(IterableDataset):
+        ...     def __iter__(self):
+        ...         yield from range(5)
+        >>> items_at_most(DataLoader(Stream(), batch_size=4)), items_at_most(DataLoader(range(5)))
+        (4, None)
+    """
+    if isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset):
+        return loader.batch_size
+    return None
 
 
 def items_drawn(loader: Any, batch_idx: int) -> int | None:

@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from lightning_fl_ext.client.bridge.batch_size import UndecidedBatch, batch_size, items_drawn
+from lightning_fl_ext.client.bridge.batch_size import (
+    UndecidedBatch,
+    batch_size,
+    items_at_most,
+    items_drawn,
+)
 from lightning_fl_ext.errors import LightningFLError
 
 log = logging.getLogger(__name__)
@@ -96,7 +101,7 @@ class ExampleCounter:
         if reported is not None:
             return reported
         try:
-            return batch_size(batch, items_drawn(loader, batch_idx))
+            return batch_size(batch, items_drawn(loader, batch_idx), items_at_most(loader))
         except (UndecidedBatch, RecursionError) as error:
             said = (
                 f"cannot tell how many examples a batch of type {type(batch).__name__} holds: {error}. Pass a"

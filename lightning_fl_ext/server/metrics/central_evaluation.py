@@ -11,7 +11,7 @@ import torch
 from lightning_fl_ext.arguments import got, kind_of
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import described
-from lightning_fl_ext.lightnings import data_for, lightning_name, lightning_of, quiet
+from lightning_fl_ext.lightnings import data_for, lightning_name, lightning_of, overrides, quiet
 from lightning_fl_ext.metrics.discovery import weights_of
 from lightning_fl_ext.wire.exchange import left_alone
 
@@ -129,6 +129,7 @@ def _run(module: Any, data: Any, stage: str) -> Mapping[str, Any]:
     lightning = lightning_of(module)
     with quiet():
         trainer = lightning.Trainer(
+            callbacks=_loading_again(lightning, module),
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -138,3 +139,18 @@ def _run(module: Any, data: Any, stage: str) -> Mapping[str, Any]:
         run = trainer.test if stage == "test" else trainer.validate
         run(module, data_for(lightning, data), verbose=False)
     return {name: value for name, value in trainer.callback_metrics.items() if value.numel() == 1}
+
+
+def _loading_again(lightning: Any, module: Any) -> list[Any]:
+    """Have the global weights judged, also where the module's own hooks build or load others."""
+    if not (overrides(module, "setup") or overrides(module, "configure_model")):
+        return []
+    weights = {name: tensor.clone() for name, tensor in weights_of(module).items()}
+
+    class LoadsAgain(lightning.Callback):  # type: ignore[misc]
+        def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+            module.load_state_dict(weights, strict=False)
+
+        on_test_start = on_validation_start
+
+    return [LoadsAgain()]

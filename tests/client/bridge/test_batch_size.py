@@ -141,6 +141,15 @@ def test_what_a_loader_draws():
     assert items_drawn(DataLoader(range(4), batch_sampler=[[0, 1], [2]]), 0) is None
 
 
+@pytest.mark.parametrize("n", [8, 5], ids=["full", "last"])
+def test_no_more_examples_than_a_stream_draws(n):
+    assert batch_size((zeros(n, 3), zeros(n)), None, 8) == n
+    assert batch_size(zeros(32, 3), None, 1) == 32  # each item a batch by itself
+    said = r"sizes by leaf are `batch` 20; its DataLoader draws at most 8"
+    with pytest.raises(UndecidedBatch, match=said):
+        batch_size(zeros(20, n, 3), None, 8)
+
+
 # In fits
 
 
