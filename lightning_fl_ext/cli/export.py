@@ -10,6 +10,7 @@ import typer
 
 from lightning_fl_ext.cli.errors import WrongInput
 from lightning_fl_ext.cli.verify import RunPath
+from lightning_fl_ext.text import shown
 
 
 def export(
@@ -34,7 +35,7 @@ def export(
 
     model.ckpt is for LitModule.load_from_checkpoint, model.safetensors holds the weights, model.pt2 and
     model.onnx the graph of forward. The model is the one in the run's run.toml, found as when it ran: call
-    this from the same folder.
+    this from the same folder. Of what that file names, classes alone are called; give a function by --model.
     """
     from lightning_fl_ext.cli.federation import load_model, make_exchange, make_strategy
     from lightning_fl_ext.cli.objects import load_object
@@ -47,6 +48,8 @@ def export(
     make: Any
     if settings.is_file():
         told = merge(read_config(settings), {"model": model} if model else {})
+        _refuse_to_call(told.strategy if ":" in told.strategy else "", "Strategy", settings)
+        _refuse_to_call("" if model else told.model, "LightningModule", settings)
         make = load_model(told)
         exchange = make_exchange(told, make_strategy(told, has_validation=True))
     elif model is None:
@@ -56,3 +59,19 @@ def export(
     given = load_object(example, "`--example`") if example else None
     written = export_model(restore_model(run, make, number, exchange), file, given)
     print(f"wrote {written}")
+
+
+def _refuse_to_call(spec: str, base: str, settings: Path) -> None:
+    """Refuse what a folder names, unless it is a class of the kind: the folder may be another's.
+
+    A file that came with a run could otherwise have any function called, with any arguments.
+    """
+    from lightning_fl_ext.cli.objects import load_object
+
+    found = load_object(spec, f"`{settings}`") if spec else None
+    kinds = found.__mro__ if isinstance(found, type) else type(found).__mro__
+    if spec and all(kind.__name__ != base for kind in kinds):
+        hint = f" If you trust it: `--model {shown(spec)}`." if base == "LightningModule" else ""
+        raise WrongInput(
+            f"`{settings}`: expected the class of a {base}, got `{shown(spec)}`, which would be called.{hint}"
+        )

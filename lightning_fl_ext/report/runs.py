@@ -13,7 +13,9 @@ from typing import Any
 
 from lightning_fl_ext.report.history import History, read_history
 from lightning_fl_ext.server.durability.ledger import LedgerError
+from lightning_fl_ext.text import shown
 
+_FORMULA = ("=", "+", "-", "@")
 _NO_SETTING = {"seed", "dir", "rounds"}
 _TUPLE = r"\((?:'[^'\\]*',? ?)*\)"
 _WEIGHT_EXCHANGE = re.compile(
@@ -71,7 +73,7 @@ def read_runs(folder: str | Path) -> list[dict[str, Any]]:
 
     A row has ``run``, ``round`` and ``finished``, then what the run was told (``seed``, ``strategy``,
     ``model-option lr`` and the like), then the round's metrics. ``pandas.DataFrame(read_runs("runs"))`` makes
-    a table of them.
+    a table of them. A metric called as one of the others is ``metric NAME``.
 
     Args:
         folder: A run's, or one with runs in it.
@@ -91,10 +93,15 @@ def rows_of(runs: Sequence[History]) -> list[dict[str, Any]]:
     return [
         {"run": name, "round": record.server_round, "finished": run.finished}
         | _settings(run)
-        | dict(record.metrics)
+        | {_column(metric, run): value for metric, value in record.metrics.items()}
         for name, run in zip(names, runs, strict=True)
         for record in run.rounds
     ]
+
+
+def _column(metric: str, run: History) -> str:
+    """Name a metric's column: clients name metrics, and must not write over what the row says of the run."""
+    return f"metric {metric}" if metric in {"run", "round", "finished", *_settings(run)} else metric
 
 
 def names_of(runs: Sequence[History]) -> list[str]:
@@ -106,6 +113,9 @@ def names_of(runs: Sequence[History]) -> list[str]:
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Write rows as comma-separated values, with all columns that any of them has.
 
+    Text that a spreadsheet would take for a formula has an apostrophe before it, as OWASP advises ("CSV
+    Injection"): clients choose metrics' names, and whoever made a folder its name.
+
     Example:
         >>> print(to_csv([{"run": "a", "loss": 0.5}, {"run": "b", "f1": 1.0}]))
         run,loss,f1
@@ -115,10 +125,17 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(map(_cell, columns))
+    writer.writerows([_cell(row.get(name, "")) for name in columns] for row in rows)
     return buffer.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = shown(value, 4096)
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def group_runs(runs: Sequence[History]) -> list[RunGroup]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from glob import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import torch
 
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.files import CHECKPOINTS, list_checkpoints, read_folder, write_file
+from lightning_fl_ext.files import CHECKPOINTS, TornFilesError, list_checkpoints, read_folder, write_file
 from lightning_fl_ext.metrics.discovery import weights_of
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server.durability.checkpoint import CheckpointError, Decoded, decode_checkpoint
 from lightning_fl_ext.server.durability.lightning_checkpoint import ExportError, lightning_checkpoint
 from lightning_fl_ext.server.trainer_arguments import make_module
+from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire import Exchange, WeightExchange
 from lightning_fl_ext.wire.exchange import left_alone
 
@@ -90,11 +92,16 @@ def restore_model(
         LightningFLError: Its weights are not those of the module.
     """
     kept = _read(Path(folder), server_round)
-    with seeded(derive_seed(int(kept.fingerprint.get("seed", 0)), 0, "", "init")):
+    seed = kept.fingerprint.get("seed", 0)
+    if type(seed) is not int or seed < 0:
+        raise TornFilesError(f"the checkpoint's seed is none: expected a whole number, got {shown(seed)}")
+    with seeded(derive_seed(seed, 0, "", "init")):
         module = make_module(model)
     weights = weights_of(module)
     try:
-        tensors = (exchange or WeightExchange(include=tuple(kept.arrays))).unpack(kept.arrays, weights)
+        tensors = (exchange or WeightExchange(include=tuple(map(escape, kept.arrays)))).unpack(
+            kept.arrays, weights
+        )
         module.load_state_dict(tensors, strict=False)
     except (RuntimeError, KeyError) as error:
         raise LightningFLError(

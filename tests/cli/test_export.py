@@ -57,3 +57,22 @@ def test_a_folder_without_a_checkpoint_is_no_run(call, project):
     done = call("export", project, "model.ckpt", "--model", "lit:Validated")
     assert done.code == 2
     assert "there is no checkpoint in" in done.err
+
+
+@pytest.mark.parametrize("setting", ["model", "strategy"])
+def test_no_function_is_called_because_a_folder_names_it(call, project, copied, setting):
+    file = copied / "run.toml"
+    lines = [line for line in file.read_text().splitlines() if not line.startswith(f"{setting} =")]
+    spoilt = [f'{setting} = "os:mkdir"', f"{setting}-option = {{path = 'called'}}"]
+    file.write_text("\n".join([*spoilt, *lines]))
+    done = call("export", copied, "model.ckpt")
+    assert (done.code, (project / "called").exists()) == (2, False)
+    assert "got `os:mkdir`, which would be called" in done.err
+
+
+def test_a_function_that_makes_the_model_is_given_by_hand(call, project, copied):
+    (project / "made_by_hand.py").write_text("import lit\n\n\ndef make():\n    return lit.Validated()\n")
+    file = copied / "run.toml"
+    file.write_text(file.read_text().replace('"lit:Validated"', '"made_by_hand:make"'))
+    assert "If you trust it: `--model made_by_hand:make`" in call("export", copied, "model.ckpt").err
+    assert call("export", copied, "model.ckpt", "--model", "made_by_hand:make").code == 0

@@ -46,6 +46,23 @@ def test_rows_are_written_as_csv_with_every_column(sweep):
     assert to_csv(rows_of(find_runs(sweep))) == to_csv(rows)
 
 
+def test_a_metric_does_not_write_over_what_a_row_says_of_its_run(tmp_path, write_ledger):
+    hostile = dict.fromkeys(("run", "round", "finished", "seed", "strategy"), 99.0)
+    fingerprint = {"strategy": "ExactFedAvg", "seed": 3}
+    write_ledger(tmp_path / "a", [RoundRecord(1, metrics=hostile)], fingerprint)
+    (row,) = read_runs(tmp_path)
+    assert [row[n] for n in hostile] == ["a", 1, True, 3, "ExactFedAvg"]
+    assert [row[f"metric {n}"] for n in hostile] == [99.0] * 5
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r=", "a\r=", "a\n="])
+def test_no_cell_of_the_csv_is_a_formula(start):
+    text = to_csv([{"run": f"{start}1+1", f"{start}f1": -0.5}])
+    (columns, row) = csv.reader(text.splitlines())  # as lines, whatever a program takes for the end of one
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in (*columns, row[0]))
+    assert row[1] == "-0.5"  # a number stays one
+
+
 def test_runs_that_differ_in_their_seed_alone_are_one_group(sweep):
     groups = group_runs(find_runs(sweep))
     assert [(g.label, len(g.runs)) for g in groups] == [

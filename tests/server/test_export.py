@@ -1,5 +1,7 @@
 """The final model in other forms: each is read back and gives what the model gives."""
 
+from dataclasses import replace
+
 import lightning.pytorch as L
 import pytest
 import torch
@@ -16,7 +18,8 @@ from lightning_fl_ext import (
     export_model,
     restore_model,
 )
-from lightning_fl_ext.server import CallbackError, CheckpointError, ExportError
+from lightning_fl_ext.files import TornFilesError
+from lightning_fl_ext.server import CallbackError, CheckpointError, ExportError, export
 
 pytestmark = WARNINGS
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
@@ -206,3 +209,14 @@ def test_what_is_not_kept_is_named(fitted, tmp_path):
         restore_model(fitted[0], Wide, 9)
     with pytest.raises(CheckpointError, match="there is no checkpoint in"):
         restore_model(tmp_path, Wide)
+
+
+@pytest.mark.parametrize("seed", ["abc", None, -1, 1.5, True, [1]])
+def test_a_seed_that_is_none_is_an_altered_checkpoint(fitted, monkeypatch, seed):
+    folder, _ = fitted
+    read = export.decode_checkpoint
+    monkeypatch.setattr(
+        export, "decode_checkpoint", lambda files: replace(read(files), fingerprint={"seed": seed})
+    )
+    with pytest.raises(TornFilesError, match="seed"):
+        restore_model(folder, lambda: Wide(width=5))

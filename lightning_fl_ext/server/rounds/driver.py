@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flwr.app import Message, MetricRecord
@@ -240,7 +241,7 @@ class StrategyDriver:
                 codec.decode(reply, declared_id(reply.content) or client)
             read = screen(reply, client, server_round, limits, like)
             if algorithm is not None and phase == "train":
-                screen_extras(read.arrays, algorithm.check)
+                screen_extras(read, limits, algorithm.check, partial(algorithm.contribution, codec.like))
             return read
 
         def tell(reply: ClientUpdate | Rejection) -> None:

@@ -85,16 +85,32 @@ def screen_train_reply(
     return replace(summary, arrays=arrays)
 
 
-def screen_extras(arrays: Arrays, check: Callable[[Arrays], None]) -> None:
-    """Have an algorithm look at what came beside the weights.
+def screen_extras(
+    update: ClientUpdate,
+    limits: ValueLimits,
+    check: Callable[[Arrays], None],
+    contribution: Callable[[Arrays, Arrays], Arrays],
+) -> None:
+    """Have an algorithm look at what came beside the weights, and bound what it makes of both.
+
+    Args:
+        update: As screening has read it.
+        limits: For values.
+        check: Refuses what came beside the weights by a ValueError.
+        contribution: From the weights, and what came beside them, to what goes into the mean. Arrays that
+            it passes on as they are have been screened.
 
     Raises:
-        Rejected: It refuses the values.
+        Rejected: It refuses the values; or what goes into the mean is not finite, or beyond the limit.
     """
+    weights, extras = parted(update.arrays)
     try:
-        check(parted(arrays)[1])
+        check(extras)
     except ValueError as error:
         raise Rejected(Reason.MAGNITUDE, ALGORITHM, "values of a client's half", str(error)) from None
+    for name, array in contribution(weights, extras).items():
+        if array is not weights.get(name):
+            _screen_values(name, array, update.num_examples, limits.max_term)
 
 
 def screen_evaluate_reply(
