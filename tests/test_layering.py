@@ -1,6 +1,7 @@
 """Who may import whom, what is never used at all, and that importing the package is light."""
 
 import ast
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -83,8 +84,10 @@ ROOMS = {
         "persistence": {"bridge", "messages", "notices", "results"},
         "personal": {"algorithms", "bridge", "instruction_limits"},
         "secure": {"identity", "instruction_limits", "messages"},
+        "app_arguments": {"persistence", "trainers"},
         "app": {
-            *("algorithms", "bridge", "factories", "identity", "launcher", "messages", "notices"),
+            *("algorithms", "app_arguments", "bridge", "factories", "identity", "launcher", "messages"),
+            "notices",
             *("persistence", "personal", "results", "secure", "trainers"),
         },
         "worker": {"launcher"},
@@ -191,6 +194,21 @@ INNER = [found for found in IMPORTS if part_of(found.file) != "__init__"]
 def complain(wrong):
     lines = [str(line) for line in wrong]
     assert not lines, "\n".join(lines)
+
+
+def test_every_part_and_room_stands_in_the_architecture():
+    docs = ROOT.parent / "docs"
+    page, picture = ((docs / f"architecture.{kind}").read_text() for kind in ("md", "svg"))
+    table = {name for row in re.findall(r"^\| (`.+?) \|", page, re.M) for name in re.findall(r"`(\w+)`", row)}
+    assert table == set(MAY_IMPORT) - {"__main__"}
+    drawn = {name for text in re.findall(r">(.+?)</text>", picture) for name in text.split(", ")}
+    assert {name for part, rooms in ROOMS.items() for name in (part, *rooms)} <= drawn
+
+
+def test_every_make_target_stands_in_contributing():
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT.parent / "Makefile").read_text(), re.M)
+    page = (ROOT.parent / "CONTRIBUTING.md").read_text()
+    assert [target for target in targets if target != "help" and f"`make {target}`" not in page] == []
 
 
 def test_every_part_on_disk_has_a_rule():

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,6 +18,7 @@ from lightning_fl_ext.arguments import choice
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm
 from lightning_fl_ext.client.algorithms.choice import check_halves
 from lightning_fl_ext.client.algorithms.memory import AlgorithmMemory, ContextMemory
+from lightning_fl_ext.client.app_arguments import check_arguments, check_threads, check_timeout, states_folder
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.bridge.refusals import (
     refuse_other_data,
@@ -37,7 +37,6 @@ from lightning_fl_ext.client.messages import outcome_kind, query_reply, read_run
 from lightning_fl_ext.client.notices import warn_if_seeded, warn_of_training_rows
 from lightning_fl_ext.client.persistence.algorithm_states import FolderMemory
 from lightning_fl_ext.client.persistence.callback import StatePersistence
-from lightning_fl_ext.client.persistence.state_folder import default_root
 from lightning_fl_ext.client.personal import PersonalHalf, PersonalModel, is_personal
 from lightning_fl_ext.client.results.store import UPDATE
 from lightning_fl_ext.client.secure import SecureAggregation, refuse_plain
@@ -145,11 +144,10 @@ def client_app(
     Example:
         ``client_app(LitDigits, data=lambda context: Digits(context), trainer={"max_epochs": 2})``
     """
-    _check_arguments(model, data, trainer)
+    check_arguments(model, data, trainer)
     make_model, make_data = asks_for(model, "model"), asks_for(data, "data")
     make_trainer = asks_for(trainer, "trainer") if callable(trainer) else (lambda told: trainer or {})
-    if num_threads is not None and num_threads < 1:
-        raise ValueError(f"`num_threads` must be at least 1. Got {num_threads}.")
+    check_threads(num_threads)
     options: dict[str, Any] = {
         "submit": submit,
         "monitor": monitor,
@@ -165,7 +163,7 @@ def client_app(
     FlowerBridge(**options)  # complains now rather than in the first round
     choice("secure", secure, ("auto", "required"))
     half = SecureAggregation(trusted_keys, signing_key)
-    root, training = _folder(keep_optimizer, keep_local), keep_optimizer is not False
+    root, training = states_folder(keep_optimizer, keep_local), keep_optimizer is not False
     app = ClientApp()
 
     @contextmanager
@@ -240,7 +238,7 @@ def client_app(
             return bridge.reply() if local.is_global_zero else None
 
     chosen = launcher_of(launcher)
-    _check_timeout(fit_timeout, launcher)
+    check_timeout(fit_timeout, launcher)
     named = chosen is not None or fit_timeout is not None
 
     def answer(message: Message, context: Context) -> Message:
@@ -286,58 +284,11 @@ def client_app(
     return app
 
 
-def _check_arguments(model: Any, data: Any, trainer: Any) -> None:
-    if isinstance(model, torch.nn.Module) or not callable(model):
-        raise TypeError(
-            "`model` must make a new LightningModule for every fit: its class, or a function without"
-            f" arguments. Got {_kind(model)}."
-        )
-    if not callable(data):
-        raise TypeError(
-            "`data` must be a function from the client's Context to its DataLoader or LightningDataModule."
-            f" Got {_kind(data)}."
-        )
-    if trainer is not None and not callable(trainer):
-        check_trainer(trainer)
-
-
-def _check_timeout(fit_timeout: Any, launcher: Any) -> None:
-    if fit_timeout is None:
-        return
-    if not isinstance(fit_timeout, int | float) or not fit_timeout > 0:
-        raise ValueError(f"`fit_timeout` must be a number of seconds above 0. Got {fit_timeout!r}.")
-    if launcher in (None, "in-process"):
-        raise ValueError(
-            "`fit_timeout` ends processes, and `launcher='in-process'` starts none. Leave one of them out."
-        )
-
-
-def _folder(keep_optimizer: Any, keep_local: Any) -> Path | None:
-    """Tell where clients keep their states; None if they keep none."""
-    given = {"keep_optimizer": keep_optimizer, "keep_local": keep_local}
-    for name, value in given.items():
-        if not isinstance(value, bool | str | os.PathLike):
-            raise TypeError(f"`{name}` must be True, False or a folder. Got {_kind(value)}.")
-    folders = {Path(v).expanduser().absolute() for v in given.values() if not isinstance(v, bool)}
-    if len(folders) > 1 or (keep_local is False and keep_optimizer is not False):
-        raise ValueError(
-            "`keep_optimizer` keeps weights that do not travel as well, in the same folder as `keep_local`."
-            f" Got keep_optimizer={keep_optimizer!r}, keep_local={keep_local!r}: give `keep_optimizer` alone."
-        )
-    if keep_local is False:
-        return None
-    return folders.pop() if folders else default_root()
-
-
 def _lightning_of(module: Any) -> Any:
     try:
         return lightning_of(module)
     except TypeError as error:
         raise TypeError(f"`model` did not make what a Trainer takes: {error}") from None
-
-
-def _kind(value: Any) -> str:
-    return f"an instance of {type(value).__name__}"
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from lightning_fl_ext.report.history import History, read_history
 from lightning_fl_ext.server.durability.ledger import LedgerError
 
 _NO_SETTING = {"seed", "dir", "rounds"}
+_TUPLE = r"\((?:'[^'\\]*',? ?)*\)"
+_WEIGHT_EXCHANGE = re.compile(
+    rf"WeightExchange\(include=(?P<include>{_TUPLE}), exclude=(?P<exclude>{_TUPLE})\)"
+)
 
 
 @dataclass(frozen=True)
@@ -119,25 +124,72 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def group_runs(runs: Sequence[History]) -> list[RunGroup]:
     """Put runs together that were told the same but for the seed.
 
+    A ledger does not know what clients were given. Where runs of one group and seed have other weights, or
+    the models other shapes, they are grouped by their folders, or each stands alone.
+
     Args:
         runs: In any order; the groups come in the order of their first runs.
     """
     told = [{k: v for k, v in _settings(run).items() if k not in _NO_SETTING} for run in runs]
     keys = sorted({key for of_run in told for key in of_run})
     varied = [key for key in keys if len({repr(of_run.get(key)) for of_run in told}) > 1]
-    groups: dict[str, list[History]] = {}
+    alike: dict[str, list[History]] = {}
     for run, of_run in zip(runs, told, strict=True):
         label = ", ".join(f"{key} {of_run[key]}" for key in varied if key in of_run)
-        groups.setdefault(label, []).append(run)
+        alike.setdefault(label, []).append(run)
+    groups: dict[str, list[History]] = {}
+    for label, several in alike.items():
+        for where, run in zip(_told_apart(several), several, strict=True):
+            groups.setdefault(", ".join(filter(None, (label, where))), []).append(run)
     return [
         RunGroup(label or ("all runs" if len(groups) == 1 else "–"), tuple(g)) for label, g in groups.items()
     ]
 
 
+def _told_apart(runs: Sequence[History]) -> list[str]:
+    """Give each run what tells it from others of its seed: nothing, its folder's folder, or its name."""
+    parents = [run.folder.resolve().parent.name for run in runs]
+    for names in ([""] * len(runs), parents):
+        groups: dict[str, list[History]] = {}
+        for name, run in zip(names, runs, strict=True):
+            groups.setdefault(name, []).append(run)
+        if not any(map(_differ_beyond_seeds, groups.values())):
+            return names
+    return names_of(runs)
+
+
+def _differ_beyond_seeds(runs: Sequence[History]) -> bool:
+    models = {
+        repr(sorted(kv for kv in run.fingerprint.items() if kv[0].startswith("model."))) for run in runs
+    }
+    weights: dict[tuple[Any, int], str] = {}
+    return len(models) > 1 or any(
+        weights.setdefault((run.fingerprint.get("seed"), record.server_round), record.digest) != record.digest
+        for run in runs
+        for record in run.rounds
+    )
+
+
+def _patterns(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what a run exchanges in the words of the command line; another kind of exchange as it is."""
+    if "exchange" not in fingerprint:
+        return {}
+    found = _WEIGHT_EXCHANGE.fullmatch(str(fingerprint["exchange"]))
+    if found is None:
+        return {"exchange": fingerprint["exchange"]}
+    patterns = {name: " ".join(re.findall("'([^']*)'", text)) for name, text in found.groupdict().items()}
+    return {name: text for name, text in patterns.items() if text}
+
+
+def _shapes(run: History) -> list[tuple[str, Any]]:
+    return sorted(item for item in run.fingerprint.items() if item[0].startswith("model."))
+
+
 def _settings(run: History) -> dict[str, Any]:
     """Give what a run was told; from its ledger alone, if the command line did not make it."""
     shapes = ("model.", "exchange")
-    kept = {k: v for k, v in run.fingerprint.items() if not k.startswith(shapes)}
+    kept = {k: v for k, v in run.fingerprint.items() if not k.startswith(shapes)} | _patterns(run.fingerprint)
     if run.told:
         kept = {k: v for k, v in kept.items() if k in ("seed", "strategy")}
-    return kept | {k: v for k, v in run.told.items() if not isinstance(v, list | dict)}
+    lists = {k: " ".join(map(str, v)) for k, v in run.told.items() if isinstance(v, list)}
+    return kept | {k: v for k, v in run.told.items() if not isinstance(v, dict)} | lists

@@ -91,7 +91,7 @@ def refuse_if_all_void(trainer: FederatedFit) -> None:
     if not later or not all(record.void for record in later):
         return
     last = later[-1]
-    left_out = f" It {'; it '.join(summary_lines(last.rejected)[:3])}." if last.rejected else ""
+    left_out = f" In it: {'; '.join(summary_lines(last.rejected)[:3])}." if last.rejected else ""
     what = f"none of the {len(asked)} round(s) counts, and the model is the one the run began with"
     if later is not asked:
         first = asked[0].server_round

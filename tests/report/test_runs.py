@@ -10,6 +10,7 @@ from lightning_fl_ext.report.overlay import final_table
 from lightning_fl_ext.report.runs import find_runs, group_runs, rows_of, to_csv
 from lightning_fl_ext.server import LedgerError
 from lightning_fl_ext.server.record import RoundRecord
+from lightning_fl_ext.wire import MaskExchange, WeightExchange
 
 
 @pytest.fixture
@@ -55,6 +56,56 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(sweep):
     names, rows = final_table(groups)
     assert names == ["val_f1", "val_loss"]
     assert rows[0] == ("strategy.fraction_train 0.5", 3, ["0.36 ± 0.01", "0.3333 ± 0"])
+
+
+def test_what_travels_tells_groups_apart(tmp_path, write_ledger):
+    exchanges = {
+        "all": repr(WeightExchange()),
+        "body": repr(WeightExchange(exclude=("head.*", "norm.*"))),
+        "masks": repr(MaskExchange()),
+        "odd": "WeightExchange(include=('*',), exclude=('it''s',) * 9)",
+    }
+    for folder, exchange in exchanges.items():
+        for seed in (0, 1):
+            rounds = [RoundRecord(1, digest=f"{folder}{seed}", metrics={"val_f1": 0.5})]
+            write_ledger(tmp_path / f"{folder}-{seed}", rounds, {"seed": seed, "exchange": exchange})
+    assert [(g.label, len(g.runs)) for g in group_runs(find_runs(tmp_path))] == [
+        ("include *", 2),
+        ("exclude head.* norm.*, include *", 2),
+        (f"exchange {exchanges['masks']}", 2),
+        (f"exchange {exchanges['odd']}", 2),
+    ]
+
+
+def test_lists_that_the_command_line_was_told_tell_groups_apart(tmp_path, write_ledger):
+    for folder, told in (("all", ""), ("body", 'exclude = ["head.*", "norm.*"]\n')):
+        write_ledger(tmp_path / folder, [RoundRecord(1, digest=folder)], {"seed": 0})
+        (tmp_path / folder / "run.toml").write_text(f"seed = 0\n{told}")
+    assert [g.label for g in group_runs(find_runs(tmp_path))] == ["–", "exclude head.* norm.*"]
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_runs_of_one_seed_with_other_weights_are_not_seeds_of_one_setting(tmp_path, write_ledger, nested):
+    for rate in ("fast", "slow"):  # a client's rate, which no ledger knows
+        for seed in (0, 1):
+            folder = tmp_path / rate / f"s{seed}" if nested else tmp_path / f"{rate}-s{seed}"
+            write_ledger(folder, [RoundRecord(1, digest=f"{rate}{seed}")], {"seed": seed})
+    found = [(g.label, len(g.runs)) for g in group_runs(find_runs(tmp_path))]
+    alone = [(f"{rate}-s{seed}", 1) for rate in ("fast", "slow") for seed in (0, 1)]
+    assert found == ([("fast", 2), ("slow", 2)] if nested else alone)
+
+
+def test_models_of_other_shapes_are_not_seeds_of_one_setting(tmp_path, write_ledger):
+    for seed, shape in enumerate(("float32[2]", "float32[3]")):
+        write_ledger(tmp_path / f"s{seed}", [RoundRecord(1)], {"seed": seed, "model.bias": shape})
+    assert [(g.label, len(g.runs)) for g in group_runs(find_runs(tmp_path))] == [("s0", 1), ("s1", 1)]
+
+
+def test_a_copy_of_a_run_stays_in_its_group(tmp_path, write_ledger):
+    rounds = [RoundRecord(n, digest=f"{n}") for n in (1, 2, 3)]
+    write_ledger(tmp_path / "a", rounds, {"seed": 0})
+    write_ledger(tmp_path / "b", rounds[:2], {"seed": 0}, finished=False)
+    assert [(g.label, len(g.runs)) for g in group_runs(find_runs(tmp_path))] == [("all runs", 2)]
 
 
 def test_the_page_has_a_line_and_a_band_for_each_group(sweep):

@@ -30,6 +30,7 @@ from lightning_fl_ext.client.bridge.refusals import (
     refuse_to_follow_averaging,
     refuse_zero3,
 )
+from lightning_fl_ext.client.bridge.spawned import leave_group_at_exit
 from lightning_fl_ext.client.metrics.logged import count_in_floats
 from lightning_fl_ext.client.notices import warn_of_known_noise, warn_of_unsharded, warn_once
 from lightning_fl_ext.client.results.retention import Retention
@@ -83,6 +84,7 @@ class FitHooks(EvaluationHooks):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation begins: checks its place and loads what was received."""
         refuse_zero3(trainer)
+        leave_group_at_exit()
         self._counter, self._evaluated = self._new_counter(), self._new_counter()
         self._metrics.begin()
         if not is_built_later(pl_module):

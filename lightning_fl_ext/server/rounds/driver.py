@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from flwr.app import Message, MetricRecord
 from flwr.serverapp import Grid
 
-from lightning_fl_ext.aggregation.conform import conform
 from lightning_fl_ext.engines import OrderedGrid
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import described
@@ -29,6 +28,11 @@ from lightning_fl_ext.server.rounds.flower_dtypes import align_replies, to_flowe
 from lightning_fl_ext.server.rounds.messages import RoundMessages
 from lightning_fl_ext.server.rounds.payload import PayloadCodec
 from lightning_fl_ext.server.rounds.quorum import innermost, wait_for_clients
+from lightning_fl_ext.server.rounds.refusals import (
+    checked_weights,
+    refuse_if_all_failed,
+    refuse_if_too_few_are_asked,
+)
 from lightning_fl_ext.server.rounds.strategy_calls import StrategyCalls, read_from
 from lightning_fl_ext.server.screening.announcements import screen_announcement
 from lightning_fl_ext.server.screening.checks import (
@@ -38,8 +42,7 @@ from lightning_fl_ext.server.screening.checks import (
     screen_train_reply,
 )
 from lightning_fl_ext.server.screening.limits import ExpectedContent
-from lightning_fl_ext.server.screening.norms import is_finite
-from lightning_fl_ext.server.screening.rejection import Reason, Rejection
+from lightning_fl_ext.server.screening.rejection import Rejection
 from lightning_fl_ext.server.settings import round_config, tell_counted
 from lightning_fl_ext.server.strategies.buffers import averaged_buffers, name_buffers
 from lightning_fl_ext.server.strategies.secure_round import SecureOutcome
@@ -115,7 +118,8 @@ class StrategyDriver:
         wait_for_clients(self.grid, self.trainer.strategy, self.trainer.round_timeout, least)
         screen = screen_announcement if self.calls.secure else screen_train_reply
         messages = self._send("train", server_round, arrays, screen)
-        self._refuse_if_too_few_are_asked(messages)
+        if not self._has_worked:
+            refuse_if_too_few_are_asked(self.calls.name, messages, least)
         outcome: SecureOutcome | None = None
         if self.calls.secure or (self.calls.order_free and not messages.anonymous):
             summaries: dict[str, ClientUpdate] = {}
@@ -139,11 +143,12 @@ class StrategyDriver:
                 new = new and {**new, **buffers}
             elif self.calls.reserves:
                 self._aggregate(server_round, [])  # releases nothing, so what it has reserved is free again
-        self._refuse_if_all_failed(messages, summaries)
+        if not (summaries or self._has_worked):
+            refuse_if_all_failed(messages)
         void = bool(messages.outgoing) and (new is None or len(summaries) < least)
         self.calls.end_round(void)
         if new is not None and not void:
-            arrays = self._checked(server_round, new, arrays, summaries)
+            arrays = checked_weights(self.calls.name, server_round, new, arrays, summaries)
         measured, left_out = self._measure(messages, summaries, metrics, outcome)
         if self.calls.asks_to_evaluate:
             of_clients = [messages.stages.get(client, {}) for client in summaries]
@@ -190,8 +195,8 @@ class StrategyDriver:
             return RoundRecord(server_round)
         replies = messages.collect()
         summaries = {client: update for client, _, update in replies}
-        if server_round == 0 or stage == "test":
-            self._refuse_if_all_failed(messages, summaries, anew=True)
+        if (server_round == 0 or stage == "test") and not summaries:
+            refuse_if_all_failed(messages, worked=self._has_worked)
         accepted = [reply for _, reply, _ in replies]
         if not self.calls.secure:
             align_replies(accepted, self._shared_metrics(summaries))
@@ -293,30 +298,6 @@ class StrategyDriver:
         """Whether a round before shows that the set-up can work."""
         return any(record.accepted for record in self.trainer.rounds)
 
-    def _refuse_if_too_few_are_asked(self, messages: RoundMessages) -> None:
-        asked, least = len(messages.outgoing), self.trainer.min_accepted
-        if 0 < asked < least and not self._has_worked:
-            raise LightningFLError(
-                f"{self.calls.name} asks {asked} client(s) to train in round {messages.server_round}, but"
-                f" `min_accepted` is {least}: no round could count. Have it ask more (`fraction_train`,"
-                " `min_train_nodes`), or lower `min_accepted`."
-            )
-
-    def _refuse_if_all_failed(
-        self, messages: RoundMessages, accepted: Collection[str], anew: bool = False
-    ) -> None:
-        """Raise if the clients' own code fails on all of them, and no round before shows that it can work."""
-        failed = [r for r in messages.rejected if r.reason is Reason.CLIENT_ERROR]
-        others = [r for r in messages.rejected if r.reason not in (Reason.CLIENT_ERROR, Reason.IDLE)]
-        worked = accepted or (self._has_worked and not anew)
-        if failed and not others and not worked:
-            asked = "asked" if len(failed) == len(messages.outgoing) else "with examples"
-            when = "" if anew and self._has_worked else ", before any round has worked"
-            raise LightningFLError(
-                f"all {len(failed)} clients {asked} failed{when}. One of them:"
-                f" {min(failed, key=lambda r: r.client_id)}"
-            )
-
     def _shared_metrics(self, summaries: Mapping[str, ClientUpdate]) -> set[str]:
         metrics = {client: summary.metrics for client, summary in summaries.items()}
         return common_metrics(metrics, 0)[0] | {self.calls.count_key}
@@ -347,24 +328,6 @@ class StrategyDriver:
     ) -> tuple[Arrays | None, MetricRecord | None]:
         record, metrics = self.calls.call("aggregate_train", server_round, replies, clients=clients)
         return (None if record is None else from_record(record)), metrics
-
-    def _checked(self, server_round: int, new: Arrays, old: Arrays, clients: Collection[str]) -> Arrays:
-        wrong = sorted(
-            k for k in {*old, *new} if k not in new or k not in old or new[k].shape != old[k].shape
-        )
-        if wrong:
-            raise LightningFLError(
-                f"{self.calls.name} gave weights that do not fit the model in round {server_round}, at"
-                f" {wrong[:5]}.{read_from(clients)}"
-            )
-        conformed = conform(new, old)
-        if broken := [key for key in old if not (is_finite(new[key]) and is_finite(conformed[key]))]:
-            raise LightningFLError(
-                f"{self.calls.name} made weights that are not finite in round {server_round}, at"
-                f" {broken[:3]}, from updates that were. The round before is the last good one."
-                f" `max_update_norm` leaves out updates that are too large.{read_from(clients)}"
-            )
-        return conformed
 
 
 def _without_arrays(

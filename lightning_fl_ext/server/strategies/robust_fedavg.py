@@ -37,7 +37,7 @@ class RobustFedAvg(ExactFedAvg):
 
     Example:
         >>> from lightning_fl_ext import TrimmedMean
-        >>> RobustFedAvg(TrimmedMean(0.2), fraction_train=0.5).settings
+        >>> RobustFedAvg(TrimmedMean(0.2), fraction_train=0.5).rule_settings
         'TrimmedMean(fraction=0.2)'
     """
 
@@ -46,7 +46,7 @@ class RobustFedAvg(ExactFedAvg):
             raise TypeError(f"`rule` must be a robust rule, such as `CoordinateMedian()`.{got(rule)}")
         super().__init__(**options)
         self.rule = rule
-        self.settings = repr(rule)  # a string, so that a run with another rule does not go on from it
+        self.rule_settings = repr(rule)  # a string, so that a run with another rule does not go on from it
         self._asked = 0
 
     def configure_train(
@@ -79,7 +79,7 @@ class RobustFedAvg(ExactFedAvg):
         if len(updates) < (least := self.rule.least(asked)):
             log.warning(
                 "round %d is void: %s needs %d updates of %d clients asked, and has %d",
-                *(server_round, self.settings, least, asked, len(updates)),
+                *(server_round, self.rule_settings, least, asked, len(updates)),
             )
             return None, None
         new = self.rule(like or updates[0], updates, asked)

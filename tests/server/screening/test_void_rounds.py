@@ -52,7 +52,7 @@ def test_a_run_of_void_rounds_alone_ends_in_an_error_with_its_rounds_kept(toy, m
     with pytest.raises(
         LightningFLError,
         match=r"none of the 2 round\(s\) counts, and the model is the one the run began with. Round 2 is"
-        r" void: 4 of 5 updates count, `min_accepted` is 5. It left out client `02`, round 2: not-finite",
+        r" void: 4 of 5 updates count, `min_accepted` is 5. In it: left out client `02`, round 2: not-finite",
     ):
         trainer.fit(toy.Net(), toy.make_grid(faults=faults))
     assert [record.void for record in trainer.rounds] == [True, True]
@@ -63,6 +63,15 @@ def test_a_run_of_void_rounds_alone_ends_in_an_error_with_its_rounds_kept(toy, m
     more = toy.make_trainer(make_strategy(name), min_accepted=5, max_rounds=3, **options)
     result = more.fit(toy.Net(), toy.make_grid(), ckpt_path="last")
     assert [record.void for record in result.rounds] == [True, True, False]
+
+
+def test_a_run_without_any_examples_names_the_idle_clients(toy):
+    def nothing(instruction, reply):
+        return metric("num-examples", 0)(toy, reply) if toy.is_train(instruction) else reply
+
+    said = r"is 1\. In it: clients `00`, .*, round 2: idle: no training examples\.$"
+    with pytest.raises(LightningFLError, match=said):
+        fit(toy, None, nothing)
 
 
 def test_the_summary_says_who_was_left_out_and_why(toy):
@@ -81,7 +90,7 @@ def test_what_is_to_be_said_of_many_clients_is_said_once(toy, caplog):
 
     trainer = toy.make_trainer(max_rounds=1)
     with pytest.raises(
-        LightningFLError, match=r"It left out clients `00`, .* and 2 more, round 1: not-finite"
+        LightningFLError, match=r"In it: left out clients `00`, .* and 2 more, round 1: not-finite"
     ):
         trainer.fit(toy.Net(), toy.make_grid(7, faults=spoil))
     assert len(trainer.rounds[0].rejected) == 7
