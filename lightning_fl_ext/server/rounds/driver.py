@@ -81,6 +81,11 @@ class StrategyDriver:
             raise LightningFLError(
                 f"{self.calls.name} cannot aggregate what {trainer.exchange!r} sends: use `FedPM`."
             )
+        if trainer.site_metrics and self.calls.secure:
+            raise LightningFLError(
+                f"`site_metrics` needs each site's own values, which {self.calls.name} does not see: it sums"
+                " them under the masks. Leave it out."
+            )
         if self.calls.algorithm is not None:
             named = dict(trainer.model.named_parameters(remove_duplicate=False))
             self.calls.algorithm.parameters = [name for name in trainer.arrays if name in named]

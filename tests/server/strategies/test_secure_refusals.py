@@ -68,6 +68,13 @@ def test_an_update_that_the_server_would_refuse_is_refused_by_its_client(plain, 
     assert result.digest == plain(without=["03"], model=toy.Net()).digest
 
 
+def test_values_of_single_sites_are_refused_before_any_client_is_asked():
+    recording = Recording()
+    with pytest.raises(LightningFLError, match="`site_metrics` needs each site's own values"):
+        fit(faults=recording, site_metrics={"train_loss": "min"})
+    assert not recording.passed
+
+
 def test_a_bad_update_stops_the_run_if_it_is_told_to():
     def local_fit(arrays, partition, server_round):
         return {k: a * np.float32("nan") for k, a in arrays.items()} if partition == 3 else dict(arrays)
