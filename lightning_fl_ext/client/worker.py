@@ -57,7 +57,7 @@ def _end_with_client() -> None:
 def _leave_traceback(out: Path, error: BaseException) -> None:
     trace = "".join(traceback.format_exception(error))
     count = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1"
-    told = {"rank": rank(), "count": count, "time": time.time(), "traceback": trace}
+    told = {"rank": rank(), "count": count, "time": time.monotonic(), "traceback": trace}
     sys.stderr.write(trace)
     sys.stderr.flush()
     write_file(out / f"error-{rank()}.json", json.dumps(told).encode())

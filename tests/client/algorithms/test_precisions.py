@@ -30,7 +30,8 @@ def test_a_step_that_the_scaler_skips_counts_for_none(kit):
             return loss * float("inf") if len(self.sizes) == 1 else loss
 
     half = Counting({})
-    plugin = MixedPrecision("16-mixed", "cpu")
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)  # no other step overflows
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
     kit.fit(AlgorithmHooks(half), module=Overflows(), data=kit.loader(16, batch_size=4), plugins=[plugin])
     assert (half.steps, half.dtypes) == (3, {torch.float32})
 
