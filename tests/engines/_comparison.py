@@ -12,7 +12,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +92,10 @@ ENGINES: dict[str, Callable[[Path, str], None]] = {
 
 
 def compare(
-    folder: Path, say: Callable[[str], object] = print, strategies: Sequence[str] = ()
+    folder: Path,
+    say: Callable[[str], object] = print,
+    strategies: Sequence[str] = (),
+    engines: Mapping[str, Callable[[Path, str], None]] = ENGINES,
 ) -> dict[str, Outcome]:
     """Run the federation on every engine.
 
@@ -100,9 +103,10 @@ def compare(
         folder: Where everything is kept: ledgers, and the logs of all servers.
         say: Told of each engine as it begins and ends.
         strategies: Their names; all if there are none.
+        engines: What runs them, by name.
     """
     outcomes = {}
-    for i, (engine, run) in enumerate(ENGINES.items()):
+    for i, (engine, run) in enumerate(engines.items()):
         say(f"{engine} ...")
         own = folder / str(i)
         own.mkdir(parents=True)

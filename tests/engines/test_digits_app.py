@@ -38,6 +38,7 @@ def ledger_here(apps, tmp_path):
 
 
 @pytest.mark.engines
+@pytest.mark.slow
 def test_flwr_run_simulates_ten_supernodes_and_gives_what_this_process_gives(ledger_here, tmp_path):
     folder = tmp_path / "there"
     with Deployment(tmp_path / "servers", simulation=True) as deployment:

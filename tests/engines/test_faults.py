@@ -37,6 +37,7 @@ def test_clients_that_raise_hang_or_are_killed_are_left_out_by_name_and_take_par
 
 
 @pytest.mark.engines
+@pytest.mark.slow
 def test_a_run_whose_superlink_was_killed_goes_on_to_the_digest_and_ledger_of_one_that_was_not(tmp_path):
     with Federation(tmp_path / "f", "a", "b", "c") as federation:
         federation.order("b", 2, "wait")
