@@ -152,7 +152,7 @@ def test_the_line_of_what_caused_it_counts_if_it_has_none_of_its_own():
     ],
 )
 def test_libraries_and_this_package_are_not_the_users(path):
-    trace = f'  File "/home/a/lit.py", line 7, in step\n    x()\n  File "{path}", line 9, in f\nValueError: one'
+    trace = f'  File "/home/lit.py", line 7, in step\n    x()\n  File "{path}", line 9, in f\nValueError: one'
     assert str(read_failure(trace)) == "ValueError: one (lit.py:7)"
     assert str(read_failure(f'  File "{path}", line 9, in f\nValueError: one')) == "ValueError: one"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lightning_fl_ext.cli.errors import NOT_SO
-from lightning_fl_ext.cli.plain import print_json
+from lightning_fl_ext.cli.values import print_json
 from lightning_fl_ext.cli.verify import RunPath
 from lightning_fl_ext.text import shown
 

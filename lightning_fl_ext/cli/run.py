@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from lightning_fl_ext.cli.errors import WrongInput
-from lightning_fl_ext.cli.plain import print_json
 from lightning_fl_ext.cli.settings import (
     SETTINGS,
     RunSettings,
@@ -25,7 +24,7 @@ from lightning_fl_ext.cli.settings import (
     read_config,
     to_toml,
 )
-from lightning_fl_ext.cli.values import parse_pairs
+from lightning_fl_ext.cli.values import parse_pairs, print_json
 from lightning_fl_ext.report.history import SETTINGS_FILE
 
 if TYPE_CHECKING:

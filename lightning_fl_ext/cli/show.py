@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_fl_ext.cli.errors import WrongInput
-from lightning_fl_ext.cli.plain import print_json
+from lightning_fl_ext.cli.values import print_json
 from lightning_fl_ext.text import shown
 
 if TYPE_CHECKING:

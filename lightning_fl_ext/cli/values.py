@@ -1,8 +1,10 @@
-"""Values given as ``KEY=VALUE``."""
+"""Values as text: read from ``KEY=VALUE``, and printed as JSON for scripts."""
 
 from __future__ import annotations
 
 import ast
+import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,3 +40,21 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
+
+
+def print_json(data: Any) -> None:
+    """Print data as JSON; null where JSON has no number.
+
+    Example:
+        >>> print_json({"loss": float("nan"), "rounds": [1, 2]})
+        {"loss": null, "rounds": [1, 2]}
+    """
+    print(json.dumps(_finite(data), allow_nan=False))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lightning_fl_ext.cli.errors import NOT_SO
-from lightning_fl_ext.cli.plain import print_json
+from lightning_fl_ext.cli.values import print_json
 from lightning_fl_ext.text import shown
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN")]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from _disk import full_after
 
 from lightning_fl_ext import LightningFLError, digest
 from lightning_fl_ext.files import ForbiddenFilesError
@@ -104,18 +105,9 @@ def test_a_state_of_another_user_is_an_error_not_a_fresh_optimizer(kit, ask, glo
 def test_a_full_disk_is_named_and_the_state_is_that_before_the_fit(kit, ask, globals_, tmp_path, monkeypatch):
     ask(kit.AdamLit, globals_[0], 1)
     before = contents(tmp_path / "kept")
-    fsync = os.fsync
     for n in itertools.count():
-        left = [n]
-
-        def full(handle, left=left):
-            left[0] -= 1
-            if left[0] < 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            fsync(handle)
-
         with monkeypatch.context() as patched:
-            patched.setattr(os, "fsync", full)
+            patched.setattr(os, "fsync", full_after(n))
             if n == 4:  # three files and their folder
                 break
             with pytest.raises(LightningFLError, match=r"client `0`: .*No space left .*Make room"):

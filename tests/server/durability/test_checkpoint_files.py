@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from _checkpoints import fit
+from _disk import full_after
 from flwr.serverapp.strategy import FedAdam
 
 from lightning_fl_ext import RoundCallback, RoundCheckpoint, RoundLedger
@@ -58,16 +59,8 @@ def test_a_full_disk_stops_the_run_with_the_last_good_round_intact(toy, tmp_path
         fit(toy, tmp_path / "count", callbacks=callbacks(), max_rounds=3)
     for n in range(len(calls) // 2, len(calls) - 1, 2):
         folder = tmp_path / str(n)
-        left = [n]
-
-        def full(handle, left=left):
-            left[0] -= 1
-            if left[0] < 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            fsync(handle)
-
         with monkeypatch.context() as patched:
-            patched.setattr(os, "fsync", full)
+            patched.setattr(os, "fsync", full_after(n))
             with pytest.raises(CallbackError, match="No space left") as stopped:
                 fit(toy, folder, callbacks=callbacks())
         assert isinstance(stopped.value.__cause__, OSError)

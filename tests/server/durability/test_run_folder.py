@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from _disk import full_after
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import lightning_fl_ext
@@ -249,18 +250,10 @@ def test_a_read_only_folder_is_named_before_the_first_round(toy, tmp_path, monke
 
 def test_a_disk_that_fills_up_leaves_a_signed_run_to_go_on_with(toy, tmp_path, monkeypatch):
     expected = fit(toy, tmp_path / "whole", sign=KEY)
-    fsync, folders = os.fsync, []
+    folders = []
     for n in itertools.count(0, 6):
-        left = [n]
-
-        def full(handle, left=left):
-            left[0] -= 1
-            if left[0] < 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            fsync(handle)
-
         with monkeypatch.context() as patched:
-            patched.setattr(os, "fsync", full)
+            patched.setattr(os, "fsync", full_after(n))
             with suppress(CallbackError):
                 fit(toy, tmp_path / str(n), sign=KEY)
                 break
