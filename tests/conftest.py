@@ -47,3 +47,11 @@ def pytest_collection_modifyitems(items):
 def _own_states(tmp_path_factory, monkeypatch):
     """Give each test a folder of its own for what clients keep by default."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("states")))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said():
+    """Begin each test with no warning told yet, whichever tests this process has run before."""
+    notices = sys.modules.get("lightning_fl_ext.client.notices")
+    if notices is not None:
+        notices._said.clear()

@@ -55,7 +55,7 @@ def test_an_evaluation_keeps_nothing_and_says_nothing(kit, ask, globals_, tmp_pa
         assert reply.has_content()
     assert files_under(tmp_path) == before
     assert context.state["kept-state"]["round"] == 1
-    assert not [r for r in caplog.records if r.name.startswith("lightning_fl_ext")]
+    assert not [r for r in caplog.records if r.name.startswith("lightning_fl_ext.client.persistence")]
 
 
 def files_under(folder):
