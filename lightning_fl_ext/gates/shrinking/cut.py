@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.gates.modules import CHILD, skipped_or_run, without_gate
 from lightning_fl_ext.gates.shrinking.follow import Followed, GateSlots
-from lightning_fl_ext.gates.shrinking.plain import closed_for_good, narrowed
+from lightning_fl_ext.gates.shrinking.plain import closed_for_good, first_argument, narrowed
 from lightning_fl_ext.gates.stochastic import StochasticGateModule
 
 _WIDTHS = {
@@ -69,7 +70,26 @@ def cut(small: nn.Module, followed: Followed, keep: Sequence[str]) -> list[str]:
         for name, child in part._modules.items():
             if id(child) in made:
                 part._modules[name] = made[id(child)]
+        if isinstance(part._modules.get(CHILD), nn.Identity):
+            without_gate(part)
     return left
+
+
+def settle_skips(small: nn.Module, keep: Sequence[str]) -> None:
+    """Take out modules that a closed gate skips, and the gates of those that an open one runs."""
+    modules = dict(small.named_modules())
+    skippable = {name: gate for name, m in modules.items() if (gate := skipped_or_run(m)) is not None}
+    for name, gate in skippable.items():
+        if any(fnmatchcase(f"{name}.{CHILD}", pattern) for pattern in keep):
+            continue
+        if bool(gate.open_positions()):
+            without_gate(modules[name])
+            continue
+        module = modules[name]
+        for part in modules.values():
+            for child_name, child in part._modules.items():
+                if child is module:
+                    part._modules[child_name] = first_argument()
 
 
 def _replacement(gate: StochasticGateModule, met: GateSlots | None, kept: NDArray[np.bool_]) -> nn.Module:

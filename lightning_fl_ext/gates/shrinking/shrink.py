@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fl_ext.gates.masked import MaskedModule
-from lightning_fl_ext.gates.shrinking.cut import ShrinkError, cut, gates_of
+from lightning_fl_ext.gates.shrinking.cut import ShrinkError, cut, gates_of, settle_skips
 from lightning_fl_ext.gates.shrinking.follow import follow, tensors_in
 from lightning_fl_ext.gates.stochastic import StochasticGateModule
 
@@ -70,6 +70,16 @@ def shrink(
           (3): Linear(in_features=2, out_features=1, bias=True)
         )
     """
+    small, left = shrunk(module, example, kwargs, keep)
+    if left:
+        log.warning("closed gates that are fixed in place, without a smaller width: %s", ", ".join(left))
+    return small
+
+
+def shrunk(
+    module: nn.Module, example: Any, kwargs: Mapping[str, Any] | None = None, keep: str | Sequence[str] = ()
+) -> tuple[nn.Module, list[str]]:
+    """Do as `shrink`, and name the gates that were fixed in place."""
     module = getattr(module, "_orig_mod", module)  # of torch.compile
     args = example if isinstance(example, tuple) else (example,)
     kwargs = dict(kwargs or {})
@@ -79,6 +89,7 @@ def shrink(
     failure: Exception | str = ""
     for careful in (False, True):
         small = copy.deepcopy(gated)
+        settle_skips(small, patterns)
         followed = follow(small, args, kwargs, careful)
         left = cut(small, followed, patterns)
         failure = _difference(small, args, kwargs, expected, tolerance)
@@ -90,12 +101,10 @@ def shrink(
             f" {failure}. Something in its forward depends on a width, such as a reshape with a number or a"
             " slice. Name the gates there by `keep=...`; their widths then stay."
         )
-    if left:
-        log.warning("closed gates that are fixed in place, without a smaller width: %s", ", ".join(left))
     modes = {name: part.training for name, part in module.named_modules()}
     for name, part in small.named_modules():
         part.training = modes.get(name, module.training)
-    return small
+    return small, left
 
 
 def _thresholded(module: nn.Module) -> nn.Module:
