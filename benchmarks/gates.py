@@ -1,10 +1,10 @@
 """What a gate costs, and what its gradient is worth.
 
 ``python benchmarks/gates.py`` takes the processor time of the samplers on one thread, forward and backward,
-at 1e4 to 1e7 gates, against `torch.bernoulli` and the plain autograd Function over it that `BernoulliSample` replaces. They
-take turns; the ratios are the median over the turns, and that of the best times. With numba (extra ``fast``)
-the fused loop is compiled beforehand; ``--unfused`` measures without it. ``--device cuda`` takes the time of
-all that a device does.
+at 1e4 to 1e7 gates, against `torch.bernoulli` and the plain autograd Function over it that `BernoulliSample`
+replaces. They take turns; the ratios are the median over the turns, and that of the best times. With numba
+(extra ``fast``) the fused loop is compiled beforehand; ``--unfused`` measures without it. ``--device cuda``
+takes the time of all that a device does.
 
 ``python benchmarks/gates.py --estimators`` measures the bias and the spread of every estimator's gradient.
 The loss of 8 gates is a function of 2^8 states, so the true gradient of its expectation is known exactly; so
