@@ -73,7 +73,7 @@ def compare(parameters: int, clients: int, repeats: int) -> None:
     rest = best["secure"] - arithmetic - keys
     print(
         f"{clients:3} clients, {parameters:7} float32: plain {best['plain'] * 1e3:5.1f} ms, secure"
-        f" {best['secure'] * 1e3:5.1f} ms = masking {arithmetic * 1e3:5.1f} + keys {keys * 1e3:5.1f} + the rest"
+        f" {best['secure'] * 1e3:5.1f} ms = masking {arithmetic * 1e3:5.1f} + keys {keys * 1e3:5.1f} + rest"
         f" {rest * 1e3:4.1f}; beyond masking {(keys + rest) / best['plain']:.1f} x the plain round, beyond"
         f" keys as well {rest / best['plain']:.1f} x"
     )
