@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, ClientUpdate
+from lightning_fl_ext.results.dtypes import dtype_name
 from lightning_fl_ext.server.screening.limits import ARRAY_HEADER, screen_count, shown_number
 from lightning_fl_ext.server.screening.norms import first_not_finite, magnitude_bound, update_norm
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
@@ -166,8 +167,9 @@ def _screen_announced(name: str, packed: Array, like: NDArray[Any]) -> None:
     """Compare what a packed array says about itself; that it is true is checked when it is decoded."""
     if tuple(packed.shape) != like.shape:
         raise Rejected(Reason.SHAPE, name, str(list(like.shape)), str(list(packed.shape)))
-    if packed.dtype not in (like.dtype.name, str(like.dtype)):
-        raise Rejected(Reason.DTYPE, name, like.dtype.name, packed.dtype)
+    expected = dtype_name(like.dtype)
+    if packed.dtype != expected and packed.dtype != str(like.dtype):
+        raise Rejected(Reason.DTYPE, name, expected, packed.dtype)
     if len(packed.data) > like.nbytes + ARRAY_HEADER:
         limit = f"at most {like.nbytes + ARRAY_HEADER} bytes"
         raise Rejected(Reason.TOO_LARGE, name, limit, f"{len(packed.data)}")

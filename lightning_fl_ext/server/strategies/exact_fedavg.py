@@ -132,10 +132,14 @@ def aggregate_summaries(
             that does not depend on the order of ``summaries``.
         key: A strategy's ``weighted_by_key``.
     """
-    metrics = {str(i): dict(summary.metric_records["metrics"]) for i, summary in enumerate(summaries)}
+    metrics = {str(i): dict(_metrics(summary)) for i, summary in enumerate(summaries)}
     shared, _ = common_metrics(metrics, 0)
     for summary in summaries:
-        record = summary.metric_records["metrics"]
+        record = _metrics(summary)
         summary["metrics"] = MetricRecord({name: record[name] for name in sorted(shared)})
-    summaries.sort(key=lambda summary: (declared_id(summary), repr(summary.metric_records["metrics"])))
+    summaries.sort(key=lambda summary: (declared_id(summary), repr(_metrics(summary))))
     return aggregate(summaries, key)
+
+
+def _metrics(summary: RecordDict) -> MetricRecord:
+    return records_of(summary, MetricRecord)["metrics"]
