@@ -89,8 +89,9 @@ def settings_from(config: Path | None, given: dict[str, Any]) -> RunSettings:
         value = given.get(setting.name)
         if value is None or value == []:
             continue
-        is_pairs = setting.metadata["kind"] == "pairs"
-        flags[setting.name] = parse_pairs(value, f"`--{flag_of(setting)}`") if is_pairs else value
+        if setting.metadata["kind"] == "pairs":
+            value = parse_pairs(value, f"`--{flag_of(setting)}`", dashes=setting.name == "train_config")
+        flags[setting.name] = value
     return merge(read_config(config) if config else {}, flags)
 
 

@@ -33,12 +33,14 @@ class ValueLimits:
         min_update_norm: Least L2 norm of an update.
         max_update_norm: Largest L2 norm of an update (weights minus global weights, floating arrays).
         max_term: Largest magnitude of a weight times the count: an exact sum has a range.
+        max_extra_norm: Largest L2 norm of what an algorithm's clients send beside the weights.
     """
 
     count_key: str = "num-examples"
     min_update_norm: float = 0.0
     max_update_norm: float | None = None
     max_term: float | None = None
+    max_extra_norm: float | None = None
 
 
 def screen_train_reply(
@@ -102,9 +104,15 @@ def screen_extras(
             it passes on as they are have been screened.
 
     Raises:
-        Rejected: It refuses the values; or what goes into the mean is not finite, or beyond the limit.
+        Rejected: It refuses the values; they are beyond the limit on their norm; or what goes into the mean
+            is not finite, or beyond the limit.
     """
     weights, extras = parted(update.arrays)
+    if limits.max_extra_norm is not None:
+        norm = update_norm(extras, {name: np.zeros_like(array) for name, array in extras.items()})
+        if not norm <= limits.max_extra_norm:
+            what = f"arrays beside the weights of norm at most {limits.max_extra_norm:g} (`max_extra_norm`)"
+            raise Rejected(Reason.NORM, ALGORITHM, what, f"{norm:g}")
     try:
         check(extras)
     except ValueError as error:

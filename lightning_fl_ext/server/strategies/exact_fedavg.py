@@ -41,6 +41,7 @@ class ExactFedAvg(FedAvg):
     """bfloat16 and float8 arrays need no translation."""
 
     _like: Arrays | None = None
+    _undo: Callable[[], None] | None = None  # a function is no state: it is in no checkpoint
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -91,6 +92,12 @@ class ExactFedAvg(FedAvg):
             whole = int(weight) if isinstance(weight, float) and weight.is_integer() else weight
             yield from_record(next(iter(records_of(reply.content, ArrayRecord).values()))), whole  # type: ignore[misc]
             del reply
+
+    def end_round(self, void: bool) -> None:
+        """Keep what a subclass made of its state in a round, or take it back if the round does not count."""
+        undo, self._undo = self._undo, None
+        if void and undo is not None:
+            undo()
 
     @staticmethod
     def max_term(num_clients: int) -> float:
