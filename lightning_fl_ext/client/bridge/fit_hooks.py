@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +25,7 @@ from lightning_fl_ext.client.bridge.refusals import (
     averages_counters,
     is_averaging,
     is_spent,
+    refuse_late_layers,
     refuse_other_weights,
     refuse_to_follow_averaging,
     refuse_zero3,
@@ -99,8 +99,12 @@ class FitHooks(EvaluationHooks):
                 pl_module.configure_model()  # the averaging callback is about to, and copies what it finds
         else:
             self._store.start_evaluation(trainer)
-        with suppress(LightningFLError) if is_built_later(pl_module) else nullcontext():
+        try:
             self._load(load_early, trainer, pl_module)
+        except LightningFLError:
+            if not is_built_later(pl_module):
+                raise
+            refuse_late_layers(trainer, pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when the module is built and placed: looks at its metrics, loads again what was received."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_fl_ext.client.bridge.model_state import is_sharded
+from lightning_fl_ext.client.bridge.model_state import is_deepspeed, is_sharded
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.lightnings import lightning_name, overrides
 
@@ -88,7 +88,24 @@ def refuse_zero3(trainer: Any) -> None:
     if getattr(trainer.strategy, "zero_stage_3", False):
         raise ValueError(
             "`FlowerBridge` cannot collect weights that DeepSpeed ZeRO stage 3 spreads over the ranks."
-            " Use stage 2, or `strategy='fsdp'`."
+            " Use `strategy='deepspeed_stage_2'`, where the weights fit a rank; or shard them with"
+            " `ModelParallelStrategy` and `fully_shard` in the module's `configure_model`."
+        )
+
+
+def refuse_late_layers(trainer: Any, module: torch.nn.Module) -> None:
+    """Refuse layers that DeepSpeed's ranks would not begin with as received.
+
+    Stages 1 and 2 train a copy of the weights, which they make before a callback sees what is built late.
+
+    Raises:
+        ValueError: The strategy is DeepSpeed.
+    """
+    if is_deepspeed(trainer):
+        raise ValueError(
+            f"under DeepSpeed `{type(module).__name__}` must have its layers when the fit begins, so that it"
+            " starts from what the server sent. Build them in `__init__`, not in `setup` or"
+            " `configure_model`."
         )
 
 

@@ -88,13 +88,14 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "
 APPS = {
     "ddp": client_app(Lit, data, two(), keep_local=False),
     "fork": client_app(Lit, data, two(strategy="ddp_fork"), keep_local=False),
+    "spawn": client_app(Lit, data, two(strategy="ddp_spawn"), keep_local=False),
     "torchrun": client_app(Lit, data, two(), launcher=TORCHRUN),
     "fsdp2": client_app(Sharded, data, parallel, keep_local=False),
     "failing": client_app(
         failing, data, two(), keep_local=False, fit_timeout=float(os.getenv("LIMIT", "60"))
     ),
 }
-ddp, fork, torchrun, fsdp2, failing_app = APPS.values()
+ddp, fork, spawn, torchrun, fsdp2, failing_app = APPS.values()
 
 
 def ask(grid, kind, server_round):

@@ -7,6 +7,7 @@ import pytest
 from _scripts import run_script
 
 run = partial(run_script, Path(__file__).with_name("_federation.py"))
+run_mixed = partial(run_script, Path(__file__).with_name("_mixed.py"))
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +18,24 @@ def out():
 def test_ddp_in_processes_of_its_own_gives_the_bytes_of_forked_workers(out):
     assert out["ddp"][0] == out["fork"][0], "Python's random, dropout and shuffles included"
     assert out["ddp"][0]["metrics"]["num-examples"] == 101
+
+
+def assert_alike(told):
+    plain, mixed = told
+    assert {"val_loss", "seen"} <= plain["metrics"].keys()
+    for name, values in plain.items():
+        assert mixed[name] == pytest.approx(values, rel=1e-5, abs=1e-6), name
+
+
+def test_one_round_of_one_process_tensor_parallel_and_fsdp2_together():
+    """As with one process each: weights, pooled means, and sums of which no rank adds to what it shares."""
+    assert_alike(run_mixed("0"))
+
+
+@pytest.mark.slow
+def test_tensor_parallel_and_fsdp2_evaluate_as_one_process():
+    assert_alike(told := run_mixed("1"))
+    assert told[0]["counts"] == [9, 9, 9]
 
 
 def test_every_round_shuffles_anew(out):
@@ -52,9 +71,9 @@ def test_a_rank_that_hangs_is_ended(monkeypatch):
 
 
 @pytest.mark.slow
-def test_torchrun_and_evaluations_give_the_same():
-    out = run("torchrun,train:1,evaluate:1", "fork,train:1,evaluate:1")
-    assert out["torchrun"] == out["fork"]
+def test_torchrun_and_spawned_workers_give_the_same_and_so_do_evaluations():
+    out = run(*(f"{name},train:1,evaluate:1" for name in ("torchrun", "spawn", "fork")))
+    assert out["torchrun"] == out["spawn"] == out["fork"]
 
 
 @pytest.mark.slow
