@@ -172,16 +172,18 @@ def refuse_without_test(module: Any, source: Any) -> None:
 
 
 def refuse_to_keep_shards(trainer: Any) -> None:
-    """Refuse to keep an optimizer whose state is spread over processes or machines.
+    """Refuse to keep an optimizer whose state cannot be gathered.
 
     Raises:
-        ValueError: The strategy shards it (FSDP, ModelParallel, DeepSpeed), or there are several nodes.
+        ValueError: The strategy shards it otherwise than in DTensors (FSDP1, DeepSpeed), or there are several
+            nodes.
     """
-    if is_sharded(trainer) or trainer.num_nodes > 1:
+    gathers = any(base.__name__ == "ModelParallelStrategy" for base in type(trainer.strategy).__mro__)
+    if trainer.num_nodes > 1 or is_deepspeed(trainer) or (is_sharded(trainer) and not gathers):
         raise ValueError(
-            "`keep_optimizer` keeps the optimizer of one machine, and whole. Got"
-            f" `{type(trainer.strategy).__name__}` on {trainer.num_nodes} node(s). Use one device,"
-            " `strategy='ddp_fork'` or 'ddp_spawn'; or leave `keep_optimizer` out."
+            "`keep_optimizer` keeps the optimizer of one machine, whole or in the shards of"
+            f" `ModelParallelStrategy`. Got `{type(trainer.strategy).__name__}` on {trainer.num_nodes}"
+            " node(s). Use that strategy with `fully_shard` (FSDP2), or 'ddp'; or leave `keep_optimizer` out."
         )
 
 

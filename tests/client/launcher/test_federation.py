@@ -33,6 +33,17 @@ def test_one_round_of_one_process_tensor_parallel_and_fsdp2_together():
 
 
 @pytest.mark.slow
+def test_optimizers_in_shards_go_on_as_if_the_fit_had_not_ended(tmp_path):
+    told = run_script(Path(__file__).with_name("_kept_shards.py"), tmp_path)
+    long, one = told.pop("long"), told.pop("one")
+    assert len(told) == 3
+    for kept, lived_on in told.values():
+        assert kept == lived_on
+    for name, values in long.items():
+        assert one[name] == pytest.approx(values, rel=1e-4), "in one process after two rounds in two"
+
+
+@pytest.mark.slow
 def test_tensor_parallel_and_fsdp2_evaluate_as_one_process():
     assert_alike(told := run_mixed("1"))
     assert told[0]["counts"] == [9, 9, 9]
