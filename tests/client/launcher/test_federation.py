@@ -62,6 +62,7 @@ def failed():
 def test_a_rank_that_raises_is_told_with_its_traceback(failed):
     assert "process 1 of 2 raised" in failed[0]["error"]
     assert 'raise OSError("no such disk")' in failed[0]["error"]
+    assert not failed[0]["left"]
 
 
 def test_the_round_after_a_failure_works(failed):
@@ -72,13 +73,16 @@ def test_the_round_after_a_failure_works(failed):
 def test_a_rank_that_is_killed_is_told():
     (told,) = run("failing,train:2")["failing"]
     assert "process 1 of 2 was killed by SIGKILL" in told["error"]
+    assert not told["left"]
 
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_ended(monkeypatch):
-    monkeypatch.setenv("LIMIT", "60")
-    (told,) = run("failing,train:3")["failing"]
-    assert "took more than `fit_timeout=60.0` seconds" in told["error"]
+    monkeypatch.setenv("LIMIT", "45")
+    told, then = run("failing,train:3,train:4")["failing"]
+    assert "took more than `fit_timeout=45.0` seconds" in told["error"]
+    assert not told["left"], "workers of loaders included"
+    assert then["metrics"]["num-examples"] == 101
 
 
 @pytest.mark.slow
