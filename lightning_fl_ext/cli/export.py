@@ -30,6 +30,9 @@ def export(
             metavar="MODULE:NAME",
         ),
     ] = None,
+    shrink: Annotated[
+        bool, typer.Option("--shrink", help="Cut out closed gates, and the channels that they closed.")
+    ] = False,
 ) -> None:
     """Write the model of a run, in the form that the end of FILE says.
 
@@ -58,7 +61,7 @@ def export(
     else:
         make = load_object(model, "`--model`")
     given = load_object(example, "`--example`") if example else None
-    written = export_model(restore_model(run, make, number, exchange), file, given)
+    written = export_model(restore_model(run, make, number, exchange), file, given, shrink=shrink)
     print(f"wrote {written}")
 
 

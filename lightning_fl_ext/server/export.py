@@ -28,7 +28,9 @@ FORMS = (".ckpt", ".safetensors", ".pt2", ".onnx")
 """By the end of a file's name: Lightning's checkpoint, weights alone, torch's graph, ONNX's."""
 
 
-def export_model(model: torch.nn.Module, path: str | Path, example: Any = None) -> Path:
+def export_model(
+    model: torch.nn.Module, path: str | Path, example: Any = None, *, shrink: bool = False
+) -> Path:
     """Write a model, in the form that the end of the file's name says.
 
     ``.ckpt`` is what ``LitModule.load_from_checkpoint`` takes, with the hyper-parameters. ``.safetensors``
@@ -40,12 +42,16 @@ def export_model(model: torch.nn.Module, path: str | Path, example: Any = None) 
         path: Where to write.
         example: Arguments of ``forward``, a tensor or a tuple, for the two graphs. Default: the module's
             ``example_input_array``.
+        shrink: Write the model without the gates that have closed, and without what they closed:
+            :func:`~lightning_fl_ext.gates.shrink`. Not as ``.ckpt``, from which the class is built with all
+            of its channels.
 
     Returns:
         The path.
 
     Raises:
         ExportError: The form is unknown, needs an extra that is not installed, or does not take this model.
+        ShrinkError: The closed gates cannot be removed.
 
     Example:
         >>> import tempfile
@@ -57,6 +63,8 @@ def export_model(model: torch.nn.Module, path: str | Path, example: Any = None) 
     write = _WRITERS.get(path.suffix)
     if write is None:
         raise ExportError(f"`{path.name}`: expected a name that ends with {', '.join(FORMS)}.")
+    if shrink:
+        model = _smaller(model, path, example)
     training = {name: part.training for name, part in model.named_modules()}
     model.eval()
     try:
@@ -67,6 +75,18 @@ def export_model(model: torch.nn.Module, path: str | Path, example: Any = None) 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, data)
     return path
+
+
+def _smaller(model: torch.nn.Module, path: Path, example: Any) -> torch.nn.Module:
+    from lightning_fl_ext.gates import shrink
+
+    if path.suffix == ".ckpt":
+        raise ExportError(
+            f"`{path.name}`: `load_from_checkpoint` builds the class with all of its channels, and does not"
+            " take a smaller model. Write it as .pt2, .onnx or .safetensors."
+        )
+    arguments, _ = _example(model, example, path.suffix[1:])
+    return shrink(model, arguments)
 
 
 def restore_model(
