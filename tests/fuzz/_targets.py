@@ -29,8 +29,10 @@ from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics
 from lightning_fl_ext.server.metrics.pooling import read_stages
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.screening.checks import ValueLimits, screen_train_reply
-from lightning_fl_ext.server.screening.limits import ExpectedContent, screen_name, screen_size
+from lightning_fl_ext.server.screening.content import screen_size
+from lightning_fl_ext.server.screening.limits import ExpectedContent
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected, Rejection
+from lightning_fl_ext.server.screening.values import screen_name
 from lightning_fl_ext.wire import from_record, to_record
 from lightning_fl_ext.wire.client_record import declared_id
 from lightning_fl_ext.wire.codes import (

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.results.dtypes import dtype_name
-from lightning_fl_ext.server.screening.limits import ARRAY_HEADER, screen_count, shown_number
+from lightning_fl_ext.server.screening.limits import ARRAY_HEADER
 from lightning_fl_ext.server.screening.norms import first_not_finite, magnitude_bound, update_norm
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
+from lightning_fl_ext.server.screening.values import screen_count, shown_number
 from lightning_fl_ext.wire import from_record
 from lightning_fl_ext.wire.algorithm_names import ALGORITHM, parted
 from lightning_fl_ext.wire.client_record import client_record
