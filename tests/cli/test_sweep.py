@@ -186,6 +186,7 @@ def test_show_of_several_runs_prints_final_values_and_writes_a_page_and_rows(pro
     assert done.code == 0, done.err
     assert "2 runs, final values" in done.out
     assert "val_mae" in done.out
+    assert "not finished" not in done.out
     assert "report: all.html" in done.out
     with (project / "rows.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 6
