@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -164,6 +165,9 @@ def _print(history: History, console: Console) -> None:
     console.print(table)
     if hidden:
         console.print(f"{hidden} more metric{'s' * (hidden > 1)} in the report")
+    numbers = {n for record in history.rounds for n, v in record.metrics.items() if math.isfinite(v)}
+    if none := {n for record in history.rounds for n in record.metrics} - numbers:
+        console.print(Text(f"no number in any round: {shown(', '.join(sorted(none)), 400)}", style="yellow"))
     for problem in history.problems:
         console.print(Text(f"the ledger is not sound: {shown(problem, 1000)}", style="red"))
     state = "finished" if history.finished else "not finished"

@@ -19,6 +19,7 @@ MAX_LINES = 60
 """Lines behind each small chart: those of the sites that do worst."""
 
 _NAMED = 3
+_CLEARLY = 0.05  # of the middle site's value: sites that are nearer to it than that are as good
 
 MAX_ROWS = 200
 """Rows of the table; of more sites, those that do worst."""
@@ -251,14 +252,15 @@ def _some(clients: Sequence[str]) -> str:
 
 
 def _behind(name: str, sites: Mapping[str, SiteEvaluation]) -> str:
-    """Name the sites that are further below the middle one than that is below the best."""
+    """Name the sites that are further below the middle one than that is below the best, and clearly so."""
     sign = better(family_of(name))
     values = {client: sign * value for value, client in _numbers(name, sites)[0]}
     if not sign or len(values) < 3:
         return ""
     ranked = sorted(values.values())
     middle, best = ranked[len(ranked) // 2], ranked[-1]
-    far = [c for c, v in sorted(values.items(), key=lambda item: item[1]) if middle - v > best - middle]
+    least = max(best - middle, _CLEARLY * abs(middle))
+    far = [c for c, v in sorted(values.items(), key=lambda item: item[1]) if middle - v > least]
     if not far:
         return ""
     return (
