@@ -48,6 +48,7 @@ def export(
     from lightning_fl_ext.server import export_model, restore_model
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("torch").setLevel(logging.ERROR)  # on the way to a graph it tells of its own parts
     settings, exchange = run / SETTINGS_FILE, None
     make: Any
     if settings.is_file():

@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 from torch.utils.data import DataLoader
 
+from lightning_fl_ext.cli.callbacks import LiveReport, SettingsFile
 from lightning_fl_ext.cli.errors import WrongInput, refusing
 from lightning_fl_ext.cli.objects import load_object
 from lightning_fl_ext.cli.settings import SETTINGS, RunSettings, flag_of
@@ -146,12 +147,10 @@ def _make_callbacks(settings: RunSettings) -> list[RoundCallback]:
         RoundCheckpoint(settings.keep_checkpoints),
     ]
     if settings.live:
-        from lightning_fl_ext.cli.live import LiveReport
-
         callbacks.append(LiveReport())
     if settings.patience is not None:
         callbacks.append(RoundEarlyStopping(patience=settings.patience))
-    return callbacks
+    return [*callbacks, SettingsFile(settings)]
 
 
 def load_model(settings: RunSettings) -> Callable[[], Any]:
