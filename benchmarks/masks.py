@@ -144,10 +144,11 @@ def main() -> None:
     runs: Runs = {}
     cases = [
         (uplink, partition, fraction, seed)
+        for fraction in (1.0, 0.5)
         for seed in args.seeds
         for uplink in args.uplinks
         for partition in args.partitions
-        for fraction in FRACTIONS.get(uplink, (1.0,))
+        if fraction in FRACTIONS.get(uplink, (1.0,))
     ]
     for case in cases:
         uplink, partition, fraction, seed = case
