@@ -3,8 +3,9 @@
 Run it with ``python examples/fedpm_digits.py`` (about 15 seconds). Nothing but ``strategy=FedPM()`` and
 ``exchange=MaskExchange()`` makes it another federation than one that sends weights: `client_app` puts a
 `FlowerBridge` into each client's Trainer as ever. A client holds what it was sent last, so that only what the
-round has changed comes down; at first nothing, since both ends build the module from one seed. In the end the masks are baked into the weights, and the
-sparse network is loaded by a process that cannot import this package.
+round has changed comes down; at first nothing, since both ends build the module from one seed. In the end the
+masks are baked into the weights, and the sparse network is loaded by a process that cannot import this
+package.
 
 Expected output (figures may differ on other hardware or torch builds):
 
