@@ -137,8 +137,7 @@ def lean_app(net: nn.Module, data: Digits, exchange: Exchange, lr: float, notes:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         client = str(context.node_config["partition-id"])
-        arrays, info = read_instruction(message, client)
-        received = exchange.from_server(arrays, info)
+        received, _, info, _ = read_instruction(message, client, exchange)
         net.load_state_dict(exchange.unpack(received, net.state_dict()), strict=False)
         start = _trainable(net)
         with seeded(derive_seed(info.run_seed, info.server_round, client, "train")):

@@ -16,6 +16,7 @@ from lightning_fl_ext.client.algorithms.part import KEPT, AlgorithmPart
 from lightning_fl_ext.client.algorithms.rate import learning_rate_of
 from lightning_fl_ext.client.bridge.counting import REMEDY
 from lightning_fl_ext.client.bridge.fit_hooks import FitHooks
+from lightning_fl_ext.client.bridge.held import read_held, write_held
 from lightning_fl_ext.client.bridge.reported_size import ReportedSize
 from lightning_fl_ext.client.bridge.script_launcher import guard_script_launchers
 from lightning_fl_ext.client.identity import client_id
@@ -193,7 +194,9 @@ class FlowerBridge(FitHooks):
         with bridge._signed():
             settings, asks = read_settings(message), outcome_kind(message) == UPDATE
             half = algorithm_of(settings, check_halves(algorithms)) if asks else None
-            arrays, extras, bridge._info, asked = read_instruction(message, bridge.client_id, bridge.exchange)
+            arrays, extras, bridge._info, asked = read_instruction(
+                message, bridge.client_id, bridge.exchange, read_held(context)
+            )
             bridge.receive(arrays, bridge._info.server_round)
             if half is not None:
                 memory = ContextMemory(context, read_run_id(message, context), half.name)
@@ -319,6 +322,8 @@ class FlowerBridge(FitHooks):
             )
             held = (s for s in STAGES if self._store.has(s))
             stages = {s: self._store.get(s).arrays[METRIC_STATES].tobytes() for s in held}
+            if self._global is not None:
+                write_held(self.round.context, self.exchange.keepsake(self._global))
             return outcome_reply(self._message, outcome, stages, self.exchange.coded)
 
     def _signed(self) -> AbstractContextManager[None]:

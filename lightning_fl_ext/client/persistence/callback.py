@@ -161,10 +161,11 @@ class StatePersistence(Callback):
         if stage != "fit":
             return
         if self._training:
+            state = self._state(trainer, pl_module)  # every rank has its part in it
             if trainer.is_global_zero:
-                self._write(trainer, pl_module, self._state(trainer, pl_module))
-            else:
-                self._state(trainer, pl_module)  # every rank has its part in it
+                self._write(trainer, pl_module, state)
+                if is_sharded(trainer) and self._bridge.local_entries:
+                    self._warn_of_shards(trainer)
         elif self._bridge.local_entries:
             self._keep_home(trainer, pl_module)
 
@@ -175,8 +176,7 @@ class StatePersistence(Callback):
 
     def _keep_home(self, trainer: Any, module: Any) -> None:
         if is_sharded(trainer) or trainer.num_nodes > 1:
-            kind = type(trainer.strategy).__name__
-            self._warn_of(self._bridge.local_entries, f"`{kind}` on {trainer.num_nodes} node(s) spreads them")
+            self._warn_of_shards(trainer)
         elif self._bridge.server_round < 1:
             self._warn_of(self._bridge.local_entries, "the server's config tells no `server-round`")
         elif trainer.is_global_zero:
@@ -186,6 +186,10 @@ class StatePersistence(Callback):
                     self._write(trainer, module, state)
                 except LightningFLError as error:
                     self._warn_of(state["local"], str(error))
+
+    def _warn_of_shards(self, trainer: Any) -> None:
+        kind = type(trainer.strategy).__name__
+        self._warn_of(self._bridge.local_entries, f"`{kind}` on {trainer.num_nodes} node(s) spreads them")
 
     def _warn_of(self, names: Iterable[str], why: str) -> None:
         listed = list(names)
@@ -199,7 +203,8 @@ class StatePersistence(Callback):
         warn_once(log, self._folder.run_id, text, topic="not kept")
 
     def _state(self, trainer: Any, module: Any) -> dict[str, Any]:
-        local = changed_entries(module, self._bridge.local_entries, self._built)
+        sharded = is_sharded(trainer)
+        local = {} if sharded else changed_entries(module, self._bridge.local_entries, self._built)
         return {"local": local, **(read_training(trainer, module) if self._training else {})}
 
     def _model(self, trainer: Any, module: Any, local: Iterable[str]) -> dict[str, str]:

@@ -68,7 +68,7 @@ class LoggedRounds:
             self._last.pop(known, None)
         elif (last := self._last.get(known, -1)) > self._begun + 1:  # one is logged before its checkpoint
             log.warning(
-                "%s has rounds up to %d already, as `%s` notes, and is given none of them again, though the run"
+                "%s has rounds up to %d already, as `%s` notes, and gets none of them again, though the run"
                 " goes on after round %d. To have it given all, remove that file.",
                 *(type(logger).__name__, last, self._path, self._begun),
             )

@@ -122,6 +122,7 @@ class StrategyCalls:
             max_update_norm=max_update_norm,
             max_term=None if max_term is None else max_term(num_clients),
             max_weight=max_weight,
+            max_extra_norm=self.algorithm.max_extra_norm if self.algorithm is not None else None,
         )
 
     def call(self, method: str, server_round: int, *args: Any, clients: Collection[str] = ()) -> Any:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, ClientUpdate
+from lightning_fl_ext.results.dtypes import dtype_name
 from lightning_fl_ext.server.screening.limits import ARRAY_HEADER, Limits
 from lightning_fl_ext.server.screening.norms import first_not_finite, magnitude_bound, update_norm
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
@@ -34,6 +35,7 @@ class ValueLimits:
         max_update_norm: Largest L2 norm of an update (weights minus global weights, floating arrays).
         max_term: Largest magnitude of a weight times the count: an exact sum has a range.
         max_weight: Largest magnitude of a weight that the global model does not have as it is.
+        max_extra_norm: Largest L2 norm of what an algorithm's clients send beside the weights.
     """
 
     count_key: str = "num-examples"
@@ -41,6 +43,7 @@ class ValueLimits:
     max_update_norm: float | None = None
     max_term: float | None = None
     max_weight: float = float(Limits.weight)
+    max_extra_norm: float | None = None
 
 
 def screen_train_reply(
@@ -104,9 +107,15 @@ def screen_extras(
             it passes on as they are have been screened.
 
     Raises:
-        Rejected: It refuses the values; or what goes into the mean is not finite, or beyond the limit.
+        Rejected: It refuses the values; they are beyond the limit on their norm; or what goes into the mean
+            is not finite, or beyond the limit.
     """
     weights, extras = parted(update.arrays)
+    if limits.max_extra_norm is not None:
+        norm = update_norm(extras, {name: np.zeros_like(array) for name, array in extras.items()})
+        if not norm <= limits.max_extra_norm:
+            what = f"arrays beside the weights of norm at most {limits.max_extra_norm:g} (`max_extra_norm`)"
+            raise Rejected(Reason.NORM, ALGORITHM, what, f"{norm:g}")
     try:
         check(extras)
     except ValueError as error:
@@ -169,8 +178,9 @@ def _screen_announced(name: str, packed: Array, like: NDArray[Any]) -> None:
     """Compare what a packed array says about itself; that it is true is checked when it is decoded."""
     if tuple(packed.shape) != like.shape:
         raise Rejected(Reason.SHAPE, name, str(list(like.shape)), str(list(packed.shape)))
-    if packed.dtype not in (like.dtype.name, str(like.dtype)):
-        raise Rejected(Reason.DTYPE, name, like.dtype.name, packed.dtype)
+    expected = dtype_name(like.dtype)
+    if packed.dtype != expected and packed.dtype != str(like.dtype):
+        raise Rejected(Reason.DTYPE, name, expected, packed.dtype)
     if len(packed.data) > like.nbytes + ARRAY_HEADER:
         limit = f"at most {like.nbytes + ARRAY_HEADER} bytes"
         raise Rejected(Reason.TOO_LARGE, name, limit, f"{len(packed.data)}")

@@ -11,6 +11,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning_fl_ext import ClientAlgorithm, ExactFedAvg, FederatedTrainer, LocalGrid, Scaffold, client_app
 from lightning_fl_ext.client.algorithms.hooks import AlgorithmHooks
 
+RANKS = Path(__file__).parents[1] / "_ranks_of_scaffold.py"
+
 
 class Counting(ClientAlgorithm):
     name = "counting"
@@ -56,6 +58,15 @@ def test_scaffold_s_controls_are_no_narrower_than_float32(precision, kit, tmp_pa
 
 
 def test_scaffold_over_two_ranks_is_that_of_one_with_both_batches():
-    told = run_script(Path(__file__).parents[1] / "_ranks_of_scaffold.py")
-    np.testing.assert_allclose(told["two"], told["one"], rtol=1e-9)
-    assert told["plain"] != told["one"]
+    told = run_script(RANKS, "scaffold one", "scaffold fork", "plain one")
+    np.testing.assert_allclose(told["scaffold fork"], told["scaffold one"], rtol=1e-9)
+    assert told["plain one"] != told["scaffold one"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("algorithm", "app"), [("scaffold", "ddp"), ("feddyn", "ddp_in_context")])
+def test_what_an_algorithm_keeps_reaches_processes_of_the_launcher(algorithm, app):
+    launched, fork, one = (f"{algorithm} {name}" for name in (app, "fork", "one"))
+    told = run_script(RANKS, launched, fork, one)
+    assert told[launched] == told[fork]
+    np.testing.assert_allclose(told[fork], told[one], rtol=1e-9)

@@ -6,6 +6,8 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import lightning.pytorch as L
 import torch
@@ -76,6 +78,10 @@ def data(context):
     return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=10)
 
 
+def data_of_workers(context):  # processes of processes
+    return DataLoader(data(context).dataset, batch_size=10, num_workers=1)
+
+
 def two(**options):
     return {"accelerator": "cpu", "devices": 2, **options}
 
@@ -88,13 +94,25 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "
 APPS = {
     "ddp": client_app(Lit, data, two(), keep_local=False),
     "fork": client_app(Lit, data, two(strategy="ddp_fork"), keep_local=False),
+    "spawn": client_app(Lit, data, two(strategy="ddp_spawn"), keep_local=False),
     "torchrun": client_app(Lit, data, two(), launcher=TORCHRUN),
     "fsdp2": client_app(Sharded, data, parallel, keep_local=False),
     "failing": client_app(
-        failing, data, two(), keep_local=False, fit_timeout=float(os.getenv("LIMIT", "60"))
+        failing, data_of_workers, two(), keep_local=False, fit_timeout=float(os.getenv("LIMIT", "60"))
     ),
 }
-ddp, fork, torchrun, fsdp2, failing_app = APPS.values()
+ddp, fork, spawn, torchrun, fsdp2, failing_app = APPS.values()
+
+
+def left():
+    """Name the processes that this one's launcher has started and that are still there."""
+    mark = f"TORCHELASTIC_RUN_ID=client-{os.getpid()}\0".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark in path.read_bytes():
+                found.append(path.parent.name)
+    return found
 
 
 def ask(grid, kind, server_round):
@@ -104,7 +122,7 @@ def ask(grid, kind, server_round):
     (node,) = grid.get_node_ids()
     (reply,) = grid.send_and_receive([Message(content, node, kind)])
     if reply.has_error():
-        return {"error": reply.error.reason}
+        return {"error": reply.error.reason, "left": left()}
     told = {"metrics": dict(reply.content["metrics"])}
     if kind == "train":
         arrays = from_record(reply.content["arrays"])

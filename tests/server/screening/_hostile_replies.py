@@ -86,8 +86,8 @@ def client(**more):
     return alter
 
 
-def filled(value):
-    return arrays(lambda named: {name: np.full_like(array, value) for name, array in named.items()})
+def each(change):
+    return arrays(lambda named: {name: change(array) for name, array in named.items()})
 
 
 def one(value):
@@ -187,11 +187,7 @@ ARRAYS = {
     ),
     "no array": (arrays(lambda named: {}), Reason.KEYS, None),
     "one array less": (arrays(lambda named: {"weight": named["weight"]}), Reason.KEYS, None),
-    "arrays of axes that broadcast": (
-        arrays(lambda named: {n: a[None] for n, a in named.items()}),
-        Reason.SHAPE,
-        None,
-    ),
+    "arrays of axes that broadcast": (each(lambda a: a[None]), Reason.SHAPE, None),
     "another dtype": (
         arrays(lambda named: {n: a.astype("f8") for n, a in named.items()}),
         Reason.DTYPE,
@@ -209,7 +205,7 @@ ARRAYS = {
     ),
     "a NaN": (one(np.nan), Reason.NOT_FINITE, None),
     "an infinity": (one(-np.inf), Reason.NOT_FINITE, None),
-    "the largest weights": (filled(np.finfo(np.float32).max), Reason.MAGNITUDE, None),
+    "the largest weights": (each(lambda a: np.full_like(a, np.finfo("f4").max)), Reason.MAGNITUDE, None),
     "the largest weights of both signs": (arrays(alternating), Reason.MAGNITUDE, None),
     "a pickle": (packed(data=b"\x80\x04cposix\nsystem\n", stype="pickle"), Reason.UNDECODABLE, None),
     "objects": (packed(dtype="object"), Reason.DTYPE, None),
@@ -223,8 +219,6 @@ LEFT_OUT = BROKEN | COUNTS | NUMBERS | ODD_NAMES | ARRAYS
 
 # Of these replies the update, or the evaluation, counts: what is odd in them alone is left out.
 
-TOLD = {"train_loss": Scalar("mean", 5)}
-COUNTS_ALL_THE_SAME = {
     "nothing odd": lambda toy, reply: reply,
     "exchanged names of records": renamed(arrays="metrics", metrics="arrays"),
     "the server's names": metrics(
