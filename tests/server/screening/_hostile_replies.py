@@ -219,6 +219,7 @@ LEFT_OUT = BROKEN | COUNTS | NUMBERS | ODD_NAMES | ARRAYS
 
 # Of these replies the update, or the evaluation, counts: what is odd in them alone is left out.
 
+COUNTS_ALL_THE_SAME = {
     "nothing odd": lambda toy, reply: reply,
     "exchanged names of records": renamed(arrays="metrics", metrics="arrays"),
     "the server's names": metrics(
