@@ -28,7 +28,12 @@ from lightning_fl_ext.client.bridge.refusals import (
 )
 from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.client.identity import client_id
-from lightning_fl_ext.client.launcher.launchers import Launcher, Processes, launcher_of
+from lightning_fl_ext.client.launcher.launchers import (
+    Launcher,
+    Processes,
+    launcher_of,
+    refuse_other_machines,
+)
 from lightning_fl_ext.client.launcher.needs import processes_needed
 from lightning_fl_ext.client.launcher.rank import is_inside
 from lightning_fl_ext.client.launcher.remote import answer_in_processes
@@ -121,9 +126,9 @@ def client_app(
             they keep lies where ``keep_local`` says; with False, in Flower's ``Context``.
         launcher: Who starts the processes of a fit or evaluation. ``"auto"`` starts none for one device, nor
             for strategies that start their own (``ddp_fork``, ``ddp_spawn``), and else an interpreter for
-            each device of this machine. A command, such as ``["torchrun", "--nproc-per-node", "4"]`` or
-            ``["srun", "--ntasks", "8"]``, starts them in every case. ``"in-process"``, or None: never. The
-            processes import this app, so it must stand at the top level of a file.
+            each device of this machine. A command, such as ``["torchrun", "--standalone", "--nproc-per-node",
+            "4"]`` or ``["srun", "--ntasks-per-node", "4"]``, starts them in every case. ``"in-process"``, or
+            None: never. The processes import this app, so it must stand at the top level of a file.
         fit_timeout: Seconds after which the processes of a fit or evaluation are ended, and the client
             answers with an error. With it, there is a process for one device, too. Default: no limit.
 
@@ -265,6 +270,7 @@ def client_app(
                 held = StatePersistence.from_message(bridge, message, context, root, training)
                 around.enter_context(held.alone())
             started = chosen or Processes()
+            refuse_other_machines(started, needed.given)
             return answer_in_processes(app, message, context, started, needed.count, fit_timeout)
 
     set_work(app, work)

@@ -79,18 +79,20 @@ def parallel(context):
     return two(strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1))
 
 
+SRUN = [sys.executable, str(Path(__file__).with_name("_srun.py")), "--ntasks-per-node", "2"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 APPS = {
     "ddp": client_app(Lit, data, two(), keep_local=False),
     "fork": client_app(Lit, data, two(strategy="ddp_fork"), keep_local=False),
     "spawn": client_app(Lit, data, two(strategy="ddp_spawn"), keep_local=False),
     "torchrun": client_app(Lit, data, two(), launcher=TORCHRUN),
+    "srun": client_app(Lit, data, two(), launcher=SRUN),
     "fsdp2": client_app(Sharded, data, parallel, keep_local=False),
     "failing": client_app(
         failing, data_of_workers, two(), keep_local=False, fit_timeout=float(os.getenv("LIMIT", "60"))
     ),
 }
-ddp, fork, spawn, torchrun, fsdp2, failing_app = APPS.values()
+ddp, fork, spawn, torchrun, srun, fsdp2, failing_app = APPS.values()
 
 
 def left():
