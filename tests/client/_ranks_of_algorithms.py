@@ -1,4 +1,4 @@
-"""Two rounds of SCAFFOLD on one process with whole batches, and on two that halve them: prints weights."""
+"""Two rounds of each algorithm on one process, and on two that halve its batches: prints weights."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ import _quadratic
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_fl_ext import ExactFedAvg, Scaffold, client_app
+from lightning_fl_ext import ExactFedAvg, FedDyn, FedNova, FedProx, Scaffold, client_app
 
 
 def federate(strategy, batch, trainer):
@@ -28,9 +28,8 @@ def federate(strategy, batch, trainer):
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)
-    told = {
-        "one": federate(Scaffold(), 4, {"devices": 1}),
-        "two": federate(Scaffold(), 2, {"devices": 2, "strategy": "ddp_fork"}),
-        "plain": federate(ExactFedAvg(), 4, {"devices": 1}),
-    }
+    one, two = {"devices": 1}, {"devices": 2, "strategy": "ddp_fork"}
+    told = {"plain": federate(ExactFedAvg(), 4, one)}
+    for make in (Scaffold, FedNova, lambda: FedProx(0.3), lambda: FedDyn(0.2)):
+        told[make().algorithm] = [federate(make(), 4, one), federate(make(), 2, two)]
     print("RESULT " + json.dumps(told))
