@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm
-from lightning_fl_ext.client.algorithms.choice import algorithm_of, check_halves
+from lightning_fl_ext.client.algorithms.choice import algorithm_of, check_halves, check_received
 from lightning_fl_ext.client.algorithms.memory import ContextMemory
 from lightning_fl_ext.client.algorithms.part import KEPT, AlgorithmPart
 from lightning_fl_ext.client.algorithms.rate import learning_rate_of
@@ -195,6 +195,8 @@ class FlowerBridge(FitHooks):
             half = algorithm_of(settings, check_halves(algorithms)) if asks else None
             arrays, extras, bridge._info, asked = read_instruction(message, bridge.client_id, bridge.exchange)
             bridge.receive(arrays, bridge._info.server_round)
+            if asks:
+                check_received(half, extras)
             if half is not None:
                 memory = ContextMemory(context, read_run_id(message, context), half.name)
                 bridge._part = AlgorithmPart(half, extras, memory, read_counted(message))

@@ -82,8 +82,6 @@ def test_a_client_written_by_hand_has_the_half(name, kit):
 
 
 def test_lightning_takes_bfloat16_for_16_mixed_on_a_processor_and_says_so(tmp_path):
-    with pytest.warns(
-        UserWarning, match="AMP with fp16 is not supported on CPU"
-    ):
+    with pytest.warns(UserWarning, match="AMP with fp16 is not supported on CPU"):
         trainer = run(Scaffold(), app(trainer={"precision": "16-mixed"}, keep_local=tmp_path), rounds=1)
     np.testing.assert_allclose(weights(trainer), REFERENCES["scaffold"](ROUNDS[:1]), rtol=1e-6)
