@@ -114,6 +114,8 @@ def test_going_on_with_another_seed_is_refused_and_names_it(project, federate):
     assert refused.code == 2
     assert "seed: the checkpoint has 1, this run 2" in refused.err
     assert "Traceback" not in refused.err
+    told = tomllib.loads((project / "run" / "run.toml").read_text())
+    assert (told["seed"], told["rounds"]) == (1, 2)  # those of the run that is there
 
 
 def test_runs_without_a_folder_are_numbered(project, call):
@@ -355,20 +357,27 @@ def test_the_sites_values_and_the_test_are_in_the_run(project, federate):
 
 
 def test_the_report_is_written_while_the_run_goes_on(project, federate, monkeypatch):
-    from lightning_fl_ext.cli import live
+    from lightning_fl_ext.cli import callbacks
 
     pages = []
-    write = live.LiveReport._write
+    write = callbacks.LiveReport._write
 
     def watch(folder, refresh):
         write(folder, refresh)
         pages.append((folder / "report.html").read_text())
 
-    monkeypatch.setattr(live.LiveReport, "_write", staticmethod(watch))
+    monkeypatch.setattr(callbacks.LiveReport, "_write", staticmethod(watch))
     assert federate("run", "--live").code == 0
     assert ["1 round " in page for page in pages] == [True, False, False]
     assert ['http-equiv="refresh"' in page for page in pages] == [True, True, False]
     assert "all rounds are done" in pages[-1]
+
+
+def test_the_page_of_a_run_that_was_stopped_no_longer_looks_again(project, federate):
+    assert federate("run", "--live", model="lit:Stopping", rounds=3).code == 130
+    page = (project / "run" / "report.html").read_text()
+    assert "not finished" in page
+    assert 'http-equiv="refresh"' not in page
 
 
 def test_a_folder_that_is_a_file_is_refused(project, federate):

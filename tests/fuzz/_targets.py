@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from _client_targets import CLIENT_TARGETS
 from _mutations import SMALL, damage_bytes, damage_json, some_value
+from _reply_targets import REPLY_TARGETS
 from _secure_targets import SECURE_TARGETS
 from _target import Target
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -29,8 +30,10 @@ from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics
 from lightning_fl_ext.server.metrics.pooling import read_stages
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.screening.checks import ValueLimits, screen_train_reply
-from lightning_fl_ext.server.screening.limits import ExpectedContent, screen_name, screen_size
+from lightning_fl_ext.server.screening.content import screen_size
+from lightning_fl_ext.server.screening.limits import ExpectedContent
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected, Rejection
+from lightning_fl_ext.server.screening.values import screen_name
 from lightning_fl_ext.wire import from_record, to_record
 from lightning_fl_ext.wire.client_record import declared_id
 from lightning_fl_ext.wire.codes import (
@@ -355,6 +358,7 @@ TARGETS = {
     "ledgers": Target(safe_ledger, read_ledger, (LedgerError,)),
     "failures": Target(make_failure, lambda text: str(read_failure(text)), ()),
     **CLIENT_TARGETS,
+    **REPLY_TARGETS,
     **SECURE_TARGETS,
 }
 INPUTS_AT_ONCE = {

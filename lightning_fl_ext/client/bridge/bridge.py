@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from numpy.typing import NDArray
 
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm
-from lightning_fl_ext.client.algorithms.choice import algorithm_of, check_halves
+from lightning_fl_ext.client.algorithms.choice import algorithm_of, check_halves, check_received
 from lightning_fl_ext.client.algorithms.memory import ContextMemory
 from lightning_fl_ext.client.algorithms.part import KEPT, AlgorithmPart
 from lightning_fl_ext.client.algorithms.rate import learning_rate_of
@@ -199,6 +199,8 @@ class FlowerBridge(FitHooks):
                 message, bridge.client_id, bridge.exchange, read_held(context)
             )
             bridge.receive(arrays, bridge._info.server_round)
+            if asks:
+                check_received(half, extras)
             if half is not None:
                 memory = ContextMemory(context, read_run_id(message, context), half.name)
                 bridge._part = AlgorithmPart(half, extras, memory, read_counted(message))

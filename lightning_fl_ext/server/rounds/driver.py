@@ -34,6 +34,7 @@ from lightning_fl_ext.server.rounds.refusals import (
     checked_weights,
     refuse_if_all_failed,
     refuse_if_too_few_are_asked,
+    warn_of_unbounded_extras,
 )
 from lightning_fl_ext.server.rounds.strategy_calls import StrategyCalls, read_from
 from lightning_fl_ext.server.screening.announcements import screen_announcement
@@ -90,6 +91,7 @@ class StrategyDriver:
         if self.calls.algorithm is not None:
             named = dict(trainer.model.named_parameters(remove_duplicate=False))
             self.calls.algorithm.parameters = [name for name in trainer.arrays if name in named]
+            warn_of_unbounded_extras(self.calls.algorithm, trainer.max_update_norm)
         name_buffers(innermost(trainer.strategy), trainer.model, trainer.arrays)
         self._holdings = Holdings(trainer.exchange, trainer.arrays)
         self._metrics = copy_metrics(trainer.model)
@@ -246,7 +248,8 @@ class StrategyDriver:
         if algorithm is not None and algorithm.clients_keep:
             tell_counted(outgoing, config, self.trainer.rounds, self.clients)
         like = self._like(phase, codec.like)
-        limits = self.calls.limits(len(outgoing), self.trainer.max_update_norm)
+        trainer = self.trainer
+        limits = self.calls.limits(len(outgoing), trainer.max_update_norm, float(trainer.limits.weight))
 
         def read(reply: Message, client: str) -> ClientUpdate:
             if phase == "train":

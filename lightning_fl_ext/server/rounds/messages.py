@@ -20,14 +20,10 @@ from lightning_fl_ext.server.metrics.names import Owned, drop_owned, taken_out, 
 from lightning_fl_ext.server.metrics.pooling import read_stages
 from lightning_fl_ext.server.rounds.clients import Clients
 from lightning_fl_ext.server.screening.announcements import REMEDY
-from lightning_fl_ext.server.screening.limits import (
-    ExpectedContent,
-    Limits,
-    screen_metric_states,
-    screen_name,
-    screen_size,
-)
+from lightning_fl_ext.server.screening.content import screen_metric_states, screen_size
+from lightning_fl_ext.server.screening.limits import ExpectedContent, Limits
 from lightning_fl_ext.server.screening.rejection import BadUpdateError, Reason, Rejected, Rejection
+from lightning_fl_ext.server.screening.values import screen_name
 from lightning_fl_ext.text import shown, shown_traceback
 from lightning_fl_ext.wire import NotHeldError
 from lightning_fl_ext.wire.client_record import declared_id
