@@ -65,10 +65,10 @@ class MaskExchange(Exchange):
         exclude: Names outside the masks that stay.
         down: What a client may be sent that holds the θ of the round before. ``"alone"``: θ as for any other.
             ``"sum"``: the sum of the flips by which all clients' masks differ from what it can guess, which
-            shows it little more than θ does: the ids of those whose masks are counted. Or, if that is shorter,
-            the counts given those before, which show it nothing more. ``"relay"``: all
-            clients' masks, which shows each client those of the others. The shortest of what is allowed is
-            sent. The server's ``down`` says which; a client's ``"alone"`` has it keep no θ.
+            shows it little more than θ does: the ids of those whose masks are counted; or the counts given
+            those before, which show it nothing more. ``"relay"``: all clients' masks, which shows each client
+            those of the others. The shortest of what is allowed is sent. The server's ``down`` says which; a
+            client's ``"alone"`` has it keep no θ.
 
     Raises:
         ValueError: The code or ``down`` is unknown, ``stratified`` is not a bool, or combined with

@@ -232,6 +232,23 @@ def test_a_client_that_has_lost_theta_is_asked_again_in_the_same_round(federate)
     assert [b > a for a, b in zip(first, second, strict=True)] == [False, False, True, False]
 
 
+def test_a_client_that_says_so_of_the_whole_as_well_is_left_out_by_name(federate):
+    asked = []
+
+    def lies(client, server_round):
+        if client == "2":
+            asked.append(server_round)
+            raise NotHeldError(f"a θ {NotHeldError.words}")
+        return False
+
+    trainer = federate(rounds=3, forgets=lies)
+    assert asked == [1, 1, 2, 3]
+    for record in trainer.rounds:
+        assert record.accepted == tuple("0134")
+        assert [(r.client_id, r.reason.value) for r in record.rejected] == [("2", "client-error")]
+    check_thetas(trainer)
+
+
 def test_a_client_that_never_keeps_theta_is_soon_sent_the_whole(federate):
     trainer = federate(client_down="alone", rounds=5)
     assert trainer.sent.of(1) == each(ALL, "same"), "which its module tells"
