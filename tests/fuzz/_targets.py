@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from _client_targets import CLIENT_TARGETS
 from _mutations import SMALL, damage_bytes, damage_json, some_value
+from _reply_targets import REPLY_TARGETS
 from _secure_targets import SECURE_TARGETS
 from _target import Target
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -355,6 +356,7 @@ TARGETS = {
     "ledgers": Target(safe_ledger, read_ledger, (LedgerError,)),
     "failures": Target(make_failure, lambda text: str(read_failure(text)), ()),
     **CLIENT_TARGETS,
+    **REPLY_TARGETS,
     **SECURE_TARGETS,
 }
 INPUTS_AT_ONCE = {

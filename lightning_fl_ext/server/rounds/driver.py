@@ -248,7 +248,8 @@ class StrategyDriver:
         if algorithm is not None and algorithm.clients_keep:
             tell_counted(outgoing, config, self.trainer.rounds, self.clients)
         like = self._like(phase, codec.like)
-        limits = self.calls.limits(len(outgoing), self.trainer.max_update_norm)
+        trainer = self.trainer
+        limits = self.calls.limits(len(outgoing), trainer.max_update_norm, float(trainer.limits.weight))
 
         def read(reply: Message, client: str) -> ClientUpdate:
             if phase == "train":

@@ -39,6 +39,8 @@ class Limits:
         metric_header: Bytes of the text that describes the metric states of one stage.
         metric_entries: Values and containers in that text.
         depth: How deeply that text may be nested.
+        weight: Magnitude of a weight, unless the global model has it as it is. The squares of such, over all
+            weights of a model, are numbers of single precision, in which Flower's strategies compute.
         site_metrics: Metrics of a client's evaluation that a round's record keeps, besides those that
             `FederatedTrainer(site_metrics=)` names; the same names for all clients.
 
@@ -64,6 +66,7 @@ class Limits:
     metric_header: int = 2**20
     metric_entries: int = 100_000
     depth: int = 16
+    weight: int = 2**48
     site_metrics: int = 32
 
     def __post_init__(self) -> None:

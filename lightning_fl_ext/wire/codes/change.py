@@ -96,7 +96,7 @@ def encode_sum_change(
         key: Run, round and model; without a client.
 
     Returns:
-        The payload; None if θ is no such sum, or one of more than 1024 masks.
+        The payload; None if θ is no such sum, or one of more than 256 masks.
 
     Example:
         >>> from lightning_fl_ext.wire.codes import sample_mask, to_fixed_point

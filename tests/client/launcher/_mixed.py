@@ -6,10 +6,8 @@ import sys
 
 import lightning.pytorch as L
 import torch
+from _lines import LateNet, rows
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import SumMetric
 
@@ -19,40 +17,21 @@ PLANS = [(1, 1), (1, 2), (2, 1)]
 """Data parallel and tensor parallel size by client."""
 
 
-class Lit(L.LightningModule):
+class Lit(LateNet):
     def __init__(self):
         super().__init__()
-        self.net = None
         self.seen = SumMetric()
 
-    def configure_model(self):
-        if self.net is not None:
-            return
-        self.net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1, bias=False))
-        mesh = self.device_mesh
-        if mesh is not None and mesh["tensor_parallel"].size() > 1:
-            plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
-            parallelize_module(self.net, mesh["tensor_parallel"], plan)
-        if mesh is not None and mesh["data_parallel"].size() > 1:
-            fully_shard(self.net, mesh=mesh["data_parallel"])
-
-    def training_step(self, batch, batch_idx):
-        return (self.net(batch[0]) - batch[1]).square().mean()
-
     def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
         self.seen.update(batch[0])
-        self.log("val_loss", (self.net(batch[0]) - batch[1]).square().mean(), sync_dist=True)
         self.log("seen", self.seen)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
 
 
 class Data(L.LightningDataModule):
     def __init__(self, client):
         super().__init__()
-        x = torch.randn(9, 3, generator=torch.Generator().manual_seed(client))
-        self.rows = TensorDataset(x, x.sum(1, keepdim=True))
+        self.rows = rows(9, seed=client)
 
     def train_dataloader(self):  # one step over all rows, however many processes share them
         return DataLoader(TensorDataset(*self.rows[:8]), batch_size=8)

@@ -86,9 +86,10 @@ def test_a_rank_that_hangs_is_ended(monkeypatch):
 
 
 @pytest.mark.slow
-def test_torchrun_and_spawned_workers_give_the_same_and_so_do_evaluations():
-    out = run(*(f"{name},train:1,evaluate:1" for name in ("torchrun", "spawn", "fork")))
-    assert out["torchrun"] == out["spawn"] == out["fork"]
+@pytest.mark.parametrize("name", ["torchrun", "srun", "spawn"])
+def test_however_processes_are_started_they_give_the_same(name):
+    out = run(f"{name},train:1,evaluate:1", "fork,train:1,evaluate:1")
+    assert out[name] == out["fork"]
 
 
 @pytest.mark.slow
