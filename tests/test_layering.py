@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "server": {"results", "gates", "aggregation", "metrics", "secure", "wire", "files", "trees", "engines"},
     "callbacks": {"gates"},
     "report": {"results", "files", "server"},
-    "cli": {"wire", "files", "engines", "client", "server", "report"},
+    "cli": {"aggregation", "wire", "files", "engines", "client", "server", "report"},
     "__main__": {"cli"},
 }
 """Other parts of the package that a part may import."""

@@ -99,9 +99,9 @@ def client_app(
             they keep lies where ``keep_local`` says; with False, in Flower's ``Context``.
         launcher: Who starts the processes of a fit or evaluation. ``"auto"`` starts none for one device, nor
             for strategies that start their own (``ddp_fork``, ``ddp_spawn``), and else an interpreter for
-            each device of this machine. A command, such as ``["torchrun", "--nproc-per-node", "4"]`` or
-            ``["srun", "--ntasks", "8"]``, starts them in every case. ``"in-process"``, or None: never. The
-            processes import this app, so it must stand at the top level of a file.
+            each device of this machine. A command, such as ``["torchrun", "--standalone", "--nproc-per-node",
+            "4"]`` or ``["srun", "--ntasks-per-node", "4"]``, starts them in every case. ``"in-process"``, or
+            None: never. The processes import this app, so it must stand at the top level of a file.
         fit_timeout: Seconds after which the processes of a fit or evaluation are ended, and the client
             answers with an error. With it, there is a process for one device, too. Default: no limit.
 
