@@ -96,10 +96,13 @@ def test_a_signal_ends_the_runs_too_and_begins_no_other(project, call, monkeypat
         """Stand for a process that goes on until it is ended; the second one brings the signal."""
         ended = threading.Event()
         started.append(ended)
-        if len(started) == 2:
-            os.kill(os.getpid(), number)
-        wait = lambda: ("", f"ended: {ended.wait(30)}")  # noqa: E731
-        return SimpleNamespace(communicate=wait, terminate=ended.set, returncode=-number)
+
+        def communicate():
+            if started[1:] == [ended]:
+                os.kill(os.getpid(), number)
+            return "", f"ended: {ended.wait(30)}"
+
+        return SimpleNamespace(communicate=communicate, terminate=ended.set, returncode=-number)
 
     monkeypatch.setattr(module, "_start", start)
     done = call("sweep", *FIXED, "--vary", "seed=0,1,2,3", "--jobs", 2)
