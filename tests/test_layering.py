@@ -84,11 +84,14 @@ ROOMS = {
         "persistence": {"bridge", "messages", "notices", "results"},
         "personal": {"algorithms", "bridge", "instruction_limits"},
         "secure": {"identity", "instruction_limits", "messages"},
+        "answer": {
+            *("algorithms", "bridge", "launcher", "messages", "notices", "persistence", "personal"),
+            *("results", "trainers"),
+        },
         "app_arguments": {"persistence", "trainers"},
         "app": {
-            *("algorithms", "app_arguments", "bridge", "factories", "identity", "launcher", "messages"),
-            "notices",
-            *("persistence", "personal", "results", "secure", "trainers"),
+            *("algorithms", "answer", "app_arguments", "bridge", "factories", "identity", "launcher"),
+            *("messages", "personal", "secure"),
         },
         "worker": {"launcher"},
     },

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import Strategy
 from torch.utils.data import DataLoader
 
+from lightning_fl_ext.cli.callbacks import LiveReport, SettingsFile
 from lightning_fl_ext.cli.errors import WrongInput, refusing
+from lightning_fl_ext.cli.exchanges import make_exchange
 from lightning_fl_ext.cli.objects import load_object
 from lightning_fl_ext.cli.settings import SETTINGS, RunSettings, flag_of
 from lightning_fl_ext.cli.strategies import make_strategy
@@ -31,7 +32,6 @@ from lightning_fl_ext.server import (
     SecureFedAvg,
 )
 from lightning_fl_ext.server.settings import check_settings
-from lightning_fl_ext.wire import Exchange, MaskExchange, WeightExchange
 
 
 @dataclass(frozen=True)
@@ -113,22 +113,6 @@ def _site_metrics(given: Sequence[str]) -> dict[str, str]:
     return {name: mode for name, _, mode in pairs}
 
 
-def make_exchange(settings: RunSettings, strategy: Strategy) -> Exchange:
-    """Make the exchange that the settings describe.
-
-    Raises:
-        WrongInput: It does not take such options.
-    """
-    patterns: Mapping[str, Any] = {"include": tuple(settings.include), "exclude": tuple(settings.exclude)}
-    if getattr(strategy, "reads_coded", False):
-        names = {key: f"--exchange-option {key}" for key in settings.exchange_option}
-        with refusing("`--exchange-option`", names):
-            return MaskExchange(**{**patterns, **settings.exchange_option})
-    if settings.exchange_option:
-        raise WrongInput("`--exchange-option` is for the masks of FedPM. Got it with another strategy.")
-    return WeightExchange(**patterns)
-
-
 def _make_limits(given: Mapping[str, Any]) -> Limits:
     known = [limit.name for limit in fields(Limits)]
     for name in given:
@@ -146,12 +130,10 @@ def _make_callbacks(settings: RunSettings) -> list[RoundCallback]:
         RoundCheckpoint(settings.keep_checkpoints),
     ]
     if settings.live:
-        from lightning_fl_ext.cli.live import LiveReport
-
         callbacks.append(LiveReport())
     if settings.patience is not None:
         callbacks.append(RoundEarlyStopping(patience=settings.patience))
-    return callbacks
+    return [*callbacks, SettingsFile(settings)]
 
 
 def load_model(settings: RunSettings) -> Callable[[], Any]:

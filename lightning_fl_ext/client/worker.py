@@ -6,7 +6,6 @@ traceback. MODULE:NAME is the ClientApp. The process ends when its standard inpu
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -14,11 +13,15 @@ import time
 import traceback
 from pathlib import Path
 
-from lightning_fl_ext.client.launcher.message_file import read_message, write_reply
+from lightning_fl_ext.client.launcher.message_file import (
+    WorkerFailure,
+    read_message,
+    write_failure,
+    write_reply,
+)
 from lightning_fl_ext.client.launcher.naming import load_app
 from lightning_fl_ext.client.launcher.rank import enter, rank
 from lightning_fl_ext.client.launcher.work import work_of
-from lightning_fl_ext.files import write_file
 
 LOST = 3
 """Exit code of a process whose client is gone."""
@@ -57,10 +60,9 @@ def _end_with_client() -> None:
 def _leave_traceback(out: Path, error: BaseException) -> None:
     trace = "".join(traceback.format_exception(error))
     count = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1"
-    told = {"rank": rank(), "count": count, "time": time.monotonic(), "traceback": trace}
     sys.stderr.write(trace)
     sys.stderr.flush()
-    write_file(out / f"error-{rank()}.json", json.dumps(told).encode())
+    write_failure(out / f"error-{rank()}.json", WorkerFailure(time.monotonic(), rank(), count, trace))
 
 
 def _leave_group() -> None:

@@ -1,9 +1,11 @@
-"""Two rounds of each algorithm on one process, and on two that halve its batches: prints weights."""
+"""Two rounds of an algorithm, on one process with whole batches and on two that halve them.
+
+Prints the weights of each way that is named: its algorithm and its app.
+"""
 
 import json
 import logging
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -15,21 +17,33 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_fl_ext import ExactFedAvg, FedDyn, FedNova, FedProx, Scaffold, client_app
 
 
-def federate(strategy, batch, trainer):
+def app(batch, keep_local=True, **trainer):
     def data(context):
         rows = _quadratic.examples(int(context.node_config["partition-id"]))
         return DataLoader(TensorDataset(*(torch.from_numpy(part[:4]) for part in rows)), batch_size=batch)
 
     settings = {"accelerator": "cpu", "max_epochs": 3, **trainer}
-    with tempfile.TemporaryDirectory() as folder:
-        client = client_app(_quadratic.Quadratic, data, settings, keep_local=folder)
-        return _quadratic.weights(_quadratic.run(strategy, client, rounds=2, clients=2)).tolist()
+    return client_app(_quadratic.Quadratic, data, settings, keep_local=keep_local)
+
+
+one = app(4, devices=1)
+fork = app(2, devices=2, strategy="ddp_fork")
+ddp = app(2, devices=2)
+ddp_in_context = app(2, keep_local=False, devices=2)  # what an algorithm keeps lies in Flower's Context
+STRATEGIES = {
+    "plain": ExactFedAvg,
+    "scaffold": Scaffold,
+    "fednova": FedNova,
+    "fedprox": lambda: FedProx(0.3),
+    "feddyn": lambda: FedDyn(alpha=0.3),
+}
 
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)
-    one, two = {"devices": 1}, {"devices": 2, "strategy": "ddp_fork"}
-    told = {"plain": federate(ExactFedAvg(), 4, one)}
-    for make in (Scaffold, FedNova, lambda: FedProx(0.3), lambda: FedDyn(0.2)):
-        told[make().algorithm] = [federate(make(), 4, one), federate(make(), 2, two)]
+    told = {}
+    for way in sys.argv[1:]:
+        algorithm, name = way.split()
+        trainer = _quadratic.run(STRATEGIES[algorithm](), globals()[name], rounds=2, clients=2)
+        told[way] = _quadratic.weights(trainer).tolist()
     print("RESULT " + json.dumps(told))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from typing import Any
 from flwr.app import Context, Message
 
 from lightning_fl_ext.client.launcher.launchers import WORKER, Launcher
-from lightning_fl_ext.client.launcher.message_file import read_reply, write_message
+from lightning_fl_ext.client.launcher.message_file import read_reply, read_worker_failure, write_message
 from lightning_fl_ext.client.launcher.naming import app_name
 from lightning_fl_ext.errors import LightningFLError
 
@@ -123,10 +122,10 @@ def _why(failed: int, started: list[Started], out: Path, timeout: float | None) 
         if name not in ("", "SIGABRT"):  # a rank aborts when another is gone
             hint = " The system may have run out of memory." if name == "SIGKILL" else ""
             return f"process {i} of {len(started)} was killed by {name}.{hint}"
-    told = [json.loads(path.read_bytes()) for path in out.glob("error-*.json")]
+    told = [read_worker_failure(path) for path in out.glob("error-*.json")]
     if told:
-        first = min(told, key=lambda error: error["time"])
-        return f"process {first['rank']} of {first['count']} raised:\n{first['traceback'].rstrip()}"
+        first = min(told)
+        return f"process {first.rank} of {first.world_size} raised:\n{first.traceback.rstrip()}"
     if failed < 0:
         return (
             f"a fit or evaluation in several processes took more than `fit_timeout={timeout}` seconds and was"
