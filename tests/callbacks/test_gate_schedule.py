@@ -144,3 +144,24 @@ def test_arguments_out_of_range_are_refused(arguments, message):
 def test_what_it_cannot_lead_is_refused_when_the_fit_begins(gate, schedule, options, message):
     with pytest.raises(ValueError, match=message):
         fit(module_of(**gate), GateSchedule(**schedule), **options)
+
+
+def test_clients_of_a_federation_follow_the_rounds():
+    from lightning_fl_ext import ExactFedAvg, FederatedTrainer, LocalGrid, client_app
+
+    seen = {}
+
+    class Watched(GateSchedule):
+        def on_train_epoch_start(self, trainer, pl_module):
+            super().on_train_epoch_start(trainer, pl_module)
+            seen.setdefault(self.round[0], []).append(self.current["penalty"])
+
+    def options(round):
+        schedule = Watched(penalty=(0.1, 0.6), shape="linear", round=(round.server_round, round.max_rounds))
+        return {**QUIET, "max_epochs": 2, "callbacks": [schedule]}
+
+    app = client_app(module_of, lambda context: loader(), options)
+    trainer = FederatedTrainer(3, ExactFedAvg(fraction_evaluate=0.0), enable_progress_bar=False)
+    trainer.fit(module_of, LocalGrid(app, 3))
+    expected = {1: [0.1, 0.2], 2: [0.3, 0.4], 3: [0.5, 0.6]}
+    assert {number: sorted(set(np.round(values, 9))) for number, values in seen.items()} == expected

@@ -159,6 +159,35 @@ def test_what_a_norm_adds_behind_a_gate_goes_into_the_next_bias():
     assert (small[0].out_features, small[3].in_features) == (4, 8)
 
 
+def test_a_layer_behind_two_norms_cannot_take_up_the_constants_of_both():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.gate = nn.Linear(6, 8), gate(8)
+            self.one, self.two, self.head = nn.BatchNorm1d(8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.gate(self.body(x))
+            return self.head(self.one(x)) - 2 * self.head(self.two(x))
+
+    small = check(settled(Twice()), ROWS)
+    assert (small.body.out_features, small.head.in_features) == (4, 8)
+
+
+def test_a_product_with_a_closed_gate_is_nothing():
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.gate, self.two = nn.Linear(6, 8), gate(8), nn.Linear(6, 8)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(self.gate(self.one(x)) * self.two(x).sigmoid())
+
+    small = check(Product(), ROWS)
+    assert (small.one.out_features, small.two.out_features, small.head.in_features) == (4, 4, 4)
+
+
 def test_a_padded_convolution_cannot_take_up_a_constant():
     net = settled(
         nn.Sequential(nn.Conv2d(2, 4, 1), gate(4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3, padding=1))

@@ -155,9 +155,8 @@ class _Mode(TorchFunctionMode):
             self._opaque(values)
             found = Value.opaque(output.ndim)
         changed = [t for t, version in zip(given, versions, strict=True) if t._version != version]
-        for tensor in changed:  # Other views of what was changed in place can no longer be told.
+        for tensor in changed:  # Other views of it, which share its slots, hold something else now.
             views = self._storages.get(tensor.untyped_storage().data_ptr(), set()) - {id(tensor)}
-            self._opaque([self._values[view] for view in views])
             if views or tensor is not output:
                 self._opaque([self.value(tensor), found])
         self._set(output, found)
