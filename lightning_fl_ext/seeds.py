@@ -93,7 +93,8 @@ def seeded_ranks(seed: int) -> Iterator[None]:
 def _torch_seeded(seed: int) -> Iterator[None]:
     import torch
 
-    at_work = torch.cuda.is_initialized()  # if not, it stays so: the fit may be in other processes
+    # If not, it stays so: the fit may be in other processes.
+    at_work = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     before = torch.initial_seed()
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if at_work else ()):

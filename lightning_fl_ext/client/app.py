@@ -28,6 +28,7 @@ from lightning_fl_ext.client.bridge.refusals import (
 )
 from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.client.identity import client_id
+from lightning_fl_ext.client.launcher.kept import KeptProcesses
 from lightning_fl_ext.client.launcher.launchers import (
     Launcher,
     Processes,
@@ -126,9 +127,11 @@ def client_app(
             they keep lies where ``keep_local`` says; with False, in Flower's ``Context``.
         launcher: Who starts the processes of a fit or evaluation. ``"auto"`` starts none for one device, nor
             for strategies that start their own (``ddp_fork``, ``ddp_spawn``), and else an interpreter for
-            each device of this machine. A command, such as ``["torchrun", "--standalone", "--nproc-per-node",
-            "4"]`` or ``["srun", "--ntasks-per-node", "4"]``, starts them in every case. ``"in-process"``, or
-            None: never. The processes import this app, so it must stand at the top level of a file.
+            each device of this machine. ``"kept"`` is the same, and these stay for the messages to come, so
+            that only the first waits for them. A command, such as ``["srun", "--ntasks-per-node", "4"]`` or
+            ``["torchrun", "--standalone", "--nproc-per-node", "4"]``, starts them in every case.
+            ``"in-process"``, or None: never. The processes import this app, so it must stand at the top level
+            of a file.
         fit_timeout: Seconds after which the processes of a fit or evaluation are ended, and the client
             answers with an error. With it, there is a process for one device, too. Default: no limit.
 
@@ -245,7 +248,7 @@ def client_app(
                     personal.validate()
             return bridge.reply() if local.is_global_zero else None
 
-    chosen = launcher_of(launcher)
+    chosen, unnamed = launcher_of(launcher), KeptProcesses() if launcher == "kept" else Processes()
     check_timeout(fit_timeout, launcher)
     named = chosen is not None or fit_timeout is not None
 
@@ -269,7 +272,7 @@ def client_app(
             if root and outcome_kind(message) == UPDATE:
                 held = StatePersistence.from_message(bridge, message, context, root, training)
                 around.enter_context(held.alone())
-            started = chosen or Processes()
+            started = chosen or unnamed
             refuse_other_machines(started, needed.given)
             return answer_in_processes(app, message, context, started, needed.count, fit_timeout)
 
