@@ -116,7 +116,7 @@ def _free_port() -> str:
 
 
 def launcher_of(given: Any) -> Launcher | None:
-    """Give the launcher that an argument of ``client_app`` means; None for ``"auto"`` and in this process.
+    """Give the launcher that an argument of ``client_app`` names; None for ``"auto"`` and in this process.
 
     Raises:
         TypeError: It means none.
@@ -127,12 +127,12 @@ def launcher_of(given: Any) -> Launcher | None:
     """
     if given is None or isinstance(given, Launcher):
         return given
-    if isinstance(given, str) and given in ("auto", "in-process"):
+    if isinstance(given, str) and given in ("auto", "kept", "in-process"):
         return None
     if isinstance(given, Sequence) and not isinstance(given, str | bytes):
         return Command(given)
     raise TypeError(
-        "`launcher` must be 'auto', 'in-process' (or None), a command as a list of words, such as"
+        "`launcher` must be 'auto', 'kept', 'in-process' (or None), a command as a list of words, such as"
         f" ['torchrun', '--nproc-per-node', '4'], or a `Launcher`. Got {given!r}."
     )
 
