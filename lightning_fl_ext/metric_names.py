@@ -16,6 +16,7 @@ _OF_FITS = ("fit", "train")
 _DIRECTIONS = {"up", "down", "accepted", "rejected"}
 _DATALOADER = re.compile(r"/dataloader_idx_(\d+)$")
 _ACROSS = re.compile(rf"/({'|'.join(ACROSS_SITES)})$")
+_NAMELESS = "(no name)"
 _WORD = re.compile(r"[^\W_]+")
 _CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -48,7 +49,17 @@ def family_of(name: str) -> str:
         words.pop(0)
     while len(words) > 1 and words[-1] in _DIRECTIONS:
         words.pop()
-    return " ".join(words) or name
+    return " ".join(words) or name.strip() or _NAMELESS
+
+
+def of_each_site(name: str) -> str:
+    """Give the metric that is told across sites.
+
+    Example:
+        >>> of_each_site("val_f1/worst"), of_each_site("val_f1")
+        ('val_f1', 'val_f1')
+    """
+    return _ACROSS.sub("", name)
 
 
 def title_of(family: str) -> str:
@@ -81,7 +92,7 @@ def label_of(name: str, family: str) -> str:
     rest = [word for word in _words(last) if word not in taken]
     if across and across[1] not in taken:
         rest.append(across[1])
-    return " ".join(filter(None, [path, *rest])) or name
+    return " ".join(filter(None, [path, *rest])).strip() or name.strip() or _NAMELESS
 
 
 def better(family: str) -> int:

@@ -93,7 +93,7 @@ def seeded_ranks(seed: int) -> Iterator[None]:
 def _torch_seeded(seed: int) -> Iterator[None]:
     import torch
 
-    # If not, it stays so: the fit may be in other processes.
+    # Devices that are not at work yet stay so: the fit may be in other processes.
     at_work = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     before = torch.initial_seed()
     try:

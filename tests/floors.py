@@ -20,7 +20,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = ("simulation", "plot", "fast")  # of those who use the package
+EXTRAS = ("simulation", "plot", "fast", "onnx")  # of those who use the package
 LOWEST = re.compile(r"([\w.-]+)(\[[\w,]+\])?>=([\w.]+)")
 
 

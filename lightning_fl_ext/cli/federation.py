@@ -9,21 +9,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import flwr.serverapp.strategy
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import Strategy
 from torch.utils.data import DataLoader
 
+from lightning_fl_ext.cli.callbacks import LiveReport, SettingsFile
 from lightning_fl_ext.cli.errors import WrongInput, refusing
+from lightning_fl_ext.cli.exchanges import make_exchange
 from lightning_fl_ext.cli.objects import load_object
 from lightning_fl_ext.cli.settings import SETTINGS, RunSettings, flag_of
+from lightning_fl_ext.cli.strategies import make_strategy
 from lightning_fl_ext.client import client_app
 from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.lightnings import lightning_name, overrides
 from lightning_fl_ext.server import (
-    ExactFedAvg,
     FederatedTrainer,
-    FedPM,
     Limits,
     RoundCallback,
     RoundCheckpoint,
@@ -32,9 +31,7 @@ from lightning_fl_ext.server import (
     RoundProgressBar,
     SecureFedAvg,
 )
-from lightning_fl_ext.wire import Exchange, MaskExchange, WeightExchange
-
-_STRATEGIES: dict[str, type[Strategy]] = {s.__name__: s for s in (ExactFedAvg, FedPM, SecureFedAvg)}
+from lightning_fl_ext.server.settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -84,6 +81,7 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
             exchange=exchange,
             **insisting | {"batch_size": batch_size} | settings.client_option,
         )
+    check_settings(settings.train_config, "`--train-config`")
     flags = {setting.name: f"--{flag_of(setting)}" for setting in SETTINGS}
     with refusing("the settings", flags | {"max_rounds": "--rounds"}):
         trainer = FederatedTrainer(
@@ -94,6 +92,7 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
             default_root_dir=folder,
             min_accepted=settings.min_accepted,
             on_bad_update=settings.on_bad_update,
+            train_config=settings.train_config,
             max_update_norm=settings.max_update_norm,
             limits=_make_limits(settings.limit),
             round_timeout=None,
@@ -114,78 +113,6 @@ def _site_metrics(given: Sequence[str]) -> dict[str, str]:
     return {name: mode for name, _, mode in pairs}
 
 
-def make_strategy(settings: RunSettings, *, has_validation: bool) -> Strategy:
-    """Make the strategy that the settings name.
-
-    Args:
-        settings: Of the run.
-        has_validation: Whether the model has a ``validation_step``: if not, no client is asked to evaluate.
-
-    Raises:
-        WrongInput: There is no such strategy, or it does not take such options.
-    """
-    name = settings.strategy
-    if settings.secure:
-        if name not in ("ExactFedAvg", "SecureFedAvg"):
-            raise WrongInput(f"`--secure` is for ExactFedAvg's mean; `--strategy {name}` sees each update.")
-        name = "SecureFedAvg"
-    found = (
-        load_object(name, "`--strategy`") if ":" in name else _STRATEGIES.get(name) or _flower_strategy(name)
-    )
-    options = {"fraction_train": settings.fraction, "fraction_evaluate": settings.fraction_evaluate}
-    options = {key: value for key, value in options.items() if value is not None} | settings.strategy_option
-    if isinstance(found, Strategy) and not options:
-        return found
-    if not callable(found) or isinstance(found, Strategy):
-        raise WrongInput(f"`--strategy`: `{name}` takes no options; expected a class of strategies.")
-    if not has_validation and "fraction_evaluate" not in options and _takes(found, "fraction_evaluate"):
-        options["fraction_evaluate"] = 0.0
-    with refusing(
-        f"`--strategy {name}`", {key: f"--strategy-option {key}" for key in settings.strategy_option}
-    ):
-        strategy = found(**options)
-    if not isinstance(strategy, Strategy):
-        raise WrongInput(f"`--strategy`: `{name}` made a {type(strategy).__name__}, not a Flower strategy.")
-    return strategy
-
-
-def _flower_strategy(name: str) -> type[Strategy]:
-    names = {n for n in flwr.serverapp.strategy.__all__ if _can_be_named(getattr(flwr.serverapp.strategy, n))}
-    if name not in names:
-        known = ", ".join([*_STRATEGIES, *sorted(names)])
-        raise WrongInput(f"`--strategy`: there is no `{name}`. There are {known}; or MODULE:NAME.")
-    found: type[Strategy] = getattr(flwr.serverapp.strategy, name)
-    return found
-
-
-def _can_be_named(found: Any) -> bool:
-    """Tell a strategy that can be made from plain options and aggregates weights."""
-    if not (isinstance(found, type) and issubclass(found, Strategy)) or inspect.isabstract(found):
-        return False
-    return "strategy" not in inspect.signature(found).parameters and "Xgb" not in found.__name__
-
-
-def _takes(found: Callable[..., Any], option: str) -> bool:
-    parameters = inspect.signature(found).parameters
-    return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-def make_exchange(settings: RunSettings, strategy: Strategy) -> Exchange:
-    """Make the exchange that the settings describe.
-
-    Raises:
-        WrongInput: It does not take such options.
-    """
-    patterns: Mapping[str, Any] = {"include": tuple(settings.include), "exclude": tuple(settings.exclude)}
-    if getattr(strategy, "reads_coded", False):
-        names = {key: f"--exchange-option {key}" for key in settings.exchange_option}
-        with refusing("`--exchange-option`", names):
-            return MaskExchange(**{**patterns, **settings.exchange_option})
-    if settings.exchange_option:
-        raise WrongInput("`--exchange-option` is for the masks of FedPM. Got it with another strategy.")
-    return WeightExchange(**patterns)
-
-
 def _make_limits(given: Mapping[str, Any]) -> Limits:
     known = [limit.name for limit in fields(Limits)]
     for name in given:
@@ -203,12 +130,10 @@ def _make_callbacks(settings: RunSettings) -> list[RoundCallback]:
         RoundCheckpoint(settings.keep_checkpoints),
     ]
     if settings.live:
-        from lightning_fl_ext.cli.live import LiveReport
-
         callbacks.append(LiveReport())
     if settings.patience is not None:
         callbacks.append(RoundEarlyStopping(patience=settings.patience))
-    return callbacks
+    return [*callbacks, SettingsFile(settings)]
 
 
 def load_model(settings: RunSettings) -> Callable[[], Any]:

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,17 +15,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from lightning_fl_ext.cli.config import merge, read_config
 from lightning_fl_ext.cli.errors import WrongInput
-from lightning_fl_ext.cli.settings import (
-    SETTINGS,
-    RunSettings,
-    flag_of,
-    merge,
-    read_config,
-    to_toml,
-)
+from lightning_fl_ext.cli.settings import SETTINGS, RunSettings, flag_of
 from lightning_fl_ext.cli.values import parse_pairs, print_json
-from lightning_fl_ext.report.history import SETTINGS_FILE
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server import FederatedResult
@@ -58,7 +51,6 @@ def run(config: Path | None, as_json: bool, quiet: bool, **given: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not settings.resume:
             _clear(folder)  # of a run without a round: another one was refused above
-        (folder / SETTINGS_FILE).write_text(to_toml(settings), encoding="utf-8")
         app = server_app(
             federation.model,
             federation.trainer,
@@ -66,6 +58,9 @@ def run(config: Path | None, as_json: bool, quiet: bool, **given: Any) -> None:
             ckpt_path="last" if settings.resume else None,
             test=settings.test,
         )
+        if settings.live and not (quiet or as_json):
+            page = f"report, anew after each round: {folder / 'report.html'}"
+            console.print(page, markup=False, emoji=False, soft_wrap=True)
         with _stoppable(folder):
             run_local(app, federation.client, settings.clients)
     result = federation.trainer.result
@@ -78,20 +73,30 @@ def run(config: Path | None, as_json: bool, quiet: bool, **given: Any) -> None:
         )
 
 
-def settings_from(config: Path | None, given: dict[str, Any]) -> RunSettings:
+def settings_from(config: Path | None, given: Mapping[str, Any]) -> RunSettings:
     """Merge the flags that were given with the config file.
 
     Raises:
         WrongInput: One of them is not what it must be.
     """
+    return merge(read_config(config) if config else {}, flags_from(given))
+
+
+def flags_from(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose the flags that were given, by the settings' names.
+
+    Raises:
+        WrongInput: A ``KEY=VALUE`` is none.
+    """
     flags = {}
     for setting in SETTINGS:
-        value = given.get(setting.name)
-        if value is None or value == []:
+        value, kind = given.get(setting.name), setting.metadata["kind"]
+        if value is None or (kind in ("list", "pairs") and not value):
             continue
-        is_pairs = setting.metadata["kind"] == "pairs"
-        flags[setting.name] = parse_pairs(value, f"`--{flag_of(setting)}`") if is_pairs else value
-    return merge(read_config(config) if config else {}, flags)
+        if kind == "pairs":
+            value = parse_pairs(value, f"`--{flag_of(setting)}`", dashes=setting.name == "train_config")
+        flags[setting.name] = list(value) if kind == "list" else value
+    return flags
 
 
 def choose_folder(settings: RunSettings) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server.record import RoundRecord
 
 _SETTINGS = 36  # columns of the terminal that are kept for what runs were told, and their number
-_LEFT_OUT = 20  # columns of the terminal that are kept for the last one of the table
+_LEFT_OUT = 20  # columns of the terminal that the last one of the table may need
 
 
 def show(
@@ -96,6 +97,8 @@ def show_runs(paths: list[Path], html: Path | None, csv: Path | None) -> None:
     for label, count, values in rows:
         table.add_row(Text(shown(label, 200)), f"{count}", *values[:fitting])
     console.print(table)
+    if unfinished := sum(not run.finished for run in runs):
+        console.print(f"{unfinished} not finished: the values so far")
     if csv is not None:
         _write_csv(runs, csv)
     path = html or (paths[0] / "report.html" if len(paths) == 1 and paths[0].is_dir() else Path("runs.html"))
@@ -137,7 +140,9 @@ def _print(history: History, console: Console) -> None:
     table = Table(title=Text(shown(history.name), style="table.title"), title_justify="left", box=SIMPLE_HEAD)
     table.add_column("round", justify="right")
     table.add_column("clients", justify="right")
-    room, chosen, hidden = console.width - 20 - _LEFT_OUT, [], 0
+    out = [_left_out(record) for record in history.rounds]
+    room = console.width - 20 - min(_LEFT_OUT, max(map(len, ["left out", *out])) + 2)
+    chosen, hidden = [], 0
     for family in group_metrics(history.rounds):
         show = show_bytes if family.is_bytes else show_number
         for one in family.series:
@@ -148,18 +153,21 @@ def _print(history: History, console: Console) -> None:
                 continue
             room -= width
             table.add_column(Text(heading), justify="right", no_wrap=True)
-            chosen.append([show(value) for value in one.values])
+            chosen.append([show(record.metrics.get(one.name)) for record in history.rounds])
     table.add_column("left out", overflow="fold")
     for place, record in enumerate(history.rounds):
         table.add_row(
             f"{record.server_round}",
             f"{len(record.accepted)}/{len(record.sampled)}",
             *(values[place] for values in chosen),
-            Text(shown(_left_out(record), 300), style="yellow"),
+            Text(shown(out[place], 300), style="yellow"),
         )
     console.print(table)
     if hidden:
         console.print(f"{hidden} more metric{'s' * (hidden > 1)} in the report")
+    numbers = {n for record in history.rounds for n, v in record.metrics.items() if math.isfinite(v)}
+    if none := {n for record in history.rounds for n in record.metrics} - numbers:
+        console.print(Text(f"no number in any round: {shown(', '.join(sorted(none)), 400)}", style="yellow"))
     for problem in history.problems:
         console.print(Text(f"the ledger is not sound: {shown(problem, 1000)}", style="red"))
     state = "finished" if history.finished else "not finished"
@@ -182,4 +190,5 @@ def _print_sites(history: History, console: Console) -> None:
 def _left_out(record: RoundRecord) -> str:
     from lightning_fl_ext.report.history import left_out
 
-    return ", ".join(["void"] * record.void + [f"{r.client_id}: {r.reason}" for r in left_out(record)])
+    out = dict.fromkeys(f"{r.client_id}: {r.reason}" for r in left_out(record))  # a client may be twice
+    return ", ".join(["void"] * record.void + list(out))

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import click
 import typer
 
 from lightning_fl_ext.cli.errors import NOT_SO, WrongInput
-from lightning_fl_ext.cli.settings import SETTINGS, flag_of
+from lightning_fl_ext.cli.plans import Plan, check_overlap, finished_before, plan
+from lightning_fl_ext.cli.run import INTERRUPTED, flags_from, settings_from
 from lightning_fl_ext.cli.show import show_runs
 from lightning_fl_ext.text import shown
-
-_ODD = re.compile(r"[^\w.=,+-]+")
 
 
 def sweep(
@@ -38,75 +38,70 @@ def sweep(
     stopped: runs that are finished are left as they are. At the end it prints the final values, and writes a
     page of all runs.
     """
-    plans = plan(vary, into)
-    fixed = context.args
-    if named := [flag for flag in ("--dir", "--resume", "--json") if flag in fixed]:
-        raise WrongInput(
-            f"`sweep` gives each run its `--dir`, and goes on by itself: leave out {', '.join(named)}."
-        )
-    todo = {folder: flags for folder, flags in plans.items() if not _finished(folder)}
-    print(f"{len(plans)} runs, {len(plans) - len(todo)} finished before")
-    with ThreadPoolExecutor(jobs) as pool:
-        codes = list(pool.map(lambda item: _run(fixed, *item), todo.items()))
-    show_runs([folder for folder in plans if (folder / "ledger.jsonl").exists()], into / "report.html", None)
-    failed = [folder.name for folder, code in zip(todo, codes, strict=True) if code]
+    plans, fixed = plan(vary, into), list(context.args)
+    given = _parse(context, fixed)
+    if named := [flag for flag in ("dir", "resume", "as_json") if given.get(flag)]:
+        flags = ", ".join(f"--{flag.removeprefix('as_')}" for flag in named)
+        raise WrongInput(f"`sweep` gives each run its `--dir`, and goes on by itself: leave out {flags}.")
+    check_overlap(plans, flags_from(given))
+    todo = []
+    for one in plans:  # all of them before anything runs
+        parsed = _parse(context, [*fixed, *one.flags])
+        if not finished_before(one.folder, settings_from(parsed["config"], parsed)):
+            todo.append(one)
+    print(f"{len(plans)} runs, {len(plans) - len(todo)} finished before", flush=True)
+    failed = _run_all(fixed, todo, jobs)
+    if there := [one.folder for one in plans if (one.folder / "ledger.jsonl").exists()]:
+        show_runs(there, into / "report.html", None)
     if failed:
         print(f"{len(failed)} failed: {shown(', '.join(failed), 1000)}; the same command tries them again")
         raise typer.Exit(NOT_SO)
 
 
-def plan(vary: list[str], into: Path) -> dict[Path, list[str]]:
-    """Make the combinations: for each run its folder, and its flags.
-
-    Args:
-        vary: ``FLAG=VALUE,VALUE``; a flag's values are separated by commas.
-        into: Folder of the runs.
-
-    Raises:
-        WrongInput: One is not of that form, or names no flag of ``run``.
-
-    Example:
-        >>> for folder, flags in plan(["seed=0,1", "fraction=0.3"], Path("runs")).items():
-        ...     print(folder, flags)
-        runs/seed=0,fraction=0.3 ['--seed', '0', '--fraction', '0.3']
-        runs/seed=1,fraction=0.3 ['--seed', '1', '--fraction', '0.3']
-    """
-    known = {flag_of(setting) for setting in SETTINGS if setting.name not in ("model", "dir", "resume")}
-    choices: list[list[tuple[str, str]]] = []
-    for one in vary:
-        flag, equals, values = one.partition("=")
-        flag = flag.strip().removeprefix("--")
-        if not (equals and values) or flag not in known:
-            raise WrongInput(
-                f"`--vary`: expected FLAG=VALUES with a flag of `run`, such as seed=0,1,2. Got `{one}`."
-            )
-        choices.append([(flag, value) for value in values.split(",")])
-    plans = {}
-    for chosen in itertools.product(*choices):
-        name = ",".join(value if "=" in value else f"{flag}={value}" for flag, value in chosen)
-        plans[into / _ODD.sub("_", name)] = [part for flag, value in chosen for part in (f"--{flag}", value)]
-    return plans
+def _parse(context: click.Context, arguments: list[str]) -> dict[str, Any]:
+    """Read arguments as `run` does, which complains of what it does not take."""
+    root = context.find_root()
+    assert isinstance(root.command, click.Group)
+    command = root.command.get_command(root, "run")
+    assert command is not None
+    return dict(command.make_context("run", list(arguments), parent=root).params)
 
 
-def _finished(folder: Path) -> bool:
-    from lightning_fl_ext.report import read_history
+def _run_all(fixed: Sequence[str], todo: Sequence[Plan], jobs: int) -> list[str]:
+    """Run several at a time, and give the names of those that failed; a signal ends them as well."""
+    from lightning_fl_ext.server.stopping import TERMINATED, ending_on_sigterm
 
-    return (folder / "ledger.jsonl").exists() and read_history(folder).finished
+    running: list[subprocess.Popen[str]] = []
+    stopped = threading.Event()
+
+    def run(one: Plan) -> int:
+        if stopped.is_set():
+            return 0
+        flags = [*fixed, *one.flags, "--dir", str(one.folder), "--resume", "--quiet"]
+        process = _start(flags)
+        running.append(process)
+        if stopped.is_set():  # between the two
+            process.terminate()
+        said = (process.communicate()[1].strip().splitlines() or ["ended without a word"])[-1]
+        if not stopped.is_set():
+            print(f"{one.folder.name}: {shown(said, 400) if process.returncode else 'done'}", flush=True)
+        return process.returncode
+
+    pool = ThreadPoolExecutor(jobs)
+    with ending_on_sigterm():
+        try:
+            codes = list(pool.map(run, todo))
+        except (KeyboardInterrupt, SystemExit) as stop:
+            stopped.set()
+            for process in running:
+                process.terminate()
+            pool.shutdown(cancel_futures=True)
+            print("stopped; the same command goes on", file=sys.stderr)
+            raise typer.Exit(TERMINATED if isinstance(stop, SystemExit) else INTERRUPTED) from None
+    return [one.folder.name for one, code in zip(todo, codes, strict=True) if code]
 
 
-def _run(fixed: list[str], folder: Path, flags: list[str]) -> int:
-    command = [
-        sys.executable,
-        "-m",
-        "lightning_fl_ext",
-        "run",
-        *fixed,
-        *flags,
-        "--dir",
-        str(folder),
-        "--resume",
-    ]
-    done = subprocess.run([*command, "--quiet"], capture_output=True, text=True, check=False)
-    last = (done.stderr.strip().splitlines() or [""])[-1]
-    print(f"{folder.name}: {'done' if done.returncode == 0 else shown(last, 400)}", flush=True)
-    return done.returncode
+def _start(arguments: Sequence[str]) -> subprocess.Popen[str]:
+    """Start `run` in a process of its own."""
+    command = [sys.executable, "-m", "lightning_fl_ext", "run", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

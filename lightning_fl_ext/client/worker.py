@@ -3,8 +3,8 @@
 IN is a file that holds a message; OUT a folder, where rank 0 leaves the reply, and each that raises its
 traceback. MODULE:NAME is the ClientApp. The process ends when its standard input does: with the client.
 
-``--stay MODULE:NAME`` answers one message after the other, each a line of JSON in standard input: its number,
-IN and OUT. Every rank then leaves a file ``done-RANK`` in OUT.
+``--stay MODULE:NAME`` answers one message after the other, each a line of JSON in standard input: the port of
+the store where the ranks find each other, IN and OUT. Every rank then leaves a file ``done-RANK`` in OUT.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from lightning_fl_ext.client.launcher.message_file import read_message, write_reply
+from lightning_fl_ext.client.launcher.message_file import (
+    WorkerFailure,
+    read_message,
+    write_failure,
+    write_reply,
+)
 from lightning_fl_ext.client.launcher.naming import load_app
 from lightning_fl_ext.client.launcher.rank import enter, rank
 from lightning_fl_ext.client.launcher.work import work_of
-from lightning_fl_ext.files import write_file
 
 LOST = 3
 """Exit code of a process whose client is gone."""
@@ -55,8 +59,7 @@ def stay(name: str) -> None:
     threading.Thread(target=_listen, args=(asked,), daemon=True).start()
     load = cache(partial(load_app, name))
     while True:
-        number, given, out = json.loads(asked.get())
-        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)  # the ranks find each other anew
+        os.environ["MASTER_PORT"], given, out = json.loads(asked.get())
         _answer(given, out, load)
         Path(out, f"done-{rank()}").touch()
 
@@ -91,10 +94,9 @@ def _listen(asked: SimpleQueue[bytes]) -> None:
 def _leave_traceback(out: Path, error: BaseException) -> None:
     trace = "".join(traceback.format_exception(error))
     count = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1"
-    told = {"rank": rank(), "count": count, "time": time.monotonic(), "traceback": trace}
     sys.stderr.write(trace)
     sys.stderr.flush()
-    write_file(out / f"error-{rank()}.json", json.dumps(told).encode())
+    write_failure(out / f"error-{rank()}.json", WorkerFailure(time.monotonic(), rank(), count, trace))
 
 
 def _leave_group() -> None:

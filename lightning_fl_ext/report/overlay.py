@@ -27,11 +27,14 @@ def final_table(groups: Sequence[RunGroup]) -> tuple[list[str], list[tuple[str, 
         groups: From :func:`~lightning_fl_ext.report.runs.group_runs`.
 
     Returns:
-        Names of metrics; and for each group its label, its number of runs, and the values written out.
+        Names of metrics; and for each group its label, its number of runs, and the values written out, with
+        the number of runs that have one if not all do.
     """
     there = {name for g in groups for run in g.runs for r in run.rounds for name in r.metrics}
     names = foremost(there, count=MAX_COLUMNS)
-    return names, [(g.label, len(g.runs), [_written(g.final(name)) for name in names]) for g in groups]
+    return names, [
+        (g.label, len(g.runs), [_written(g.final(name), len(g.runs)) for name in names]) for g in groups
+    ]
 
 
 def render_runs(runs: Sequence[History]) -> str:
@@ -58,6 +61,7 @@ def render_runs(runs: Sequence[History]) -> str:
             charts=_charts(groups),
             columns=columns,
             rows=rows,
+            unfinished=_unfinished(runs),
             hidden=[g.label for g in groups[charts.MAX_SERIES :]],
             problems=[n for n, run in zip(names, runs, strict=True) if run.problems],
             runs=[
@@ -72,6 +76,12 @@ def render_runs(runs: Sequence[History]) -> str:
             ],
         ),
     )
+
+
+def _unfinished(runs: Sequence[History]) -> str:
+    """Write how many runs are not finished; nothing if all are."""
+    number = sum(not run.finished for run in runs)
+    return f"{number} run{'s' * (number > 1)}" if number else ""
 
 
 def _charts(groups: Sequence[RunGroup]) -> list[charts.Chart]:
@@ -129,8 +139,9 @@ def _band(low: Sequence[charts.Mark], high: Sequence[charts.Mark]) -> str:
     return f"M{'L'.join(points)}Z" if points else ""
 
 
-def _written(values: Sequence[float]) -> str:
+def _written(values: Sequence[float], runs: int) -> str:
     if not values:
         return "–"
     spread = f" ± {show_number(stdev(values))}" if len(values) > 1 else ""
-    return f"{show_number(fmean(values))}{spread}"
+    of = f" ({len(values)} of {runs})" if len(values) < runs else ""  # one ended with what is no number
+    return f"{show_number(fmean(values))}{spread}{of}"

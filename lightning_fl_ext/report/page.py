@@ -18,6 +18,7 @@ from lightning_fl_ext.report.participation import lay_out
 from lightning_fl_ext.report.reasons import group_reasons
 from lightning_fl_ext.report.scales import round_ticks, show_bytes, show_number
 from lightning_fl_ext.report.settings import told_once
+from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.text import shown
 
 _COUNTS = {"clients_accepted", "clients_rejected"}  # the table counts them in a column of its own
@@ -139,7 +140,7 @@ def _contents(history: History) -> dict[str, Any]:
                 number=record.server_round,
                 void=record.void,
                 counted=f"{len(record.accepted)} of {len(record.sampled)}",
-                values=[show_number(record.metrics.get(name, math.nan)) for name in columns],
+                values=[show_number(record.metrics.get(name)) for name in columns],
                 digest=record.digest,
             )
             for record in rounds
@@ -170,7 +171,7 @@ def _count(number: int, thing: str) -> str:
 
 
 def _tiles(history: History, families: Sequence[Family]) -> list[Tile]:
-    tiles = [_progress(family) for family in families if family.better][:3]
+    tiles = [_progress(family, history.rounds) for family in families if family.better][:3]
     void = sum(record.void for record in history.rounds)
     state = "all rounds are done" if history.finished else "not finished"
     tiles.append(
@@ -195,18 +196,20 @@ def _tiles(history: History, families: Sequence[Family]) -> list[Tile]:
     return tiles
 
 
-def _progress(family: Family) -> Tile:
+def _progress(family: Family, rounds: Sequence[RoundRecord]) -> Tile:
     """Show where a family's foremost metric stands, and where it started."""
     series = family.series[0]
     known = [(i, v) for i, v in enumerate(series.values) if math.isfinite(v)]
-    (_, first), (_, last) = known[0], known[-1]
+    (_, first), (place, last) = known[0], known[-1]
     change = (last - first) * family.better
     trend = "better" if change > 0 else "worse" if change < 0 else ""
-    name = series.label if len(family.series) > 1 else ""
     title = title_of(family.title)
-    return Tile(
-        f"{title} ({name})" if name else title,
-        show_number(last),
-        f"from {show_number(first)} at first" if len(known) > 1 else "after the first round",
-        trend,
-    )
+    name = f"{title} ({series.label})" if len(family.series) > 1 else title
+    start = f"from {show_number(first)} at first" if len(known) > 1 else "after the first round"
+    if place == len(rounds) - 1:
+        return Tile(name, show_number(last), start, trend)
+    where = f"in round {rounds[place].server_round}"
+    now = rounds[-1].metrics.get(series.name)
+    if now is None:
+        return Tile(name, show_number(last), f"{where}, {start}" if len(known) > 1 else where, trend)
+    return Tile(name, show_number(now), f"{show_number(last)} {where}", "worse")

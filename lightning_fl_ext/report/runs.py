@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class RunGroup:
         return dict(sorted(found.items()))
 
     def final(self, name: str) -> list[float]:
-        """Give each run's last finite value of a metric."""
+        """Give each run's last value of a metric, of those in which it is finite."""
         told = [[r.metrics[name] for r in run.rounds if name in r.metrics] for run in self.runs]
         return [values[-1] for values in told if values and math.isfinite(values[-1])]
 
@@ -62,10 +63,23 @@ def find_runs(folder: str | Path) -> list[History]:
     folder = Path(folder)
     if folder.is_file() or (folder / "ledger.jsonl").is_file():
         return [read_history(folder)]
-    found = [read_history(path) for path in sorted(folder.glob("**/ledger.jsonl"))]
+    found = [read_history(path) for path in _ledgers(folder)]
     if not found:
         raise LedgerError(f"there is no run in `{folder}`: no ledger.jsonl, in none of its folders")
     return found
+
+
+def _ledgers(folder: Path) -> Iterator[Path]:
+    """Find every ledger in a folder and in those that it links to, each once, in the order of their names."""
+    seen = set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        real = Path(path).resolve()
+        if real in seen or "ledger.jsonl" in names:
+            folders.clear()  # there is no run in a run
+        if real not in seen and "ledger.jsonl" in names:
+            yield real / "ledger.jsonl"
+        seen.add(real)
 
 
 def read_runs(folder: str | Path) -> list[dict[str, Any]]:

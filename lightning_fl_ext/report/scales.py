@@ -8,6 +8,8 @@ from collections.abc import Sequence
 LARGEST = 1e300
 """Values beyond it, in either direction, are drawn as if they were it."""
 
+_SMALLEST = 1e-300  # what is between 0 and this is drawn as if it were 0
+
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -28,8 +30,8 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """
     low, high = (max(-LARGEST, min(value, LARGEST)) for value in (low, high))
     span = high - low
-    if span <= 1e-9 * max(abs(low), abs(high)):  # one value, up to rounding
-        span = abs(high) or 1.0
+    if span <= max(1e-9 * max(abs(low), abs(high)), _SMALLEST):  # one value, up to rounding
+        span = abs(high) if abs(high) > _SMALLEST else 1.0
         low, high = low - span / 2, high + span / 2
     rough = span / count
     power = 10.0 ** math.floor(math.log10(rough))
@@ -54,14 +56,14 @@ def round_ticks(numbers: Sequence[int], count: int = 8) -> list[int]:
     return [first, *between, last]
 
 
-def show_number(value: float) -> str:
-    """Write a value in four digits; a dash for what is not finite.
+def show_number(value: float | None) -> str:
+    """Write a value in four digits; a dash if there is none.
 
     Example:
-        >>> show_number(0.94444), show_number(float("nan")), show_number(12345.6)
-        ('0.9444', '–', '12,346')
+        >>> show_number(0.94444), show_number(None), show_number(float("nan")), show_number(12345.6)
+        ('0.9444', '–', 'nan', '12,346')
     """
-    if not math.isfinite(value):
+    if value is None:
         return "–"
     if 1000 <= abs(value) < 1e7:
         return f"{value:,.0f}"
@@ -81,14 +83,14 @@ def show_tick(value: float) -> str:
     return f"{value:.4g}"
 
 
-def show_bytes(value: float) -> str:
-    """Write a number of bytes with its unit.
+def show_bytes(value: float | None) -> str:
+    """Write a number of bytes with its unit; a dash if there is none.
 
     Example:
-        >>> show_bytes(385_200), show_bytes(12), show_bytes(float("nan"))
+        >>> show_bytes(385_200), show_bytes(12), show_bytes(None)
         ('385 kB', '12 B', '–')
     """
-    if not math.isfinite(value):
-        return "–"
+    if value is None or not math.isfinite(value):
+        return show_number(value)
     power = min(len(_UNITS) - 1, int(math.log10(max(abs(value), 1)) // 3))
     return f"{value / 1000**power:.3g} {_UNITS[power]}"

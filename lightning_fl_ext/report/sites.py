@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_fl_ext.metric_names import better, family_of, foremost, title_of
+from lightning_fl_ext.metric_names import foremost, of_each_site
+from lightning_fl_ext.report.ranking import badness, extremes, left_behind, rank_of, sentence_of
 from lightning_fl_ext.report.scales import show_number
 from lightning_fl_ext.server.record import RoundRecord, SiteEvaluation
 
@@ -31,6 +32,7 @@ class SiteRow:
         num_examples: Examples that it evaluated the model on.
         values: One of each column, written out; a dash where it tells none.
         ranks: For each column ``"best"``, ``"worst"`` or nothing.
+        server_round: Of which round its evaluation is; None if those of all sites are of one.
         gained: How far its foremost metric has come since its first evaluation, written out.
     """
 
@@ -38,6 +40,7 @@ class SiteRow:
     num_examples: int
     values: tuple[str, ...]
     ranks: tuple[str, ...]
+    server_round: int | None = None
     gained: str = ""
 
 
@@ -66,12 +69,14 @@ class SitesView:
         columns: The metrics' names.
         rows: The sites, the one that does worst by the first metric first.
         summary: One sentence for each metric: the worst, the best, how far they are apart.
-        behind: Who is left behind, in a sentence; ``""`` if nobody stands out.
+        behind: Who is left behind, of the sites of the last evaluation; ``""`` if nobody stands out.
         silent: Sites that tell no value of their own.
         hidden: Number of sites for which there is no room.
         title: What the small charts show; ``""`` if there are none.
         multiples: A small chart of each site, in the order of the rows.
-        all_path: SVG path data of all sites' lines, to stand behind each chart.
+        undrawn: Number of sites for whose small chart there is no room.
+        lines: How many sites' lines stand behind each chart at most.
+        all_path: SVG path data of those lines.
         span: The lowest and the highest value of the small charts, written out.
     """
 
@@ -83,6 +88,8 @@ class SitesView:
     hidden: int = 0
     title: str = ""
     multiples: tuple[Multiple, ...] = ()
+    undrawn: int = 0
+    lines: int = MAX_LINES
     all_path: str = ""
     span: tuple[str, str] = ("", "")
 
@@ -100,35 +107,42 @@ def view_sites(rounds: Sequence[RoundRecord], monitor: str | None = None) -> Sit
         None if no site has evaluated.
     """
     last: dict[str, SiteEvaluation] = {}
+    of_round: dict[str, int] = {}
     for record in rounds:
         last |= record.sites
+        of_round |= dict.fromkeys(record.sites, record.server_round)
     if not last:
         return None
-    columns = foremost({name for site in last.values() for name in site.metrics}, monitor, MAX_METRICS)
-    ends = [_ends(name, last) for name in columns]
-    order = sorted(last, key=lambda client: (_badness(columns[:1], last[client]), client))
+    newest = max(of_round.values())
+    earlier = {client: number for client, number in of_round.items() if number < newest}
+    there = {name for site in last.values() for name in site.metrics}
+    columns = foremost(there, monitor and of_each_site(monitor), MAX_METRICS)
+    ends = [extremes(name, last) for name in columns]
+    now = {client: site for client, site in last.items() if client not in earlier}
+    order = sorted(last, key=lambda client: (badness(columns[:1], last[client]), client))
     history = {client: _by_round(rounds, client, columns[0]) for client in order} if columns else {}
     rows = [
         SiteRow(
             client,
             last[client].num_examples,
-            tuple(show_number(last[client].metrics.get(name, math.nan)) for name in columns),
+            tuple(show_number(last[client].metrics.get(name)) for name in columns),
             tuple(
-                _rank(last[client].metrics.get(name), end) for name, end in zip(columns, ends, strict=True)
+                rank_of(last[client].metrics.get(name), end) for name, end in zip(columns, ends, strict=True)
             ),
-            _gained(history.get(client, {})),
+            of_round[client] if earlier else None,
+            _gained(history.get(client, {}), last[client].metrics.get(columns[0]) if columns else None),
         )
         for client in order
     ]
     view = SitesView(
         tuple(columns),
         tuple(rows[:MAX_ROWS]),
-        tuple(_sentence(name, last) for name in columns),
-        behind=_behind(columns[0], last) if columns else "",
+        tuple(sentence_of(name, last, earlier) for name in columns),
+        behind=left_behind(columns[0], now) if columns else "",
         silent=sum(not site.metrics for site in last.values()),
         hidden=max(0, len(rows) - MAX_ROWS),
     )
-    if len(rounds) < 2 or not columns:
+    if len(rounds) < 2 or not any(history.values()):
         return view
     return _with_multiples(view, columns[0], history)
 
@@ -138,6 +152,7 @@ def _with_multiples(view: SitesView, name: str, history: Mapping[str, Mapping[in
     numbers = [number for values in told.values() for number in values]
     finite = [value for values in told.values() for value in values.values()]
     first, last, low, high = min(numbers), max(numbers), min(finite), max(finite)
+    now = {row.client: row.values[0] for row in view.rows}
 
     def path(values: Mapping[int, float]) -> str:
         points = []
@@ -152,12 +167,13 @@ def _with_multiples(view: SitesView, name: str, history: Mapping[str, Mapping[in
     for client in list(told)[:MAX_MULTIPLES]:
         number, value = list(told[client].items())[-1]
         words = f"{client}: {name} {show_number(value)} in round {number}, of {len(told[client])} evaluations"
-        multiples.append(Multiple(client, paths[client], show_number(value), words))
+        multiples.append(Multiple(client, paths[client], now[client], words))
     return SitesView(
         **{
             **vars(view),
             "title": name,
             "multiples": tuple(multiples),
+            "undrawn": max(0, len(told) - MAX_MULTIPLES),
             "all_path": "".join(paths[client] for client in list(told)[:MAX_LINES]),
             "span": (show_number(low), show_number(high)),
         }
@@ -173,63 +189,8 @@ def _by_round(rounds: Sequence[RoundRecord], client: str, name: str) -> dict[int
     return found
 
 
-def _badness(names: Sequence[str], site: SiteEvaluation) -> float:
-    if not names or names[0] not in site.metrics:
-        return math.inf
-    sign = better(family_of(names[0])) or 1
-    return sign * site.metrics[names[0]]
-
-
-def _ends(name: str, sites: Mapping[str, SiteEvaluation]) -> tuple[float, float] | None:
-    """The worst and the best value; None if they are equal, or nothing says which is which."""
-    values = [site.metrics[name] for site in sites.values() if name in site.metrics]
-    sign = better(family_of(name))
-    if not sign or not values or min(values) == max(values):
-        return None
-    return (min(values), max(values)) if sign > 0 else (max(values), min(values))
-
-
-def _rank(value: float | None, ends: tuple[float, float] | None) -> str:
-    if value is None or ends is None:
+def _gained(values: Mapping[int, float], now: float | None) -> str:
+    if len(values) < 2 or now is None or not math.isfinite(now):
         return ""
-    return "worst" if value == ends[0] else "best" if value == ends[1] else ""
-
-
-def _gained(values: Mapping[int, float]) -> str:
-    if len(values) < 2:
-        return ""
-    told = list(values.values())
-    change = told[-1] - told[0]
+    change = now - next(iter(values.values()))
     return f"{'+' if change >= 0 else '−'}{show_number(abs(change))}"
-
-
-def _sentence(name: str, sites: Mapping[str, SiteEvaluation]) -> str:
-    values = sorted((site.metrics[name], client) for client, site in sites.items() if name in site.metrics)
-    title = f"{title_of(family_of(name))} ({name})"
-    (low, lowest), (high, highest) = values[0], values[-1]
-    if len(values) == 1:
-        return f"{title}: {show_number(low)} at {lowest}, the one site that tells it."
-    ends = [(low, lowest), (high, highest)]
-    words = ("lowest", "highest")
-    if (sign := better(family_of(name))) != 0:
-        ends, words = ends[::sign], ("worst", "best")
-    told = ", ".join(f"{word} {show_number(v)} at {who}" for word, (v, who) in zip(words, ends, strict=True))
-    return f"{title}: {told}, {show_number(high - low)} apart."
-
-
-def _behind(name: str, sites: Mapping[str, SiteEvaluation]) -> str:
-    """Name the sites that are further below the middle one than that is below the best."""
-    sign = better(family_of(name))
-    values = {client: sign * site.metrics[name] for client, site in sites.items() if name in site.metrics}
-    if not sign or len(values) < 3:
-        return ""
-    ranked = sorted(values.values())
-    middle, best = ranked[len(ranked) // 2], ranked[-1]
-    far = [c for c, v in sorted(values.items(), key=lambda item: item[1]) if middle - v > best - middle]
-    if not far:
-        return ""
-    more = f" and {len(far) - 3} more" if len(far) > 3 else ""
-    return (
-        f"Left behind: {', '.join(far[:3])}{more}, further from the middle site"
-        f" ({show_number(sign * middle)}) than that is from the best ({show_number(sign * best)})."
-    )

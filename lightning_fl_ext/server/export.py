@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from glob import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.files import CHECKPOINTS, TornFilesError, list_checkpoints, read_folder, write_file
+from lightning_fl_ext.lightnings import overrides
 from lightning_fl_ext.metrics.discovery import weights_of
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server.durability.checkpoint import CheckpointError, Decoded, decode_checkpoint
@@ -28,7 +31,9 @@ FORMS = (".ckpt", ".safetensors", ".pt2", ".onnx")
 """By the end of a file's name: Lightning's checkpoint, weights alone, torch's graph, ONNX's."""
 
 
-def export_model(model: torch.nn.Module, path: str | Path, example: Any = None) -> Path:
+def export_model(
+    model: torch.nn.Module, path: str | Path, example: Any = None, *, shrink: bool = False
+) -> Path:
     """Write a model, in the form that the end of the file's name says.
 
     ``.ckpt`` is what ``LitModule.load_from_checkpoint`` takes, with the hyper-parameters. ``.safetensors``
@@ -38,14 +43,18 @@ def export_model(model: torch.nn.Module, path: str | Path, example: Any = None) 
     Args:
         model: Such as ``result.model``. It is left as it is.
         path: Where to write.
-        example: Arguments of ``forward``, a tensor or a tuple, for the two graphs. Default: the module's
-            ``example_input_array``.
+        example: Arguments of ``forward``, a tensor, a tuple, or a dict of those by name, for the two graphs.
+            Default: the module's ``example_input_array``.
+        shrink: Write the model without the gates that have closed, and without what they closed:
+            :func:`~lightning_fl_ext.gates.shrink`. Not as ``.ckpt``, from which the class is built with all
+            of its channels.
 
     Returns:
         The path.
 
     Raises:
         ExportError: The form is unknown, needs an extra that is not installed, or does not take this model.
+        ShrinkError: The closed gates cannot be removed.
 
     Example:
         >>> import tempfile
@@ -57,6 +66,8 @@ def export_model(model: torch.nn.Module, path: str | Path, example: Any = None) 
     write = _WRITERS.get(path.suffix)
     if write is None:
         raise ExportError(f"`{path.name}`: expected a name that ends with {', '.join(FORMS)}.")
+    if shrink:
+        model = _smaller(model, path, example)
     training = {name: part.training for name, part in model.named_modules()}
     model.eval()
     try:
@@ -67,6 +78,18 @@ def export_model(model: torch.nn.Module, path: str | Path, example: Any = None) 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, data)
     return path
+
+
+def _smaller(model: torch.nn.Module, path: Path, example: Any) -> torch.nn.Module:
+    from lightning_fl_ext.gates import shrink
+
+    if path.suffix == ".ckpt":
+        raise ExportError(
+            f"`{path.name}`: `load_from_checkpoint` builds the class with all of its channels, and does not"
+            " take a smaller model. Write it as .pt2, .onnx or .safetensors."
+        )
+    arguments, keywords, _ = _example(model, example, path.suffix[1:])
+    return shrink(model, arguments, kwargs=keywords)
 
 
 def restore_model(
@@ -142,14 +165,9 @@ def _safetensors(model: torch.nn.Module, example: Any) -> bytes:
 def _graph(model: torch.nn.Module, example: Any) -> bytes:
     import io
 
-    arguments, shapes = _example(model, example, "pt2")
     buffer = io.BytesIO()
-    with torch.no_grad():
-        try:
-            program = torch.export.export(model, arguments, dynamic_shapes=shapes)
-        except Exception as error:
-            raise ExportError(_refused(model, "torch.export", error)) from error
-    torch.export.save(program, buffer)
+    with _tracing(model, "torch.export"):
+        torch.export.save(_program(model, *_example(model, example, "pt2")), buffer)
     return buffer.getvalue()
 
 
@@ -160,36 +178,85 @@ def _onnx(model: torch.nn.Module, example: Any) -> bytes:
             f"ONNX needs {' and '.join(f'`{name}`' for name in missing)}:"
             " `pip install 'lightning-fl-ext[onnx]'`. Without them there is `model.pt2`."
         )
-    arguments, shapes = _example(model, example, "onnx")
-    with torch.no_grad():
+    with _tracing(model, "torch.onnx.export"):
+        arguments, keywords, shapes = _example(model, example, "onnx")
+        # Of a module it would try again with all axes constant; of a program it takes them as they are.
+        program = _program(model, arguments, keywords, shapes)
+        translated = torch.onnx.export(program, dynamic_shapes=shapes, dynamo=True, verbose=False)
+        assert translated is not None
+        return bytes(translated.model_proto.SerializeToString())
+
+
+def _program(model: torch.nn.Module, arguments: Any, keywords: Any, shapes: Any) -> Any:
+    return torch.export.export(model, arguments, keywords, dynamic_shapes=shapes)
+
+
+@contextmanager
+def _tracing(model: torch.nn.Module, what: str) -> Iterator[None]:
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch of itself, and of names of axes that it cannot give
+        warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\)", FutureWarning)
+        warnings.filterwarnings(
+            "ignore", ".*(axis name|dynamic axes).* will not be (used|renamed)", UserWarning
+        )
         try:
-            program = torch.onnx.export(model, arguments, dynamic_shapes=shapes, dynamo=True)
+            yield
+        except ExportError:
+            raise
         except Exception as error:
-            raise ExportError(_refused(model, "torch.onnx.export", error)) from error
-    assert program is not None
-    return bytes(program.model_proto.SerializeToString())
+            reason: BaseException = error
+            while reason.__cause__ is not None:  # torch.onnx tells how far it came, and why behind that
+                reason = reason.__cause__
+            said = shown(next(iter(str(reason).strip().splitlines()), ""), 400).rstrip(".")
+            raise ExportError(
+                f"{what} does not take {type(model).__name__}: {type(reason).__name__}: {said}."
+                " Without a graph there are `model.ckpt` and `model.safetensors`."
+            ) from error
 
 
-def _refused(model: torch.nn.Module, what: str, error: Exception) -> str:
-    said = str(error).strip().split("\n")[0][:400]
-    return f"{what} does not take {type(model).__name__}: {type(error).__name__}: {said}"
-
-
-def _example(model: torch.nn.Module, example: Any, form: str) -> tuple[tuple[Any, ...], Any]:
-    """Give the arguments of ``forward``, two examples long, and which axes may have any length."""
+def _example(model: torch.nn.Module, example: Any, form: str) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Give the arguments of ``forward``, two examples long, and which of their axes may have any length."""
+    if not overrides(model, "forward"):
+        raise ExportError(
+            f"{type(model).__name__} has no `forward`, and a graph is one of that. Write one, or choose"
+            " `model.ckpt` or `model.safetensors`."
+        )
     given = getattr(model, "example_input_array", None) if example is None else example
     if given is None:
         raise ExportError(
             f"`model.{form}` needs an example of what `forward` takes: set `self.example_input_array` in the"
-            " module's `__init__`, or give `example`."
+            " module's `__init__`, or give one as `example` (`--example MODULE:NAME` on the command line)."
         )
-    arguments = tuple(given) if isinstance(given, tuple | list) else (given,)
-    if any(torch.is_tensor(a) and a.ndim and len(a) == 1 for a in arguments):
-        # torch takes a length of one for a constant
-        arguments = tuple(torch.cat([a, a]) if torch.is_tensor(a) and a.ndim else a for a in arguments)
-    batch = torch.export.Dim("batch")
-    shapes = tuple({0: batch} if torch.is_tensor(a) and a.ndim else None for a in arguments)
-    return arguments, shapes
+    keywords = dict(given) if isinstance(given, Mapping) else {}
+    arguments = tuple(given) if isinstance(given, tuple | list) else () if keywords else (given,)
+    if any(len(tensor) == 1 for tensor in _tensors((arguments, keywords))):
+        arguments, keywords = _doubled((arguments, keywords))
+    collection: Any = torch.export.ShapesCollection
+    shapes, axes = collection(), dict[int, Any]()
+    for tensor in _tensors((arguments, keywords)):
+        name = f"axis_{len(axes)}" if axes else "batch"
+        shapes[tensor] = {0: axes.setdefault(len(tensor), torch.export.Dim(name))}
+    return arguments, keywords, shapes.dynamic_shapes(model, arguments, keywords)
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    """Give every tensor that has a first axis."""
+    if torch.is_tensor(values) and values.ndim:
+        yield values
+    elif isinstance(values, Mapping | tuple | list):
+        for value in values.values() if isinstance(values, Mapping) else values:
+            yield from _tensors(value)
+
+
+def _doubled(values: Any) -> Any:
+    """Make every first axis twice as long: torch takes a length of one for a constant."""
+    if torch.is_tensor(values) and values.ndim:
+        return torch.cat([values, values])
+    if isinstance(values, Mapping):
+        return {name: _doubled(value) for name, value in values.items()}
+    if isinstance(values, tuple | list):
+        return type(values)(map(_doubled, values))
+    return values
 
 
 _WRITERS: dict[str, Callable[[torch.nn.Module, Any], bytes]] = {

@@ -59,13 +59,11 @@ class RoundRecord:
         del data["sites"]
         if self.sites:  # a ledger without evaluations is written as it always was
             data["sites"] = {
-                client: {"num_examples": site.num_examples, "metrics": dict(site.metrics)}
+                client: {"num_examples": site.num_examples, "metrics": _plain(site.metrics)}
                 for client, site in sorted(self.sites.items())
             }
-        metrics = {
-            name: value if math.isfinite(value) else str(value) for name, value in self.metrics.items()
-        }
-        return data | {"rejected": [dict(vars(r)) for r in self.rejected], "metrics": metrics}
+        rejected = [dict(vars(r)) for r in self.rejected]
+        return data | {"rejected": rejected, "metrics": _plain(self.metrics)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RoundRecord:
@@ -75,6 +73,10 @@ class RoundRecord:
         metrics = {str(name): float(value) for name, value in data["metrics"].items()}
         sites = {str(client): _site(told) for client, told in data.get("sites", {}).items()}
         return cls(**{**data, **names, "rejected": rejected, "metrics": metrics, "sites": sites})
+
+
+def _plain(metrics: Mapping[str, float]) -> dict[str, float | str]:
+    return {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
 
 
 def _site(told: Mapping[str, Any]) -> SiteEvaluation:

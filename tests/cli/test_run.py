@@ -114,6 +114,8 @@ def test_going_on_with_another_seed_is_refused_and_names_it(project, federate):
     assert refused.code == 2
     assert "seed: the checkpoint has 1, this run 2" in refused.err
     assert "Traceback" not in refused.err
+    told = tomllib.loads((project / "run" / "run.toml").read_text())
+    assert (told["seed"], told["rounds"]) == (1, 2)  # those of the run that is there
 
 
 def test_runs_without_a_folder_are_numbered(project, call):
@@ -264,7 +266,11 @@ WRONG = {
     "data of other arguments": ((), {"data": "lit:index_and_number"}, "return index_and_number(...)`"),
     "data that is none": ((), {"data": "lit:number"}, "must be a function of the client's Context. Got int."),
     "no clients": ((), {"clients": 0}, "`--clients` must be at least 1. Got 0."),
-    "too few clients": ((), {"clients": 1}, "At least 2 are needed: ExactFedAvg(min_available_nodes=2)"),
+    "too few clients": (
+        ("--strategy-option", "min_available_nodes=4"),
+        {},
+        "At least 4 are needed: ExactFedAvg(min_available_nodes=4)",
+    ),
     "rounds in words": ((), {"rounds": "three"}, "'three' is not a valid integer"),
     "a negative seed": (("--seed", -1), {}, "`--seed` must be at least 0. Got -1."),
     "no strategy": (("--strategy", "FedSomething"), {}, "there is no `FedSomething`. There are Exact"),
@@ -355,20 +361,35 @@ def test_the_sites_values_and_the_test_are_in_the_run(project, federate):
 
 
 def test_the_report_is_written_while_the_run_goes_on(project, federate, monkeypatch):
-    from lightning_fl_ext.cli import live
+    from lightning_fl_ext.cli import callbacks
 
     pages = []
-    write = live.LiveReport._write
+    write = callbacks.LiveReport._write
 
     def watch(folder, refresh):
         write(folder, refresh)
         pages.append((folder / "report.html").read_text())
 
-    monkeypatch.setattr(live.LiveReport, "_write", staticmethod(watch))
-    assert federate("run", "--live").code == 0
+    monkeypatch.setattr(callbacks.LiveReport, "_write", staticmethod(watch))
+    done = federate("run", "--live")
+    assert done.code == 0
+    assert done.out.startswith("report, anew after each round: run/report.html\n")
     assert ["1 round " in page for page in pages] == [True, False, False]
     assert ['http-equiv="refresh"' in page for page in pages] == [True, True, False]
     assert "all rounds are done" in pages[-1]
+
+
+def test_the_page_of_a_run_that_was_stopped_no_longer_looks_again(project, federate):
+    assert federate("run", "--live", model="lit:Stopping", rounds=3).code == 130
+    page = (project / "run" / "report.html").read_text()
+    assert "not finished" in page
+    assert 'http-equiv="refresh"' not in page
+
+
+@pytest.mark.parametrize("strategy", ["ExactFedAvg", "FedAdam"])
+def test_one_client_is_enough_to_try_a_module(project, federate, strategy):
+    done = federate("run", "--strategy", strategy, clients=1)
+    assert (done.code, "clients 1/1" in done.out) == (0, True), done.err
 
 
 def test_a_folder_that_is_a_file_is_refused(project, federate):

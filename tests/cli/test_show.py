@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lightning_fl_ext.report import read_history
+from lightning_fl_ext.server.durability.ledger import make_line
 
 
 def test_show_prints_a_table_and_writes_a_page(copied, call, monkeypatch):
@@ -34,6 +35,22 @@ def test_show_as_json_gives_every_metric(copied, call):
     assert [record["server_round"] for record in shown["rounds"]] == [1, 2, 3]
     assert shown["rounds"][0]["metrics"]["val_mae"] > 0
     assert not (copied / "report.html").exists()
+
+
+def test_a_metric_that_never_was_a_number_is_named(copied, call, rewrite):
+    def spoil(lines):
+        head = None
+        for index, line in enumerate(map(json.loads, lines)):
+            if line["event"] == "round":
+                line["round"]["metrics"]["val_mae"] = "nan"
+            content = {k: v for k, v in line.items() if k not in ("index", "event", "previous", "hash")}
+            head, made = make_line(head or line["previous"], index, line["event"], content)
+            yield made
+
+    rewrite(copied, spoil)
+    done = call("show", copied)
+    assert done.code == 0
+    assert "no number in any round: val_mae" in done.out
 
 
 @pytest.mark.parametrize("columns", ["40", "60", "300"])

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -16,10 +17,17 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_fl_ext import FlowerBridge, LightningFLError, client_app, digest
+from lightning_fl_ext import (
+    FlowerBridge,
+    LightningFLError,
+    MaskedModule,
+    MaskExchange,
+    client_app,
+    digest,
+)
 from lightning_fl_ext.engines.private import ensure_identity, set_message_id
 from lightning_fl_ext.seeds import derive_seed, seeded_ranks
-from lightning_fl_ext.wire import from_record, to_record
+from lightning_fl_ext.wire import Held, RoundInfo, from_record, to_record
 
 
 class Lit(Line):
@@ -135,6 +143,31 @@ def app(strategy):
         "weights": {k: v.ravel().tolist() for k, v in from_record(reply.content["arrays"]).items()},
         "counts": [reply.content["metrics"]["num-examples"], evaluated.content["metrics"]["num-examples"]],
         "metrics": sorted(evaluated.content["metrics"]),
+    }
+
+
+class Masked(Lit):
+    def __init__(self):
+        super().__init__()
+        self.layer = MaskedModule(torch.nn.Linear(3, 1), seed=0)
+
+
+def masks(strategy):
+    """The server says that θ is what the module starts from, which only the workers have built."""
+    exchange, info = MaskExchange(), RoundInfo(server_round=1)
+    first = exchange.start(Masked().state_dict())
+    wire = exchange.to_holder(first, info, Held(exchange.keepsake(first)))
+    message = instruction("train")
+    message.content["arrays"] = to_record(wire, exchange.coded)
+    given = {"accelerator": "cpu", "devices": 2, "strategy": strategy}
+    client, home = client_app(Masked, lambda _: loader(101), given, exchange=exchange), context()
+    reply = client(message, home)
+    read = exchange.from_client(from_record(reply.content["arrays"]), first, replace(info, client_id="a"))
+    held = from_record(home.state["held"])
+    return {
+        "mask": len(read["masks"]),
+        "held": held["masks.counts"].tolist(),
+        "first": first["masks.counts"].tolist(),
     }
 
 

@@ -25,7 +25,8 @@ from lightning_fl_ext.server.record import RoundRecord
         ("server", "server"),
         ("precisely", "precisely"),
         ("---", "---"),
-        ("", ""),
+        ("", "(no name)"),
+        ("  ", "(no name)"),
     ],
 )
 def test_a_name_tells_what_is_measured(name, family):

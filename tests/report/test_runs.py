@@ -55,6 +55,26 @@ def test_a_metric_does_not_write_over_what_a_row_says_of_its_run(tmp_path, write
     assert [row[f"metric {n}"] for n in hostile] == [99.0] * 5
 
 
+def test_folders_that_are_linked_to_are_looked_into_and_each_run_is_read_once(tmp_path, write_ledger):
+    for name in "ab":
+        write_ledger(tmp_path / "runs" / name, [RoundRecord(1)], {"seed": 0})
+    (tmp_path / "runs" / "latest").symlink_to(tmp_path / "runs" / "b")
+    (tmp_path / "runs" / "circle").symlink_to(tmp_path / "runs")
+    (tmp_path / "chosen").mkdir()
+    (tmp_path / "chosen" / "one").symlink_to(tmp_path / "runs" / "a")
+    assert [run.name for run in find_runs(tmp_path / "runs")] == ["a", "b"]
+    assert [run.name for run in find_runs(tmp_path / "chosen")] == ["a"]
+
+
+def test_a_run_that_ended_with_no_number_is_not_hidden_in_the_mean_of_the_others(tmp_path, write_ledger):
+    for seed, last in enumerate((0.25, 0.75, float("nan"))):
+        rounds = [RoundRecord(n, metrics={"val_f1": value}) for n, value in ((1, 0.5), (2, last))]
+        write_ledger(tmp_path / f"s{seed}", rounds, {"seed": seed})
+    ((_, count, values),) = final_table(group_runs(find_runs(tmp_path)))[1]
+    assert (count, values) == (3, ["0.5 ± 0.3536 (2 of 3)"])
+    assert "0.5 ± 0.3536 (2 of 3)" in render_runs(find_runs(tmp_path))
+
+
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r=", "a\r=", "a\n="])
 def test_no_cell_of_the_csv_is_a_formula(start):
     text = to_csv([{"run": f"{start}1+1", f"{start}f1": -0.5}])
@@ -142,8 +162,8 @@ def test_runs_of_other_lengths_and_metrics_share_the_page(tmp_path, write_ledger
     write_ledger(tmp_path / "b", longer, {"seed": 2}, finished=False)
     write_ledger(tmp_path / "c", [], {"seed": 3}, finished=False)
     runs = find_runs(tmp_path)
-    assert "not finished" in render_runs(runs)
-    assert final_table(group_runs(runs))[1][0][2][0] == "0.55 ± 0.07071"
+    assert "Of 2 runs that are not finished, the value so far" in render_runs(runs)
+    assert final_table(group_runs(runs))[1][0][2][0] == "0.55 ± 0.07071 (2 of 3)"
 
 
 def test_hostile_names_are_escaped(tmp_path, write_ledger):

@@ -3,7 +3,7 @@
 import math
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lightning_fl_ext.report.scales import (
@@ -19,6 +19,8 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @given(numbers, numbers)
+@example(5e-324, 5e-324)
+@example(0.0, 1e-310)
 def test_ticks_enclose_every_range_in_few_steps(a, b):
     low, high = (max(-LARGEST, min(v, LARGEST)) for v in sorted((a, b)))
     ticks = nice_ticks(low, high)

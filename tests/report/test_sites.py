@@ -1,5 +1,6 @@
 """How the model does at each site: who is worst, who is left behind, who keeps it to itself."""
 
+import math
 from html.parser import HTMLParser
 
 import pytest
@@ -54,6 +55,37 @@ def test_each_site_is_shown_with_its_last_evaluation_whichever_round_it_is_of():
     assert [one.client for one in view.multiples] == ["b", "a"]
 
 
+def test_a_site_is_not_behind_because_its_evaluation_is_of_an_earlier_round():
+    earlier = {"a": 0.1, "b": 0.11, "c": 0.1}
+    view = view_sites(rounds_of(earlier, {"b": 0.8, "c": 0.81, "d": 0.8}))
+    assert view.behind == ""
+    assert view.summary == ("F1 (val_f1): worst 0.1 at a (round 1), best 0.81 at c, 0.71 apart.",)
+    assert [(row.client, row.server_round) for row in view.rows] == [("a", 1), ("b", 2), ("d", 2), ("c", 2)]
+    together = view_sites(rounds_of(earlier, {"a": 0.1, "b": 0.8, "c": 0.81, "d": 0.8}))
+    assert together.behind.startswith("Left behind: a")
+    assert {row.server_round for row in together.rows} == {None}
+
+
+@pytest.mark.parametrize("name", ["val_f1", "val_loss"])
+def test_a_site_whose_value_is_no_number_is_the_worst_one_wherever_it_stands(name):
+    for order in ("abc", "bca", "cab"):
+        values = {"a": 0.5, "b": math.nan, "c": 0.25}
+        view = view_sites(rounds_of(dict.fromkeys(order, 0.1), {c: values[c] for c in order}, name=name))
+        assert (view.rows[0].client, view.rows[0].values, view.rows[0].ranks) == ("b", ("nan",), ("worst",))
+        assert view.rows[0].gained == ""
+        assert sorted(row.ranks for row in view.rows[1:]) == [("",), ("best",)]
+        assert view.summary[0].endswith(" No number at b.")
+        assert (view.multiples[0].client, view.multiples[0].value) == ("b", "nan")
+
+
+def test_metrics_without_a_number_at_any_site_make_no_chart_and_are_said():
+    view = view_sites(rounds_of(*[dict.fromkeys("abcde", math.nan)] * 3))
+    assert view.summary == ("F1 (val_f1): No number at a, b, c and 2 more.",)
+    assert (view.multiples, view.behind) == ((), "")
+    infinite = view_sites(rounds_of(*[{"a": math.inf, "b": -math.inf, "c": 1.0}] * 2))
+    assert [row.values for row in infinite.rows] == [("-inf",), ("1",), ("inf",)]
+
+
 def test_equal_sites_are_neither_best_nor_worst_and_one_value_makes_a_chart():
     view = view_sites(rounds_of({"a": 0.5, "b": 0.5}, {"a": 0.5, "b": 0.5}))
     assert {rank for row in view.rows for rank in row.ranks} == {""}
@@ -72,10 +104,12 @@ def test_of_many_sites_those_that_do_worst_are_shown():
     assert len(view.multiples) == MAX_MULTIPLES
     assert view.hidden == 300
     assert view.rows[0].client == "0000"
+    assert view.undrawn == 500 - MAX_MULTIPLES
 
 
 def test_the_monitored_metric_goes_first(site_records):
-    assert view_sites(site_records, "val_loss").columns == ("val_loss", "val_f1")
+    for monitor in ("val_loss", "val_loss/worst"):
+        assert view_sites(site_records, monitor).columns == ("val_loss", "val_f1")
 
 
 class Tags(HTMLParser):
@@ -100,7 +134,8 @@ def test_the_page_has_a_table_and_a_small_chart_of_each_site_and_the_test(
     assert page.small == 3
     for words in ("At each site", "The final model, tested", "F1", "AUROC"):
         assert words in page.said
-    assert "1 site keeps its own values to itself; the pooled ones count it." in page.said
+    told = "1 site tells no value of its own; where it keeps them back, the pooled ones count it."
+    assert told in page.said
     assert "F1 (test_f1): 0.75 at a, the one site that tells it." in page.said
     assert html.count("<h3>AUROC</h3>") == 1
     assert "<code>val_auroc</code>" in html  # alone: the twin of its epoch is in the table of all numbers

@@ -13,12 +13,14 @@ from lightning_fl_ext import (
     FederatedTrainer,
     LocalGrid,
     RoundCheckpoint,
+    StochasticGateModule,
     WeightExchange,
     client_app,
     export_model,
     restore_model,
 )
 from lightning_fl_ext.files import TornFilesError
+from lightning_fl_ext.gates import ShrinkError
 from lightning_fl_ext.server import CallbackError, CheckpointError, ExportError, export
 
 pytestmark = WARNINGS
@@ -138,6 +140,40 @@ def test_the_graph_takes_any_number_of_examples(fitted, tmp_path):
     torch.testing.assert_close(graph(X[:1]), outputs(result.model)[:1])
 
 
+def read_onnx(model, path):
+    pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
+    onnx = pytest.importorskip("onnx.reference", reason="needs the extra `onnx`")
+    return onnx.ReferenceEvaluator(str(export_model(model, path)))
+
+
+def test_the_onnx_graph_gives_what_the_model_gives_for_any_number_of_examples(fitted, tmp_path):
+    _, result = fitted
+    graph = read_onnx(result.model, tmp_path / "model.onnx")
+    axes = graph.input_types_[0].tensor_type.shape.dim
+    assert [axis.dim_param or axis.dim_value for axis in axes] == ["batch", 4]
+    for count in (5, 1):
+        (given,) = graph.run(None, {graph.input_names[0]: X[:count].numpy()})
+        torch.testing.assert_close(torch.from_numpy(given), outputs(result.model)[:count])
+
+
+class TwoTables(torch.nn.Module):
+    """Takes tensors by name, some of them in a list, with two kinds of first axis."""
+
+    example_input_array = {"tables": [torch.ones(3, 4), {"other": torch.ones(3, 4)}], "x": torch.ones(1, 4)}
+
+    def forward(self, x, tables):
+        return x @ (tables[0] + 2 * tables[1]["other"]).T
+
+
+def test_every_first_axis_of_a_nested_example_may_have_any_length(tmp_path):
+    y = X[:2]
+    graph = torch.export.load(export_model(TwoTables(), tmp_path / "model.pt2")).module()
+    torch.testing.assert_close(graph(tables=[y, {"other": y}], x=X), X @ (3 * y).T)
+    graph = read_onnx(TwoTables(), tmp_path / "model.onnx")
+    named = dict(zip(graph.input_names, (y.numpy(), y.numpy(), X.numpy()), strict=True))
+    torch.testing.assert_close(torch.from_numpy(graph.run(None, named)[0]), X @ (3 * y).T)
+
+
 def test_what_stays_at_home_is_as_it_was_built_and_named(tmp_path, caplog):
     exchange = WeightExchange(exclude=("hidden.*", "same.*"))
     trainer = fit(tmp_path, exchange=exchange)
@@ -174,6 +210,20 @@ class Adding(Wide):
         checkpoint["mine"] = RoundCheckpoint()
 
 
+class Pairs(Wide):
+    def forward(self, x):
+        return x.reshape(2, 2, 2)
+
+
+class TakesTwo(Wide):
+    def forward(self, x, y):
+        return x + y
+
+
+class NoForward(L.LightningModule):
+    example_input_array = X
+
+
 class Graphless(Wide):
     def forward(self, x):
         return self.layer(x) if float(x.sum()) > 0 else x
@@ -190,7 +240,10 @@ class Graphless(Wide):
             "model.pt2",
             r"needs an example of what `forward` takes: set `self.example_i",
         ),
-        (Graphless, "model.pt2", "torch.export does not take Graphless"),
+        (Graphless, "model.pt2", r"torch.export does not take Graphless: .*there are `model.ckpt` and"),
+        (Pairs, "model.pt2", "torch.export does not take Pairs: UserError: Constraints violated"),
+        (TakesTwo, "model.pt2", "TakesTwo: TypeError: missing a required argument: 'y'"),
+        (NoForward, "model.pt2", "NoForward has no `forward`, and a graph is one of that"),
     ],
 )
 def test_a_model_that_has_no_such_form_is_refused_with_what_to_do(tmp_path, model, file, message):
@@ -211,6 +264,16 @@ def test_what_is_not_kept_is_named(fitted, tmp_path):
         restore_model(tmp_path, Wide)
 
 
+@pytest.mark.parametrize("model", [Pairs, Graphless, TakesTwo])
+def test_onnx_is_refused_with_the_reason_behind_it_and_never_with_a_constant_axis(tmp_path, model, capfd):
+    pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
+    with pytest.raises(ExportError, match=r"Could not guard|Constraints violated|missing a required") as told:
+        export_model(model(), tmp_path / "model.onnx")
+    assert "\x1b" not in str(told.value)
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr().out == ""
+
+
 @pytest.mark.parametrize("seed", ["abc", None, -1, 1.5, True, [1]])
 def test_a_seed_that_is_none_is_an_altered_checkpoint(fitted, monkeypatch, seed):
     folder, _ = fitted
@@ -220,3 +283,42 @@ def test_a_seed_that_is_none_is_an_altered_checkpoint(fitted, monkeypatch, seed)
     )
     with pytest.raises(TornFilesError, match="seed"):
         restore_model(folder, lambda: Wide(width=5))
+
+
+class Gated(LogsObjects):
+    def __init__(self, width=6):
+        super().__init__()
+        self.hidden, self.gate, self.head = (
+            torch.nn.Linear(4, width), StochasticGateModule(width), torch.nn.Linear(width, 1)
+        )  # fmt: skip
+        self.gate.logits.data = torch.tensor([2.0, -2.0] * (width // 2))
+        self.gate.evaluation = "threshold"
+
+    def forward(self, x):
+        return self.head(self.gate(self.hidden(x).relu()))
+
+
+def test_closed_gates_are_left_out_of_the_graph_and_of_the_weights(tmp_path):
+    model = Gated().eval()
+    export_model(model, tmp_path / "small.pt2", X[:2], shrink=True)
+    program = torch.export.load(tmp_path / "small.pt2")
+    assert program.state_dict["hidden.weight"].shape == (3, 4)
+    assert torch.allclose(program.module()(X), model(X), atol=1e-6)
+    export_model(model, tmp_path / "small.safetensors", X[:2], shrink=True)
+    from safetensors.torch import load_file
+
+    weights = load_file(tmp_path / "small.safetensors")
+    assert {name for name in weights if name.split(".")[0] in ("hidden", "gate", "head")} == {
+        *("hidden.weight", "hidden.bias", "head.weight", "head.bias"),
+    }
+    assert weights["head.weight"].shape == (1, 3)
+    assert model.gate.logits.shape == (6,), "the model is left as it is"
+
+
+def test_a_smaller_model_is_not_written_where_the_whole_one_would_be_built(tmp_path):
+    with pytest.raises(ExportError, match=r"Write it as .pt2, .onnx or .safetensors"):
+        export_model(Gated(), tmp_path / "small.ckpt", X, shrink=True)
+    with pytest.raises(ExportError, match="needs an example"):
+        export_model(Gated(), tmp_path / "small.safetensors", shrink=True)
+    with pytest.raises(ShrinkError, match="holds no `StochasticGateModule`"):
+        export_model(torch.nn.Linear(4, 2), tmp_path / "small.pt2", X, shrink=True)

@@ -210,8 +210,14 @@ def refuse_others(fit: LocalFit, arrays: Mapping[str, torch.Tensor], whose: str)
         or not arrays[name].is_floating_point()
     )
     if wrong:
+        first = wrong[0]
         raise LightningFLError(
             f"{whose} are for {len(arrays)} parameters, and {len(floats)} travel here. They differ at"
-            f" {shown(wrong[:5])}. Both sides must use the same model and the same exchange, in all rounds of"
-            " a run."
+            f" {shown(wrong[:5])}: `{shown(first)}` is {_kind(arrays.get(first))}, expected"
+            f" {_kind(floats.get(first))}. Both sides must use the same model and the same exchange, in all"
+            " rounds of a run."
         )
+
+
+def _kind(tensor: torch.Tensor | None) -> str:
+    return "missing" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

@@ -12,6 +12,7 @@ from lightning_fl_ext.client.algorithms.part import KEPT, AlgorithmPart
 from lightning_fl_ext.client.algorithms.rate import set_learning_rate
 from lightning_fl_ext.client.bridge.counting import ExampleCounter, loader_of
 from lightning_fl_ext.client.bridge.evaluation_hooks import EvaluationHooks
+from lightning_fl_ext.client.bridge.held import HELD
 from lightning_fl_ext.client.bridge.model_state import (
     is_built_later,
     is_sharded,
@@ -278,6 +279,8 @@ class FitHooks(EvaluationHooks):
             **counts,
         )
         self._store.put(kind, outcome)
+        if self._global is not None and (kept := self.exchange.keepsake(self._global)):
+            self._store.put(HELD, ClientUpdate(kept, 0))  # read with the module, which may be elsewhere
 
 
 def _scalars(trainer: Any) -> dict[str, float]:

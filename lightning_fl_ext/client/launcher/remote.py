@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from flwr.app import Context, Message
 from lightning_fl_ext.client.launcher.ending import POLL, end_all
 from lightning_fl_ext.client.launcher.kept import KeptProcesses
 from lightning_fl_ext.client.launcher.launchers import WORKER, Launcher
-from lightning_fl_ext.client.launcher.message_file import read_reply, write_message
+from lightning_fl_ext.client.launcher.message_file import read_reply, read_worker_failure, write_message
 from lightning_fl_ext.client.launcher.naming import app_name
 from lightning_fl_ext.errors import LightningFLError
 
@@ -96,7 +95,12 @@ def _answer_by_kept(
         _startable(launcher),
         launcher.at_work(name, count, given, out, env=_env(), start_new_session=True) as started,
     ):
-        failed = _wait(started, lambda: len(list(out.glob("done-*"))) == count, timeout)
+
+        def is_done() -> bool:
+            ended = any(process.poll() == 0 for process in started)  # by the user's own code
+            return ended or len(list(out.glob("done-*"))) == count
+
+        failed = _wait(started, is_done, timeout)
         if failed is not None:
             raise ProcessesFailedError(_why(failed, started, out, timeout))
 
@@ -135,10 +139,10 @@ def _why(failed: int, started: Sequence[Started], out: Path, timeout: float | No
         if name not in ("", "SIGABRT"):  # a rank aborts when another is gone
             hint = " The system may have run out of memory." if name == "SIGKILL" else ""
             return f"process {i} of {len(started)} was killed by {name}.{hint}"
-    told = [json.loads(path.read_bytes()) for path in out.glob("error-*.json")]
+    told = [read_worker_failure(path) for path in out.glob("error-*.json")]
     if told:
-        first = min(told, key=lambda error: error["time"])
-        return f"process {first['rank']} of {first['count']} raised:\n{first['traceback'].rstrip()}"
+        first = min(told)
+        return f"process {first.rank} of {first.world_size} raised:\n{first.traceback.rstrip()}"
     if failed < 0:
         return (
             f"a fit or evaluation in several processes took more than `fit_timeout={timeout}` seconds and was"

@@ -119,7 +119,8 @@ def load_checkpoint(trainer: FederatedFit, path: str | Path) -> None:
             ``default_root_dir``. With ``"last"`` and none there, the run starts from the beginning.
 
     Raises:
-        CheckpointError: There is none at ``path``, or it is of another run; the message lists what differs.
+        CheckpointError: There is none at ``path``, or it is of another run, and the message lists what
+            differs, or of a round after the last one.
         TornFilesError: ``path`` names a checkpoint that is incomplete or altered.
     """
     if path != "last":
@@ -131,6 +132,12 @@ def load_checkpoint(trainer: FederatedFit, path: str | Path) -> None:
         files = newest
     kept = decode_checkpoint(files)
     _refuse_another_run(kept.fingerprint, trainer.fingerprint)
+    if kept.server_round > trainer.max_rounds:
+        raise CheckpointError(
+            f"the checkpoint is of round {kept.server_round}, and the run has {trainer.max_rounds}"
+            f" (`max_rounds`): give at least {kept.server_round}, or start anew in another"
+            " `default_root_dir`."
+        )
     trainer.arrays = kept.arrays
     trainer.run_id, trainer.current_round = kept.run_id, kept.server_round
     with _torn("strategy"):

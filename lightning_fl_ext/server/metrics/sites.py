@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 from lightning_fl_ext.errors import LightningFLError
@@ -44,6 +45,8 @@ def keep_sites(
 def across_sites(sites: Mapping[str, SiteEvaluation], modes: Mapping[str, str]) -> dict[str, float]:
     """Tell the worst and the best value of any site, and how far they are apart.
 
+    Where a site's value is no number, so is the worst one, and the spread.
+
     Args:
         sites: By client id.
         modes: By metric, whether a ``"min"`` or ``"max"`` of it is best.
@@ -57,11 +60,10 @@ def across_sites(sites: Mapping[str, SiteEvaluation], modes: Mapping[str, str]) 
     for name, mode in modes.items():
         values = [site.metrics[name] for site in sites.values() if name in site.metrics]
         if values:
-            low, high = min(values), max(values)
-            worst, best = (low, high) if mode == "max" else (high, low)
-            told |= dict(
-                zip((f"{name}/{what}" for what in ACROSS_SITES), (worst, best, high - low), strict=True)
-            )
+            ranked = sorted((v for v in values if not math.isnan(v)), reverse=mode == "min") or [math.nan]
+            worst, best = ranked[0] if len(ranked) == len(values) else math.nan, ranked[-1]
+            names = (f"{name}/{what}" for what in ACROSS_SITES)
+            told |= dict(zip(names, (worst, best, abs(best - worst)), strict=True))
     return told
 
 

@@ -123,6 +123,13 @@ def test_going_on_with_something_else_is_refused_and_says_what_differs(toy, tmp_
     assert says in str(refused.value)
 
 
+def test_the_model_of_a_later_round_is_not_given_out_for_that_of_an_earlier_one(toy, tmp_path):
+    fit(toy, tmp_path, max_rounds=3)
+    with pytest.raises(CheckpointError, match=r"of round 3, and the run has 2 \(`max.*: give at least 3"):
+        fit(toy, tmp_path, max_rounds=2, ckpt_path="last")
+    assert len(fit(toy, tmp_path, max_rounds=3, ckpt_path="last").rounds) == 3
+
+
 def test_what_is_no_checkpoint_is_named_with_what_would_be_one(toy, tmp_path):
     fit(toy, tmp_path, max_rounds=2)
     (tmp_path / "file").write_bytes(b"")

@@ -1,6 +1,7 @@
 """How the model does at each site: kept in the record and the ledger, told across sites, or not told."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ from lightning_fl_ext import (
 )
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, StageMetrics
 from lightning_fl_ext.report import read_history
+from lightning_fl_ext.server.metrics.sites import across_sites
 from lightning_fl_ext.server.record import RoundRecord, SiteEvaluation
 from lightning_fl_ext.server.screening.limits import Limits
 
@@ -69,6 +71,18 @@ def test_a_record_without_evaluations_is_written_as_it_always_was():
     assert RoundRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
     told = RoundRecord(1, sites={"b": SiteEvaluation(3), "a": SiteEvaluation(2, {"f1": 0.5})})
     assert RoundRecord.from_json(json.loads(json.dumps(told.to_json()))) == told
+
+
+def test_a_value_that_is_no_number_is_written_as_json_has_it_and_is_the_worst():
+    sites = {c: SiteEvaluation(3, {"f1": v}) for c, v in zip("abc", (0.5, math.nan, math.inf), strict=True)}
+    written = json.dumps(RoundRecord(1, sites=sites).to_json(), allow_nan=False)
+    again = RoundRecord.from_json(json.loads(written)).sites
+    assert [str(site.metrics["f1"]) for site in again.values()] == ["0.5", "nan", "inf"]
+    some = {"a": sites["a"], "b": sites["b"], "d": SiteEvaluation(3, {"f1": 0.25})}
+    for order in ("adb", "bad", "dba"):
+        told = across_sites({c: some[c] for c in order}, {"f1": "max"})
+        assert [str(v) for v in told.values()] == ["nan", "0.5", "nan"]
+    assert {str(v) for v in across_sites({"b": sites["b"]}, {"f1": "min"}).values()} == {"nan"}
 
 
 def silent(module):
