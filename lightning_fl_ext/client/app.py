@@ -20,11 +20,7 @@ from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.launcher.kept import KeptProcesses
-<<<<<<< HEAD
-from lightning_fl_ext.client.launcher.launchers import Launcher, Processes, launcher_of
-=======
 from lightning_fl_ext.client.launcher.launchers import Launcher, launcher_of
->>>>>>> launch14b
 from lightning_fl_ext.client.launcher.work import set_work
 from lightning_fl_ext.client.messages import query_reply
 from lightning_fl_ext.client.personal import PersonalHalf
@@ -148,11 +144,7 @@ def client_app(
     FlowerBridge(**options)  # complains now rather than in the first round
     choice("secure", secure, ("auto", "required"))
     half = SecureAggregation(trusted_keys, signing_key)
-<<<<<<< HEAD
-    chosen, unnamed = launcher_of(launcher), KeptProcesses() if launcher == "kept" else Processes()
-=======
     chosen = KeptProcesses() if launcher == "kept" else launcher_of(launcher)
->>>>>>> launch14b
     check_timeout(fit_timeout, launcher)
     recipe = Recipe(
         model=make_model,
@@ -166,7 +158,7 @@ def client_app(
         may_start=launcher not in (None, "in-process"),
         always_starts=(chosen is not None and launcher != "kept") or fit_timeout is not None,
     )
-    answerer = Answerer(recipe, chosen or unnamed, fit_timeout)
+    answerer = Answerer(recipe, chosen, fit_timeout)
     app = ClientApp()
     set_work(app, answerer.work)
     plain: list[Any] = [refuse_plain] if secure == "required" else []
