@@ -53,7 +53,8 @@ floors: $(READY)  ## Run the tests that start no other engine with the lowest an
 	$(BIN)/python tests/floors.py newest
 
 processes: $(READY)  ## Run clients over two processes: every launcher, sharded modules, ranks that fail
-	$(BIN)/python -m pytest -m 'slow or not slow' tests/client/launcher tests/client/test_processes.py
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/client/launcher tests/client/test_processes.py \
+	    tests/client/algorithms/test_precisions.py tests/engines/test_processes.py
 
 engines: $(READY)  ## Train one federation on every engine, and compare the digests
 	@$(BIN)/python tests/engines/_comparison.py

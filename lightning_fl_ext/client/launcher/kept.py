@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class KeptProcesses(Processes):
         with self._lock:
             gone = any(process.poll() is not None for process in self._started)
             if gone or self._name != name or len(self._started) != count:
-                self._end()
+                self.close()
                 self._started = self.start([*STAY, name], count, **options, stdin=subprocess.PIPE)
                 self._name = name
             try:
@@ -66,12 +66,14 @@ class KeptProcesses(Processes):
                     process.stdin.flush()
                 yield self._started
             except BaseException:
-                self._end()
+                self.close()
                 raise
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        """End them. The next message starts others."""
         end_all(self._started)
         for process in self._started:
             assert process.stdin is not None
-            process.stdin.close()
+            with suppress(OSError):  # what it was told last is not read
+                process.stdin.close()
         self._started = []

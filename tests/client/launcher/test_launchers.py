@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_fl_ext import LightningFLError, client_app
+from lightning_fl_ext.client.launcher.kept import KeptProcesses
 from lightning_fl_ext.client.launcher.launchers import (
     Command,
     Launcher,
@@ -190,6 +191,57 @@ class Runs(Launcher):
 
     def start(self, worker, count, **options):
         return [subprocess.Popen([sys.executable, "-c", self.program], **options) for _ in range(count)]
+
+
+class Stays(KeptProcesses):
+    """Starts a program that reads its messages, in the place of workers that stay."""
+
+    def __init__(self, program):
+        super().__init__()
+        self.program, self.times = program, 0
+
+    def start(self, worker, count, **options):
+        self.times += 1
+        return [subprocess.Popen([sys.executable, "-c", self.program], **options) for _ in range(count)]
+
+
+def at_work(launcher, count, tmp_path):
+    return launcher.at_work("m:app", count, tmp_path / "in", tmp_path, start_new_session=True)
+
+
+def test_kept_processes_are_told_of_every_message_and_meet_anew(tmp_path):
+    launcher = Stays("import sys; list(sys.stdin)")
+    ports = set()
+    for _ in range(3):
+        with at_work(launcher, 1, tmp_path) as (process,):
+            ports.add(launcher._store.port)
+            assert process.poll() is None
+    assert launcher.times == 1
+    assert len(ports) == 3
+    with at_work(launcher, 2, tmp_path) as started:
+        assert len(started) == launcher.times == 2
+    assert process.poll() is not None, "another number of them was needed"
+    with pytest.raises(LookupError), at_work(launcher, 2, tmp_path):
+        raise LookupError
+    assert all(process.poll() is not None for process in started), "after a failure"
+
+
+def test_a_kept_process_that_ends_is_told_and_replaced(message):
+    launcher = Stays("import sys; sys.stdin.readline(); raise SystemExit(0)")
+    for _ in range(2):
+        with pytest.raises(ProcessesFailedError, match="no process of rank 0 has left a reply"):
+            answer(launcher, message)
+    assert launcher.times == 2
+    launcher.close()
+    with pytest.raises(ProcessesFailedError, match="process 0 of 2 ended with code 4"):
+        answer(Stays("import sys; sys.stdin.readline(); raise SystemExit(4)"), message)
+
+
+def test_kept_processes_that_take_too_long_are_ended(message):
+    launcher = Stays("import time; time.sleep(600)")
+    with pytest.raises(ProcessesFailedError, match=r"fit_timeout=0\.5"):
+        answer(launcher, message, timeout=0.5)
+    assert not launcher._started
 
 
 def answer(launcher, message, timeout=None):
