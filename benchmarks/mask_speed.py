@@ -25,6 +25,7 @@ from lightning_fl_ext.wire.codes import (
     decode_change,
     decode_mask,
     decode_theta,
+    encode_counts_change,
     encode_mask,
     encode_relay,
     encode_sum_change,
@@ -134,6 +135,7 @@ def print_changes(base: ThetaCounts, rng: np.random.Generator) -> None:
         opened += sample_mask(theta, sender)
     new = ThetaCounts(opened, 10)
     ways: dict[str, Callable[[], bytes | None]] = {
+        "counts": lambda: encode_counts_change(new, base, key),
         "sum": lambda: encode_sum_change(new, base, counted, key),
         "relay": lambda: encode_relay(new, base, counted, masks, key),
     }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_fl_ext.metric_names import foremost
+from lightning_fl_ext.metric_names import foremost, of_each_site
 from lightning_fl_ext.report.ranking import badness, extremes, left_behind, rank_of, sentence_of
 from lightning_fl_ext.report.scales import show_number
 from lightning_fl_ext.server.record import RoundRecord, SiteEvaluation
@@ -115,7 +115,8 @@ def view_sites(rounds: Sequence[RoundRecord], monitor: str | None = None) -> Sit
         return None
     newest = max(of_round.values())
     earlier = {client: number for client, number in of_round.items() if number < newest}
-    columns = foremost({name for site in last.values() for name in site.metrics}, monitor, MAX_METRICS)
+    there = {name for site in last.values() for name in site.metrics}
+    columns = foremost(there, monitor and of_each_site(monitor), MAX_METRICS)
     ends = [extremes(name, last) for name in columns]
     now = {client: site for client, site in last.items() if client not in earlier}
     order = sorted(last, key=lambda client: (badness(columns[:1], last[client]), client))

@@ -29,7 +29,7 @@ from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, TRIALS
 
 CLIENTS = 5
 ALL = "01234"
-KINDS = {16: "alone", 17: "sum", 18: "relay", 19: "same"}
+KINDS = {16: "alone", 17: "sum", 18: "relay", 19: "same", 20: "counts"}
 
 
 class Net(nn.Module):
@@ -176,6 +176,7 @@ def down_bytes(trainer):
         ("packed", False, "sum", "sum"),
         ("dithered", True, "sum", "sum"),
         ("random", False, "relay", "relay"),
+        ("random", False, "sum", "counts"),
         ("dithered", False, "alone", "alone"),
     ],
 )
@@ -188,7 +189,7 @@ def test_the_way_down_costs_bytes_and_changes_nothing_else(federate, code, strat
     alone = federate("alone", code=code, stratified=stratified)
     assert trainer.result.digest == alone.result.digest
     if down != "alone":
-        assert sum(down_bytes(trainer)) < 0.5 * sum(down_bytes(alone))
+        assert sum(down_bytes(trainer)) < (0.7 if kind == "counts" else 0.5) * sum(down_bytes(alone))
 
 
 @pytest.mark.parametrize("strategy", [{"prior": 3}, {"reset_every": 3}, {"prior": 2, "reset_every": 2}])
@@ -229,6 +230,23 @@ def test_a_client_that_has_lost_theta_is_asked_again_in_the_same_round(federate)
     assert trainer.result.digest == undisturbed.result.digest
     first, second = down_bytes(undisturbed), down_bytes(trainer)
     assert [b > a for a, b in zip(first, second, strict=True)] == [False, False, True, False]
+
+
+def test_a_client_that_says_so_of_the_whole_as_well_is_left_out_by_name(federate):
+    asked = []
+
+    def lies(client, server_round):
+        if client == "2":
+            asked.append(server_round)
+            raise NotHeldError(f"a θ {NotHeldError.words}")
+        return False
+
+    trainer = federate(rounds=3, forgets=lies)
+    assert asked == [1, 1, 2, 3]
+    for record in trainer.rounds:
+        assert record.accepted == tuple("0134")
+        assert [(r.client_id, r.reason.value) for r in record.rejected] == [("2", "client-error")]
+    check_thetas(trainer)
 
 
 def test_a_client_that_never_keeps_theta_is_soon_sent_the_whole(federate):
