@@ -1,7 +1,7 @@
 """Algorithms on digits: accuracy by round and by bytes; and what the hooks of clients' halves cost in a fit.
 
     python benchmarks/algorithms.py                  # three seeds (about five minutes on two idle cores)
-    python benchmarks/algorithms.py --seeds 1 --rounds 5
+    python benchmarks/algorithms.py --seeds 1 --rounds 5 --jobs 1
     python benchmarks/algorithms.py cost             # hooks, on the 4 MB model of benchmarks/bridge.py
 
 A perceptron 64-32-10 on scikit-learn's digits: 1347 to train, 450 to test. The training examples are sorted
@@ -19,6 +19,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import lightning.pytorch as L
@@ -156,7 +158,14 @@ def federate(name: str, seed: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def compare(seeds: int, rounds: int, plot: str | None) -> None:
+def quieten() -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for noisy in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "flwr", "lightning_fl_ext"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def compare(seeds: int, rounds: int, jobs: int, plot: str | None) -> None:
     shown = [n for n in SHOWN if n <= rounds]
     heads = [*(f"{n}" for n in shown), *(f"{most:g} MB" for most in MEGABYTES), "range"]
     print(
@@ -164,8 +173,10 @@ def compare(seeds: int, rounds: int, plot: str | None) -> None:
     )
     print("last round).\n\n| | " + " | ".join(heads) + " |\n" + "|---" * (len(heads) + 1) + "|", flush=True)
     curves: dict[str, tuple[Any, Any]] = {}
-    for name in STRATEGIES:
-        runs = [federate(name, seed, rounds) for seed in range(seeds)]
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=quieten)
+    told = {name: [pool.submit(federate, name, seed, rounds) for seed in range(seeds)] for name in STRATEGIES}
+    for name, outcomes in told.items():
+        runs = [outcome.result() for outcome in outcomes]
         for kind, label in (("global", name), ("own", f"{name}: own models")):
             if runs[0][kind] is None or np.isnan(runs[0][kind]).all():
                 continue
@@ -243,10 +254,8 @@ if __name__ == "__main__":
     parser.add_argument("part", nargs="?", choices=["accuracy", "cost"], default="accuracy")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=2, help="federations at a time")
     parser.add_argument("--plot", default=None)
     chosen = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    for noisy in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "flwr", "lightning_fl_ext"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    cost() if chosen.part == "cost" else compare(chosen.seeds, chosen.rounds, chosen.plot)
+    quieten()
+    cost() if chosen.part == "cost" else compare(chosen.seeds, chosen.rounds, chosen.jobs, chosen.plot)
