@@ -5,8 +5,9 @@
 
 One thread, the process kept on one core, by processor time; both take turns, and the best counts. "masking"
 is what the round's clients and its server do with vectors, measured by itself as `benchmarks/secure.py` does
-("mask" of each client, "unmask" with none lost); "the rest" is keys, shares, records and four exchanges in
-place of one.
+("mask" of each client, "take" of each by the server, "unmask" with none lost); "keys" what each client does
+before that: X25519, and shares of two secrets by Shamir's scheme; "the rest" is records and four exchanges
+in place of one.
 
 Memory is what a process's peak rises by over the size of the model's weights, from just before the round.
 Every measurement has a process of its own. The idle clients give back the bytes that they were sent, so
@@ -60,14 +61,21 @@ def compare(parameters: int, clients: int, repeats: int) -> None:
     app, arrays = make_app(), {"w": np.zeros(parameters, np.float32)}
     one = Ours(arrays, clients)
     contenders = {kind: partial(one_round, kind, app, arrays, clients) for kind in STRATEGIES}
-    masking = {"mask": one.mask, "unmask": Ours(arrays, clients).unmask(0)}
-    best = best_of(contenders | masking, repeats)
-    arithmetic = clients * best["mask"] + best["unmask"]
-    rest = best["secure"] - arithmetic
+    parts = {
+        "mask": one.mask,
+        "take": Ours(arrays, clients).take(),
+        "unmask": Ours(arrays, clients).unmask(0),
+        "keys": one.keys,
+    }
+    best = best_of(contenders | parts, repeats)
+    arithmetic = clients * (best["mask"] + best["take"]) + best["unmask"]
+    keys = clients * best["keys"]
+    rest = best["secure"] - arithmetic - keys
     print(
-        f"{clients:3} clients, {parameters:7} float32: plain {best['plain'] * 1e3:6.1f} ms, secure"
-        f" {best['secure'] * 1e3:6.1f} ms = masking {arithmetic * 1e3:6.1f} + the rest"
-        f" {rest * 1e3:5.1f}, {rest / best['plain']:.1f} x the plain round"
+        f"{clients:3} clients, {parameters:7} float32: plain {best['plain'] * 1e3:5.1f} ms, secure"
+        f" {best['secure'] * 1e3:5.1f} ms = masking {arithmetic * 1e3:5.1f} + keys {keys * 1e3:5.1f} + rest"
+        f" {rest * 1e3:4.1f}; beyond masking {(keys + rest) / best['plain']:.1f} x the plain round, beyond"
+        f" keys as well {rest / best['plain']:.1f} x"
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_fl_ext.aggregation import TrimmedMean as TrimmedMean
     from lightning_fl_ext.aggregation import exact_mean as exact_mean
     from lightning_fl_ext.callbacks import GateMonitor as GateMonitor
+    from lightning_fl_ext.callbacks import GateSchedule as GateSchedule
     from lightning_fl_ext.callbacks import GateTarget as GateTarget
     from lightning_fl_ext.client import ClientAlgorithm as ClientAlgorithm
     from lightning_fl_ext.client import ClientRound as ClientRound
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from lightning_fl_ext.gates import MaskedModule as MaskedModule
     from lightning_fl_ext.gates import StochasticGateModule as StochasticGateModule
     from lightning_fl_ext.gates import bernoulli_sample as bernoulli_sample
+    from lightning_fl_ext.gates import gate_costs as gate_costs
+    from lightning_fl_ext.gates import gate_modules as gate_modules
+    from lightning_fl_ext.gates import shrink as shrink
     from lightning_fl_ext.metrics import merge_metrics as merge_metrics
     from lightning_fl_ext.metrics import pack_metrics as pack_metrics
     from lightning_fl_ext.partition import dirichlet_split as dirichlet_split
@@ -85,6 +89,7 @@ _HOME = {
     "TrimmedMean": "aggregation",
     "exact_mean": "aggregation",
     "GateMonitor": "callbacks",
+    "GateSchedule": "callbacks",
     "GateTarget": "callbacks",
     "ClientAlgorithm": "client",
     "ClientRound": "client",
@@ -96,6 +101,9 @@ _HOME = {
     "BernoulliSample": "gates",
     "StochasticGateModule": "gates",
     "bernoulli_sample": "gates",
+    "gate_costs": "gates",
+    "gate_modules": "gates",
+    "shrink": "gates",
     "dirichlet_split": "partition",
     "ClientUpdate": "results",
     "EpochResult": "results",

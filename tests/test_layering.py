@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "server": {"results", "gates", "aggregation", "metrics", "secure", "wire", "files", "trees", "engines"},
     "callbacks": {"gates"},
     "report": {"results", "files", "server"},
-    "cli": {"wire", "files", "engines", "client", "server", "report"},
+    "cli": {"aggregation", "wire", "files", "engines", "client", "server", "report"},
     "__main__": {"cli"},
 }
 """Other parts of the package that a part may import."""
@@ -84,11 +84,14 @@ ROOMS = {
         "persistence": {"bridge", "messages", "notices", "results"},
         "personal": {"algorithms", "bridge", "instruction_limits"},
         "secure": {"identity", "instruction_limits", "messages"},
+        "answer": {
+            *("algorithms", "bridge", "launcher", "messages", "notices", "persistence", "personal"),
+            *("results", "trainers"),
+        },
         "app_arguments": {"persistence", "trainers"},
         "app": {
-            *("algorithms", "app_arguments", "bridge", "factories", "identity", "launcher", "messages"),
-            "notices",
-            *("persistence", "personal", "results", "secure", "trainers"),
+            *("algorithms", "answer", "app_arguments", "bridge", "factories", "identity", "launcher"),
+            *("messages", "personal", "secure"),
         },
         "worker": {"launcher"},
     },

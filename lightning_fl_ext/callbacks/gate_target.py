@@ -33,8 +33,9 @@ class GateTarget(Callback):
         open: The expected fraction to reach, in (0, 1).
         warmup: Fraction of the fit's optimizer steps that the way takes, in [0, 1].
         per_layer: Whether every layer reaches `open`, instead of all of them together.
-        costs: What one gate of a layer costs, by the layer's name in the module: its parameters, or its
-            multiplications, say. `open` is then the fraction of the cost. Default: every gate costs the same.
+        costs: What one gate of a layer costs, by the layer's name in the module; `open` is then the fraction
+            of the cost. :func:`~lightning_fl_ext.gates.gate_costs` measures it in parameters or in
+            multiplications. Default: every gate costs the same.
 
     Raises:
         ValueError: An argument is out of range. When a fit begins: the module has no gates, a layer has a
@@ -72,7 +73,7 @@ class GateTarget(Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when fit begins: refuses what it cannot steer."""
-        layers = _layers(pl_module)
+        layers = gate_layers(pl_module)
         if not layers:
             raise ValueError(f"`GateTarget`: {type(pl_module).__name__} holds no `StochasticGateModule`.")
         for name, gate in layers.items():
@@ -96,7 +97,7 @@ class GateTarget(Callback):
         if trainer.global_step == self._last_step:
             return  # gradients are still being accumulated
         self._last_step = trainer.global_step
-        layers = _layers(pl_module)
+        layers = gate_layers(pl_module)
         groups = {name: {name: gate} for name, gate in layers.items()} if self.per_layer else {"": layers}
         for group, members in groups.items():
             costs = None if self.costs is None else [self.costs[name] for name in members]
@@ -124,7 +125,8 @@ class GateTarget(Callback):
         self._start, self.multiplier = dict(state_dict["start"]), dict(state_dict["multiplier"])
 
 
-def _layers(module: Any) -> dict[str, StochasticGateModule]:
+def gate_layers(module: Any) -> dict[str, StochasticGateModule]:
+    """The gate layers within a module, by their names without ``torch.compile``."""
     return {
         name.replace("_orig_mod.", ""): child
         for name, child in module.named_modules()

@@ -30,6 +30,9 @@ def export(
             metavar="MODULE:NAME",
         ),
     ] = None,
+    shrink: Annotated[
+        bool, typer.Option("--shrink", help="Cut out closed gates, and the channels that they closed.")
+    ] = False,
 ) -> None:
     """Write the model of a run, in the form that the end of FILE says.
 
@@ -38,9 +41,10 @@ def export(
     this from the same folder. Of what that file names, classes alone are called; give a function by --model.
     """
     from lightning_fl_ext.cli.config import merge, read_config
+    from lightning_fl_ext.cli.exchanges import make_exchange
     from lightning_fl_ext.cli.federation import load_model
     from lightning_fl_ext.cli.objects import load_object
-    from lightning_fl_ext.cli.strategy import make_exchange, make_strategy
+    from lightning_fl_ext.cli.strategies import make_strategy
     from lightning_fl_ext.report.history import SETTINGS_FILE
     from lightning_fl_ext.server import export_model, restore_model
 
@@ -59,7 +63,7 @@ def export(
     else:
         make = load_object(model, "`--model`")
     given = load_object(example, "`--example`") if example else None
-    written = export_model(restore_model(run, make, number, exchange), file, given)
+    written = export_model(restore_model(run, make, number, exchange), file, given, shrink=shrink)
     print(f"wrote {written}")
 
 

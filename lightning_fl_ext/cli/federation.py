@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 
 from lightning_fl_ext.cli.callbacks import LiveReport, SettingsFile
 from lightning_fl_ext.cli.errors import WrongInput, refusing
+from lightning_fl_ext.cli.exchanges import make_exchange
 from lightning_fl_ext.cli.objects import load_object
 from lightning_fl_ext.cli.settings import SETTINGS, RunSettings, flag_of
-from lightning_fl_ext.cli.strategy import make_exchange, make_strategy
+from lightning_fl_ext.cli.strategies import make_strategy
 from lightning_fl_ext.client import client_app
 from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.lightnings import lightning_name, overrides
@@ -30,6 +31,7 @@ from lightning_fl_ext.server import (
     RoundProgressBar,
     SecureFedAvg,
 )
+from lightning_fl_ext.server.settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
             exchange=exchange,
             **insisting | {"batch_size": batch_size} | settings.client_option,
         )
+    check_settings(settings.train_config, "`--train-config`")
     flags = {setting.name: f"--{flag_of(setting)}" for setting in SETTINGS}
     with refusing("the settings", flags | {"max_rounds": "--rounds"}):
         trainer = FederatedTrainer(
@@ -89,6 +92,7 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
             default_root_dir=folder,
             min_accepted=settings.min_accepted,
             on_bad_update=settings.on_bad_update,
+            train_config=settings.train_config,
             max_update_norm=settings.max_update_norm,
             limits=_make_limits(settings.limit),
             round_timeout=None,

@@ -94,7 +94,7 @@ def flags_from(given: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or (kind in ("list", "pairs") and not value):
             continue
         if kind == "pairs":
-            value = parse_pairs(value, f"`--{flag_of(setting)}`")
+            value = parse_pairs(value, f"`--{flag_of(setting)}`", dashes=setting.name == "train_config")
         flags[setting.name] = list(value) if kind == "list" else value
     return flags
 

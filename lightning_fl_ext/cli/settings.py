@@ -68,12 +68,20 @@ class RunSettings:
     strategy: str = _setting(
         "str",
         STRATEGY,
-        "ExactFedAvg, FedPM, any strategy of Flower's such as FedAdam, or MODULE:NAME.",
+        "ExactFedAvg, an algorithm such as Scaffold, a server optimizer such as ExactFedAdam, a robust rule"
+        " such as TrimmedMean, FedPM, any strategy of Flower's such as FedAdam, or MODULE:NAME.",
         "ExactFedAvg",
         metavar="NAME",
     )
     strategy_option: dict[str, Any] = _setting(
         "pairs", STRATEGY, "Argument for the strategy, such as eta=0.1. Repeatable.", metavar="KEY=VALUE"
+    )
+    train_config: dict[str, Any] = _setting(
+        "pairs",
+        STRATEGY,
+        "Setting for the clients' fits, such as proximal-mu=0.1 (FedProx, with any strategy) or"
+        " learning-rate=0.05. Repeatable.",
+        metavar="NAME=VALUE",
     )
     fraction: float | None = _setting(
         "float", STRATEGY, "Share of the clients that train in a round. [default: the strategy's]", None

@@ -13,8 +13,13 @@ from lightning_fl_ext.cli.errors import WrongInput
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
-def parse_pairs(pairs: Iterable[str], flag: str) -> dict[str, Any]:
+def parse_pairs(pairs: Iterable[str], flag: str, dashes: bool = False) -> dict[str, Any]:
     """Read ``KEY=VALUE`` arguments; a value is a Python literal, or else text.
+
+    Args:
+        pairs: The arguments.
+        flag: Which they were given to, for the message.
+        dashes: Whether keys may have dashes, as those of a round's settings have.
 
     Raises:
         WrongInput: One has no key or no ``=``.
@@ -27,7 +32,7 @@ def parse_pairs(pairs: Iterable[str], flag: str) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         key = key.strip()
-        if not (equals and key.isidentifier()):
+        if not (equals and (key.replace("-", "_") if dashes else key).isidentifier()):
             raise WrongInput(f"{flag}: expected KEY=VALUE. Got `{pair}`.")
         parsed[key] = _literal(value.strip())
     return parsed

@@ -2,52 +2,31 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from lightning_fl_ext.arguments import choice
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm
 from lightning_fl_ext.client.algorithms.choice import check_halves
-from lightning_fl_ext.client.algorithms.memory import AlgorithmMemory, ContextMemory
+from lightning_fl_ext.client.answer.instruction import Recipe
+from lightning_fl_ext.client.answer.work import Answerer
 from lightning_fl_ext.client.app_arguments import check_arguments, check_threads, check_timeout, states_folder
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
-from lightning_fl_ext.client.bridge.refusals import (
-    refuse_other_data,
-    refuse_script_launcher,
-    refuse_without_test,
-    refuse_without_validation,
-)
 from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.client.identity import client_id
+from lightning_fl_ext.client.launcher.kept import KeptProcesses
 from lightning_fl_ext.client.launcher.launchers import Launcher, Processes, launcher_of
-from lightning_fl_ext.client.launcher.needs import processes_needed
-from lightning_fl_ext.client.launcher.rank import is_inside
-from lightning_fl_ext.client.launcher.remote import answer_in_processes
 from lightning_fl_ext.client.launcher.work import set_work
-from lightning_fl_ext.client.messages import outcome_kind, query_reply, read_run_id, read_seed, read_stage
-from lightning_fl_ext.client.notices import warn_if_seeded, warn_of_training_rows
-from lightning_fl_ext.client.persistence.algorithm_states import FolderMemory
-from lightning_fl_ext.client.persistence.callback import StatePersistence
-from lightning_fl_ext.client.personal import PersonalHalf, PersonalModel, is_personal
-from lightning_fl_ext.client.results.store import UPDATE
+from lightning_fl_ext.client.messages import query_reply
+from lightning_fl_ext.client.personal import PersonalHalf
 from lightning_fl_ext.client.secure import SecureAggregation, refuse_plain
-from lightning_fl_ext.client.trainers import check_trainer, give_folder, trainer_arguments
-from lightning_fl_ext.failures import signed
-from lightning_fl_ext.lightnings import data_for, lightning_of, quiet
-from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import Exchange
 from lightning_fl_ext.wire.secure_record import ACTION
-
-_REMEDY = "`client_app(batch_size=...)` (on the command line `--batch-size MODULE:NAME`)"
 
 
 def client_app(
@@ -121,9 +100,11 @@ def client_app(
             they keep lies where ``keep_local`` says; with False, in Flower's ``Context``.
         launcher: Who starts the processes of a fit or evaluation. ``"auto"`` starts none for one device, nor
             for strategies that start their own (``ddp_fork``, ``ddp_spawn``), and else an interpreter for
-            each device of this machine. A command, such as ``["torchrun", "--nproc-per-node", "4"]`` or
-            ``["srun", "--ntasks", "8"]``, starts them in every case. ``"in-process"``, or None: never. The
-            processes import this app, so it must stand at the top level of a file.
+            each device of this machine. ``"kept"`` is the same, and these stay for the messages to come, so
+            that only the first waits for them. A command, such as ``["srun", "--ntasks-per-node", "4"]`` or
+            ``["torchrun", "--standalone", "--nproc-per-node", "4"]``, starts them in every case.
+            ``"in-process"``, or None: never. The processes import this app, so it must stand at the top level
+            of a file.
         fit_timeout: Seconds after which the processes of a fit or evaluation are ended, and the client
             answers with an error. With it, there is a process for one device, too. Default: no limit.
 
@@ -163,175 +144,37 @@ def client_app(
     FlowerBridge(**options)  # complains now rather than in the first round
     choice("secure", secure, ("auto", "required"))
     half = SecureAggregation(trusted_keys, signing_key)
-    root, training = states_folder(keep_optimizer, keep_local), keep_optimizer is not False
-    app = ClientApp()
-
-    @contextmanager
-    def run(
-        message: Message, context: Context, fits: bool = False
-    ) -> Iterator[tuple[pl.Trainer, Any, Any, FlowerBridge, PersonalModel | None]]:
-        bridge = FlowerBridge.from_message(message, context, algorithms=halves, **options)
-        bridge._remedy = _REMEDY
-        bridge.keeps_local = True  # or is not to
-        run_id = read_run_id(message, context)
-
-        def memory(algorithm: str) -> AlgorithmMemory:
-            if root is None:
-                return ContextMemory(context, run_id, algorithm)
-            return FolderMemory(root, bridge.client_id or f"node {context.node_id}", run_id, algorithm)
-
-        if bridge._part:
-            bridge._part.memory = memory(bridge._part.half.name)
-        kind = message.metadata.message_type.split(".")[0]
-        seed = derive_seed(read_seed(message), bridge.server_round, bridge.client_id, kind)
-        build_seed = derive_seed(read_seed(message), 0, bridge.client_id, "model")
-
-        def make(kind: str, callbacks: list[Any]) -> tuple[Any, Any, Any]:
-            check_trainer(given := make_trainer(bridge.round))
-            asks = launcher not in (None, "in-process") and not is_inside()
-            if asks and (count := processes_needed(given, named)):
-                raise _ProcessesNeeded(given, count)
-            own = trainer_arguments(given)
-            owner = bridge.client_id or f"node-{context.node_id}"
-            give_folder(own, run_id, owner, bridge.server_round, kind, clear=not is_inside())
-            own["callbacks"] = [*callbacks, *own["callbacks"]]
-            with seeded(build_seed):  # alike in every round: what stays at home and is frozen is not kept
-                module = make_model(bridge.round)
-            source = make_data(bridge.round)
-            warn_if_seeded(seed, run_id)
-            lightning = _lightning_of(module)
-            local = lightning.Trainer(**own)
-            if not is_inside():
-                refuse_script_launcher(local)
-            refuse_other_data(source)
-            return local, module, data_for(lightning, source)
-
-        with ExitStack() as around:
-            around.enter_context(signed(bridge.client_id))
-            persistence = (
-                [StatePersistence.from_message(bridge, message, context, root, training)] if root else []
-            )
-            if persistence and fits and not is_inside():  # there, the client itself holds it
-                around.enter_context(persistence[0].alone())
-            for manager in (bridge.seeded(), _threads(num_threads), quiet(), _collected()):
-                around.enter_context(manager)
-            personal = PersonalModel(bridge, memory(PersonalHalf.name), make) if is_personal(bridge) else None
-            yield *make(kind, [bridge, *persistence]), bridge, personal
-            warn_if_seeded(seed, run_id)  # in a hook of data module or model
-            for callback in persistence:
-                callback.remember_round(context)
-
-    def work(message: Message, context: Context) -> Message | None:
-        """Fit or evaluate in this process; None on a rank that has no answer."""
-        fits = outcome_kind(message) == UPDATE
-        with run(message, context, fits) as (local, module, source, bridge, personal):
-            if fits:
-                local.fit(module, source)
-                if personal:
-                    personal.fit()
-            elif read_stage(message) == "test":
-                refuse_without_test(module, source)
-                local.test(module, source, verbose=False)
-            else:
-                refuse_without_validation(module, source)
-                warn_of_training_rows(source, read_run_id(message, context))
-                local.validate(module, source, verbose=False)
-                if personal:
-                    personal.validate()
-            return bridge.reply() if local.is_global_zero else None
-
-    chosen = launcher_of(launcher)
+    chosen, unnamed = launcher_of(launcher), KeptProcesses() if launcher == "kept" else Processes()
     check_timeout(fit_timeout, launcher)
-    named = chosen is not None or fit_timeout is not None
-
-    def answer(message: Message, context: Context) -> Message:
-        """Answer in this process, or have others do so where the Trainer's arguments ask for several."""
-        try:
-            reply = work(message, context)
-        except _ProcessesNeeded as needed:
-            return delegate(message, context, needed)
-        assert reply is not None  # rank 0 is here
-        return reply
-
-    def delegate(message: Message, context: Context, needed: _ProcessesNeeded) -> Message:
-        bridge = FlowerBridge.from_message(message, context, algorithms=halves, **options)
-        owner = bridge.client_id or f"node-{context.node_id}"
-        kind = message.metadata.message_type.split(".")[0]
-        with ExitStack() as around:
-            around.enter_context(signed(bridge.client_id))
-            own = trainer_arguments(needed.given)
-            give_folder(own, read_run_id(message, context), owner, bridge.server_round, kind)
-            if root and outcome_kind(message) == UPDATE:
-                held = StatePersistence.from_message(bridge, message, context, root, training)
-                around.enter_context(held.alone())
-            started = chosen or Processes()
-            return answer_in_processes(app, message, context, started, needed.count, fit_timeout)
-
-    set_work(app, work)
+    recipe = Recipe(
+        model=make_model,
+        data=make_data,
+        trainer=make_trainer,
+        bridge=options,
+        halves=halves,
+        num_threads=num_threads,
+        root=states_folder(keep_optimizer, keep_local),
+        keeps_training=keep_optimizer is not False,
+        may_start=launcher not in (None, "in-process"),
+        always_starts=chosen is not None or fit_timeout is not None,
+    )
+    answerer = Answerer(recipe, chosen or unnamed, fit_timeout)
+    app = ClientApp()
+    set_work(app, answerer.work)
     plain: list[Any] = [refuse_plain] if secure == "required" else []
 
     @app.train(ACTION, mods=[half])
     @app.train(mods=plain)
     def train(message: Message, context: Context) -> Message:
-        return answer(message, context)
+        return answerer.answer(app, message, context)
 
     @app.evaluate(ACTION, mods=[half])
     @app.evaluate(mods=plain)
     def evaluate(message: Message, context: Context) -> Message:
-        return answer(message, context)
+        return answerer.answer(app, message, context)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
         return query_reply(message, client_id(context))
 
     return app
-
-
-class _ProcessesNeeded(Exception):
-    """The Trainer's arguments ask for processes, so nothing is built in this one."""
-
-    def __init__(self, given: Any, count: int) -> None:
-        super().__init__(f"{count} processes are to be started")
-        self.given, self.count = given, count
-
-
-def _lightning_of(module: Any) -> Any:
-    try:
-        return lightning_of(module)
-    except TypeError as error:
-        raise TypeError(f"`model` did not make what a Trainer takes: {error}") from None
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Have torch use this many threads, and then as many as before."""
-    if number is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _collected() -> Iterator[None]:
-    """Free the reference cycle that a finished Trainer and module form."""
-    _freeze_imports()
-    try:
-        yield
-    finally:
-        gc.collect()
-
-
-@cache
-def _freeze_imports() -> None:
-    """Take what is alive before the first fit, imports mostly, out of the collector.
-
-    Collecting after each fit then costs next to nothing. Counting what is frozen costs milliseconds: once.
-    """
-    if not gc.get_freeze_count():
-        gc.collect()
-        gc.freeze()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
@@ -31,7 +32,7 @@ from lightning_fl_ext.wire.typed_records import records_of
 
 
 def read_instruction(
-    message: Message, client_id: str, exchange: Exchange
+    message: Message, client_id: str, exchange: Exchange, held: Arrays | None = None
 ) -> tuple[Arrays, Arrays, RoundInfo, bool]:
     """Read what the server sent, of which round it is, and whether it asks for metric states.
 
@@ -39,6 +40,7 @@ def read_instruction(
         message: A train or evaluate message.
         client_id: The client's id.
         exchange: Reads what is on the wire.
+        held: What the client has kept of earlier global arrays.
 
     Returns:
         The global arrays; what an algorithm has sent beside them; the info (round 0 if the server sends
@@ -58,7 +60,7 @@ def read_instruction(
     asked = flag(METRIC_STATES, _config(message, METRIC_STATES, False))
     arrays, extras = parted(from_record(record))
     try:
-        return exchange.from_server(arrays, info), extras, info, asked
+        return exchange.from_server(arrays, replace(info, held=held or {})), extras, info, asked
     except LightningFLError:
         raise
     except Exception as error:

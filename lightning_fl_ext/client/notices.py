@@ -77,6 +77,23 @@ def warn_of_unsharded(trainer: Any, run: object) -> None:
         warn_once(log, run, text, topic="unsharded")
 
 
+def warn_of_one_rank(names: Iterable[str], replicas: int, run: object) -> None:
+    """Say so, once in a run, if logged numbers are those of one process.
+
+    Args:
+        names: Of the numbers; none is none.
+        replicas: How many processes share the examples.
+        run: Tells the run.
+    """
+    if listed := ", ".join(f"`{name}`" for name in names):
+        text = (
+            f"logged without `sync_dist=True` in {replicas} processes: {listed}. Lightning takes the"
+            " number of rank 0, of its share of the examples, and so does the server. Write"
+            " `self.log(..., sync_dist=True)`, or log a torchmetrics metric."
+        )
+        warn_once(log, run, text, topic=f"one rank: {listed}")
+
+
 def warn_if_seeded(seed: int, run: object) -> None:
     """Say so, once in a run, if the user's code has seeded torch with a number of its own.
 

@@ -27,6 +27,7 @@ from lightning_fl_ext.wire.client_record import CLIENT, declared_id
 from lightning_fl_ext.wire.layout import Blank
 from lightning_fl_ext.wire.secure_record import (
     ANNOUNCE,
+    CONFIRM,
     MASK,
     MASKED,
     REFUSED,
@@ -154,8 +155,10 @@ class SecureAggregation:
             content[MASKED] = to_record({MASKED: room.written()}, bare=[MASKED])
             for name in (UPDATE, METRICS):
                 context.state.pop(name)
+        elif step == CONFIRM:
+            secret, answer = secret.confirm(asked, self._keys.sign)
         elif step == UNMASK:
-            answer = secret.unmask(asked)
+            answer = secret.unmask(asked, self._keys.check_list)
         else:
             raise SecureAggregationError(f"there is no step {step!r}")
         content[SECURE] = ConfigRecord(answer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import secrets
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -157,15 +156,16 @@ class LocalGrid(Grid):
 
     def _execute(self, instruction: Message) -> Message:
         node_id = instruction.metadata.dst_node_id
-        context = copy.deepcopy(self._contexts[node_id])
+        context: Context = private.copied(self._contexts[node_id])
         try:
-            reply: object = self._client_app(copy.deepcopy(instruction), context)
+            reply: object = self._client_app(private.copied(instruction), context)
             if not isinstance(reply, Message):
                 raise TypeError(f"a ClientApp must return a `Message`. Got {type(reply).__name__}.")
         except Exception:
             return Message(Error(private.CLIENT_APP_RAISED, traceback.format_exc()), reply_to=instruction)
         self._contexts[node_id] = context
-        return copy.deepcopy(reply)
+        answer: Message = private.copied(reply)
+        return answer
 
 
 def run_local(

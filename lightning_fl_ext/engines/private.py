@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+from types import FunctionType, NoneType
 from typing import Any
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.common.constant import ErrorCode
 from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -18,6 +30,30 @@ NOT_REACHED = frozenset(
     {ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE}
 )
 """Codes of the errors by which Flower tells that there is no reply; all others come from the client."""
+
+_UNCHANGEABLE = frozenset({bool, bytes, float, int, str, FunctionType, NoneType})
+_MADE_OF_ATTRIBUTES = frozenset(
+    {Array, ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, MetricRecord, RecordDict}
+)
+
+
+def copied(value: Any) -> Any:
+    """Copy a message, a context, or a part of them.
+
+    As ``copy.deepcopy`` does, in a fraction of its time: what Flower's objects are made of is known.
+    """
+    kind: Any = type(value)
+    if kind in _UNCHANGEABLE:
+        return value
+    if kind in _MADE_OF_ATTRIBUTES:
+        made = kind.__new__(kind)
+        made.__dict__.update(copied(value.__dict__))
+        return made
+    if kind is dict:
+        return {k: v if type(v) in _UNCHANGEABLE else copied(v) for k, v in value.items()}
+    if kind in (list, tuple):
+        return kind(value if _UNCHANGEABLE.issuperset(map(type, value)) else map(copied, value))
+    return copy.deepcopy(value)
 
 
 def ensure_identity() -> None:

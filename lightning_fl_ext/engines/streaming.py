@@ -25,12 +25,13 @@ def stream_replies(
 ) -> Iterator[Message]:
     """Send messages, and yield each reply when it is there.
 
-    Ends when every message has been answered, or at ``timeout``. Who holds a reply holds its memory: a
-    caller that lets go of one before it takes the next needs room for one.
+    Ends when every message has been answered, or at ``timeout``. Messages that are added to the list
+    meanwhile are sent as well. Who holds a reply holds its memory: a caller that lets go of one before it
+    takes the next needs room for one.
 
     Args:
         grid: Any Flower ``Grid``.
-        messages: At most one per node. Each one's ``metadata.message_id`` is set on sending.
+        messages: At most one per node at a time. Each one's ``metadata.message_id`` is set on sending.
         timeout: Seconds to wait for the last reply; None to wait for ever. Clients that run in this process
             are not waited for, and have no timeout: which of them answer must not depend on the clock.
         name_of: From a node's id to what the reminder, which is logged while waiting, calls it.
@@ -41,10 +42,16 @@ def stream_replies(
     if not messages:
         return
     in_process = bool(getattr(grid, "in_process", False))
-    # A node that has gone since it was chosen gets no message; its place among the ids is empty.
-    outstanding = {message_id for message_id in grid.push_messages(list(messages)) if message_id}
+    outstanding: set[str] = set()
+    pushed = 0
     start = reminded = time.monotonic()
-    while outstanding:
+    while outstanding or pushed < len(messages):
+        if new := list(messages[pushed:]):
+            # A node that has gone since it was chosen gets no message; its place among the ids is empty.
+            outstanding.update(message_id for message_id in grid.push_messages(new) if message_id)
+            pushed += len(new)
+            if not outstanding:
+                continue
         arrived = list(grid.pull_messages(outstanding))
         outstanding -= {reply.metadata.reply_to_message_id for reply in arrived}
         while arrived:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from lightning_fl_ext.gates.bernoulli import at_least_float32
 from lightning_fl_ext.gates.estimators import (
-    RELAXED,
     Estimator,
     bernoulli_sample,
     check_estimator,
     open_probability,
 )
+from lightning_fl_ext.gates.relaxed import RELAXED
+from lightning_fl_ext.gates.shrinking.plain import multiplied
 
 __all__ = ["Evaluation", "StochasticGateModule"]
 
@@ -36,7 +37,8 @@ class StochasticGateModule(nn.Module):
     can tell. The output has the input's dtype.
 
     Shape:
-        - Input: any; its dimensions from ``dim - len(num_gates) + 1`` to ``dim`` are those of the gates.
+        - Input: any; its dimensions from ``dim - len(num_gates) + 1`` to ``dim`` are those of the gates, or
+          of `groups`.
         - Output: as the input.
 
     Args:
@@ -53,6 +55,9 @@ class StochasticGateModule(nn.Module):
             the gates that are 0 or 1, and at the default temperatures within 0.04 of that of the relaxed.
         per_example: Draw a sample for each index of dimension 0, the batch, rather than one for the whole
             batch. Where the gates lie along dimension 0 themselves, there is no batch and one sample.
+        groups: The gate of each position along `dim`, as numbers from 0 to ``num_gates - 1``: one gate for
+            several inputs, such as the features of an attention head. A shape of positions, along the
+            dimensions that end at `dim`, is given as nested lists or a tensor. Default: a gate for each.
         gater: A module that computes the logits from the input, as ``(batch, *num_gates)`` (without
             ``batch`` where there is none): conditional computation (Bengio et al. 2013, arXiv:1308.3432).
             The layer then has no `logits` of its own.
@@ -79,6 +84,7 @@ class StochasticGateModule(nn.Module):
     """
 
     logits: nn.Parameter | None
+    groups: Tensor | None
 
     def __init__(
         self,
@@ -91,6 +97,7 @@ class StochasticGateModule(nn.Module):
         evaluation: Evaluation = "mean",
         per_example: bool = True,
         gater: nn.Module | None = None,
+        groups: Tensor | Sequence[Any] | None = None,
     ) -> None:
         super().__init__()
         self.gate_shape = tuple(num_gates) if isinstance(num_gates, tuple | list) else (num_gates,)
@@ -113,6 +120,9 @@ class StochasticGateModule(nn.Module):
                 "`per_example=False` and `gater` exclude each other: a gater gives every example its own "
                 "probabilities. Drop one of them."
             )
+        self.register_buffer(
+            "groups", None if groups is None else _checked_groups(groups, self.gate_shape), persistent=False
+        )
         self.dim = dim
         self.init_prob = DEFAULT_INIT_PROB if init_prob is None else init_prob
         self.estimator: Estimator = estimator
@@ -158,6 +168,47 @@ class StochasticGateModule(nn.Module):
         examples = max(1, probs.numel() // math.prod(self.gate_shape))
         return probs.sum() / examples
 
+    @torch.no_grad()
+    def bake(self, rule: Evaluation = "threshold") -> nn.Module:
+        """Make a plain module that multiplies by these gates as they are, for good.
+
+        It is of torch's own class: it is exported, and loads, without this package. Gates that are all open
+        become ``nn.Identity``. `shrink` removes closed ones from the layers around them too.
+
+        Args:
+            rule: ``"threshold"``: 1 where a gate is open more likely than not, else 0; ``"mean"``: its
+                probability; ``"sample"``: one draw for all examples, from torch's generator.
+
+        Raises:
+            ValueError: If `rule` is none of these, or there is a `gater`, whose gates are not fixed.
+        """
+        _check_evaluation(rule, "rule")
+        if self.logits is None:
+            raise ValueError("Gates with a `gater` depend on the input: there is nothing to fix.")
+        gates = self.probs
+        if rule == "threshold":
+            gates = (gates > 0.5).to(gates.dtype)
+        elif rule == "sample":
+            how: dict[str, Any] = {"temperature": self.temperature, "hard": self.hard}
+            gates = bernoulli_sample(gates, self.estimator, **how)
+        gates = self._by_position(gates)
+        if bool((gates == 1).all()):
+            return nn.Identity()
+        return multiplied(gates, self.dim)
+
+    @torch.no_grad()
+    def open_positions(self) -> Tensor:
+        """Where a gate is open more likely than not: bool, of the shape of the gates, or of `groups`.
+
+        Raises:
+            RuntimeError: See `probs`.
+        """
+        return self._by_position(self.probs > 0.5)
+
+    def _by_position(self, gates: Tensor) -> Tensor:
+        """The gate of each position, if groups share them; leading dimensions stay."""
+        return gates if self.groups is None else gates[..., self.groups]
+
     def forward(self, input: Tensor) -> Tensor:
         """Gate the input."""
         if not (input.is_floating_point() or input.is_complex()):
@@ -180,17 +231,19 @@ class StochasticGateModule(nn.Module):
         leading = gates.shape[: gates.ndim - len(self.gate_shape)]
         between = (1,) * (start - 1) if leading else ()
         after = (1,) * (input.ndim - end)
-        return input * gates.to(input.dtype).reshape(leading + between + self.gate_shape + after)
+        gates = self._by_position(gates.to(input.dtype))
+        return input * gates.reshape(leading + between + input.shape[start:end] + after)
 
     def _gated_dimensions(self, input: Tensor) -> tuple[int, int]:
         """The input's dimensions that the gates lie along, as the bounds of a slice."""
         end = (self.dim if self.dim >= 0 else self.dim + input.ndim) + 1
-        start = end - len(self.gate_shape)
-        if start < 0 or end > input.ndim or input.shape[start:end] != self.gate_shape:
+        shape = self.gate_shape if self.groups is None else tuple(self.groups.shape)
+        start = end - len(shape)
+        if start < 0 or end > input.ndim or input.shape[start:end] != shape:
             raise ValueError(
                 "The input of a `StochasticGateModule` must have the shape of the gates along the dimensions "
                 f"that end at `dim`={self.dim}.\n"
-                f"shape of the gates: {self.gate_shape}\n"
+                f"shape of the gates: {shape}\n"
                 f"shape of the input: {tuple(input.shape)}\n"
                 "Change `num_gates`, or `dim` (for the channels of images it is 1)."
             )
@@ -236,8 +289,27 @@ class StochasticGateModule(nn.Module):
         )
 
 
-def _check_evaluation(evaluation: str) -> None:
+def _check_evaluation(evaluation: str, argument: str = "evaluation") -> None:
     if evaluation not in get_args(Evaluation):
         raise ValueError(
-            f"`evaluation` must be one of {', '.join(get_args(Evaluation))}. Got {evaluation!r}."
+            f"`{argument}` must be one of {', '.join(get_args(Evaluation))}. Got {evaluation!r}."
         )
+
+
+def _checked_groups(groups: Tensor | Sequence[Any], gate_shape: tuple[int, ...]) -> Tensor:
+    """The gate of each position, as int64.
+
+    Raises:
+        ValueError: They are not whole numbers from 0 on, or a gate has no position.
+    """
+    found = torch.as_tensor(groups)
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool or not found.numel():
+        raise ValueError(f"`groups` must be whole numbers, one for each position. Got {groups!r}.")
+    if len(gate_shape) != 1:
+        raise ValueError(f"`groups` needs `num_gates` to be a number. Got {gate_shape}.")
+    named = sorted(set(found.flatten().tolist()))
+    if named != list(range(gate_shape[0])):
+        raise ValueError(
+            f"`groups` must name every gate from 0 to {gate_shape[0] - 1}, and no other. Got {named}."
+        )
+    return found.long()

@@ -86,6 +86,7 @@ def sync_and_pack(
     allow_example_states: Collection[str] = (),
     exclude_metrics: Collection[str] = (),
     names: Collection[str] | None = None,
+    group: Any = None,
 ) -> MetricPack | None:
     """Like `pack_metrics`, for a client that may run in several processes (DDP): every process calls it.
 
@@ -100,6 +101,8 @@ def sync_and_pack(
         allow_example_states: As in `pack_metrics`.
         exclude_metrics: As in `pack_metrics`.
         names: As in `pack_metrics`.
+        group: The process group that shares the examples, where not every process has some of its own (tensor
+            parallelism). Default: all processes.
 
     Returns:
         The client's pack in the process of rank 0, None in the others.
@@ -123,7 +126,9 @@ def sync_and_pack(
     )
     metrics = named_metrics(module, names, exclude_metrics)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    pack = _pack(metrics, client_id, num_examples, min_examples, exclude_metrics, synchronise=distributed)
+    pack = _pack(
+        metrics, client_id, num_examples, min_examples, exclude_metrics, synchronise=distributed, group=group
+    )
     return pack if not distributed or torch.distributed.get_rank() == 0 else None
 
 
@@ -135,6 +140,7 @@ def _pack(
     exclude_metrics: Collection[str],
     *,
     synchronise: bool,
+    group: Any = None,
 ) -> MetricPack:
     if client_id is not None and not isinstance(client_id, str):
         raise TypeError(f"`client_id` must be a text. Got {client_id!r}; write {str(client_id)!r}.")
@@ -152,13 +158,13 @@ def _pack(
         )
     if num_examples is not None and num_examples < min_examples:
         return MetricPack({}, client_id, num_examples, True, excluded)
-    updates = updates_of_all_ranks(metrics) if synchronise else updates_of_this_rank(metrics)
+    updates = updates_of_all_ranks(metrics, group) if synchronise else updates_of_this_rank(metrics)
     packed = {}
     for name, metric in metrics.items():
         count = updates[name]
         states: dict[str, State] = {}
         if count:
-            with metric.sync_context(metric.dist_sync_fn) if synchronise else nullcontext():
+            with metric.sync_context(metric.dist_sync_fn, group) if synchronise else nullcontext():
                 values, synced = metric.metric_state, metric._is_synced
             states = {state: _to_state(name, metric, state, value, synced) for state, value in values.items()}
         packed[name] = MetricStates(class_path(metric), configuration(metric), count, states)

@@ -28,8 +28,8 @@ def updates_of_this_rank(metrics: Mapping[str, Metric]) -> dict[str, int]:
     return {name: metric._update_count if own_states(metric) else 0 for name, metric in metrics.items()}
 
 
-def updates_of_all_ranks(metrics: Mapping[str, Metric]) -> dict[str, int]:
-    """Update count by metric name, summed over the ranks; every rank calls this.
+def updates_of_all_ranks(metrics: Mapping[str, Metric], group: Any = None) -> dict[str, int]:
+    """Update count by metric name, summed over the ranks (of a process group); every rank calls this.
 
     torchmetrics gathers a list with the reduction None element by element, so that ranks with lists of
     different lengths wait for each other for ever; it stands a float tensor in for an empty list; and it
@@ -54,7 +54,7 @@ def updates_of_all_ranks(metrics: Mapping[str, Metric]) -> dict[str, int]:
         )
     ]
     device = next(iter(metrics.values())).device
-    table = torch.stack(gather_all_tensors(torch.tensor(counts, device=device))).cpu()
+    table = torch.stack(gather_all_tensors(torch.tensor(counts, device=device), group)).cpu()
     columns = iter(table.T.tolist())
     for name, metric in metrics.items():
         updates[name] = sum(next(columns))

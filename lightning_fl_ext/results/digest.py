@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_fl_ext.results.dtypes import dtype_name
+
 
 def digest(arrays: Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]) -> str:
     """Compute the SHA-256 over the arrays' canonical bytes.
@@ -43,10 +45,11 @@ def digest(arrays: Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]) -> str:
             raise TypeError(
                 f"array `{name}` of dtype {array.dtype} has no canonical bytes; convert it to numbers"
             )
-        _update(sha, name.encode())
-        _update(sha, array.dtype.name.encode())
-        _update(sha, ",".join(map(str, array.shape)).encode())
-        _update(sha, canonical_bytes(array))
+        data = canonical_bytes(array)
+        shape = ",".join(map(str, array.shape))
+        described = (name.encode(), dtype_name(array.dtype).encode(), shape.encode())
+        sha.update(b"".join(part for text in described for part in (_length(text), text)) + _length(data))
+        sha.update(data)
     return sha.hexdigest()
 
 
@@ -56,6 +59,5 @@ def canonical_bytes(array: NDArray[Any]) -> memoryview:
     return flat.view(np.uint8).data if flat.size else memoryview(b"")
 
 
-def _update(sha: Any, data: bytes | memoryview) -> None:
-    sha.update(len(data).to_bytes(8, "little"))
-    sha.update(data)
+def _length(data: bytes | memoryview) -> bytes:
+    return len(data).to_bytes(8, "little")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import ml_dtypes
@@ -19,3 +20,14 @@ EXTENDED_FLOATS: dict[str, np.dtype[Any]] = {
     )
 }
 """By name, the same in torch. numpy counts none as ``np.floating``, and ``np.save`` forgets which it was."""
+
+
+@lru_cache(256)
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Give a dtype's name; numpy itself makes it anew each time, which takes longer than a small array.
+
+    Example:
+        >>> dtype_name(np.dtype(">f4"))
+        'float32'
+    """
+    return dtype.name

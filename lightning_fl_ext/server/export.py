@@ -18,7 +18,11 @@ from lightning_fl_ext.files import CHECKPOINTS, TornFilesError, list_checkpoints
 from lightning_fl_ext.lightnings import overrides
 from lightning_fl_ext.metrics.discovery import weights_of
 from lightning_fl_ext.seeds import derive_seed, seeded
-from lightning_fl_ext.server.durability.checkpoint import CheckpointError, Decoded, decode_checkpoint
+from lightning_fl_ext.server.durability.checkpoint import (
+    CheckpointError,
+    DecodedCheckpoint,
+    decode_checkpoint,
+)
 from lightning_fl_ext.server.durability.lightning_checkpoint import ExportError, lightning_checkpoint
 from lightning_fl_ext.server.trainer_arguments import make_module
 from lightning_fl_ext.text import shown
@@ -31,7 +35,9 @@ FORMS = (".ckpt", ".safetensors", ".pt2", ".onnx")
 """By the end of a file's name: Lightning's checkpoint, weights alone, torch's graph, ONNX's."""
 
 
-def export_model(model: torch.nn.Module, path: str | Path, example: Any = None) -> Path:
+def export_model(
+    model: torch.nn.Module, path: str | Path, example: Any = None, *, shrink: bool = False
+) -> Path:
     """Write a model, in the form that the end of the file's name says.
 
     ``.ckpt`` is what ``LitModule.load_from_checkpoint`` takes, with the hyper-parameters. ``.safetensors``
@@ -43,12 +49,16 @@ def export_model(model: torch.nn.Module, path: str | Path, example: Any = None) 
         path: Where to write.
         example: Arguments of ``forward``, a tensor, a tuple, or a dict of those by name, for the two graphs.
             Default: the module's ``example_input_array``.
+        shrink: Write the model without the gates that have closed, and without what they closed:
+            :func:`~lightning_fl_ext.gates.shrink`. Not as ``.ckpt``, from which the class is built with all
+            of its channels.
 
     Returns:
         The path.
 
     Raises:
         ExportError: The form is unknown, needs an extra that is not installed, or does not take this model.
+        ShrinkError: The closed gates cannot be removed.
 
     Example:
         >>> import tempfile
@@ -60,6 +70,8 @@ def export_model(model: torch.nn.Module, path: str | Path, example: Any = None) 
     write = _WRITERS.get(path.suffix)
     if write is None:
         raise ExportError(f"`{path.name}`: expected a name that ends with {', '.join(FORMS)}.")
+    if shrink:
+        model = _smaller(model, path, example)
     training = {name: part.training for name, part in model.named_modules()}
     model.eval()
     try:
@@ -70,6 +82,18 @@ def export_model(model: torch.nn.Module, path: str | Path, example: Any = None) 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, data)
     return path
+
+
+def _smaller(model: torch.nn.Module, path: Path, example: Any) -> torch.nn.Module:
+    from lightning_fl_ext.gates import shrink
+
+    if path.suffix == ".ckpt":
+        raise ExportError(
+            f"`{path.name}`: `load_from_checkpoint` builds the class with all of its channels, and does not"
+            " take a smaller model. Write it as .pt2, .onnx or .safetensors."
+        )
+    arguments, keywords, _ = _example(model, example, path.suffix[1:])
+    return shrink(model, arguments, kwargs=keywords)
 
 
 def restore_model(
@@ -118,7 +142,7 @@ def restore_model(
     return module
 
 
-def _read(folder: Path, server_round: int | None) -> Decoded:
+def _read(folder: Path, server_round: int | None) -> DecodedCheckpoint:
     kept = dict(list_checkpoints(folder / CHECKPOINTS))
     if (folder / "state.json").is_file():
         return decode_checkpoint(read_folder(folder))

@@ -335,5 +335,6 @@ class FederatedTrainer:
         self.callback_metrics.update(record.metrics)
         if self._logged is None:  # not before: a run that goes on has its id from the checkpoint
             keeps = any(isinstance(callback, RoundCheckpoint) for callback in self.callbacks)
-            self._logged = LoggedRounds(self.default_root_dir if keeps else None, self.run_id)
+            folder = self.default_root_dir if keeps else None
+            self._logged = LoggedRounds(folder, self.run_id, self.current_round, self.max_rounds)
         log_record(self, record, self._logged)

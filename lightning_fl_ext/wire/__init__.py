@@ -1,14 +1,23 @@
 """Exchanges, and tensors to Flower records and back."""
 
 from lightning_fl_ext.lazy import import_renamed
-from lightning_fl_ext.wire.exchange import Exchange, RoundInfo, StateMismatchError, WeightExchange
+from lightning_fl_ext.wire.exchange import (
+    Exchange,
+    Held,
+    NotHeldError,
+    RoundInfo,
+    StateMismatchError,
+    WeightExchange,
+)
 from lightning_fl_ext.wire.mask_exchange import MaskExchange
 from lightning_fl_ext.wire.records import PayloadError, from_record, to_record
 from lightning_fl_ext.wire.tensors import to_numpy, to_torch
 
 __all__ = [
     "Exchange",
+    "Held",
     "MaskExchange",
+    "NotHeldError",
     "PayloadError",
     "RoundInfo",
     "StateMismatchError",

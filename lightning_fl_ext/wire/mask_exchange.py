@@ -17,12 +17,17 @@ from lightning_fl_ext.wire.codes import (
     MaskKey,
     check_code,
     decode_mask,
+    encode_counts_change,
     encode_mask,
+    encode_relay,
+    encode_same,
+    encode_sum_change,
     encode_theta,
     to_fixed_point,
 )
 from lightning_fl_ext.wire.exchange import (
     Exchange,
+    Held,
     RoundInfo,
     State,
     StateMismatchError,
@@ -34,6 +39,9 @@ from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
 from lightning_fl_ext.wire.tensors import to_numpy
 
 _DIGEST = "frozen_digest"
+DOWNS = ("alone", "sum", "relay")
+"""What `MaskExchange(down=...)` takes; each allows those before it as well."""
+
 _MOST = 2**31
 """What a client takes as a number of masked parameters stays below this."""
 
@@ -55,9 +63,16 @@ class MaskExchange(Exchange):
             ids, as ``client_app`` gives them; not for ``"random"``.
         include: Names outside the masks that travel. Shell patterns, as in :class:`WeightExchange`.
         exclude: Names outside the masks that stay.
+        down: What a client may be sent that holds the θ of the round before. ``"alone"``: θ as for any other.
+            ``"sum"``: the sum of the flips by which all clients' masks differ from what it can guess, which
+            shows it little more than θ does: the ids of those whose masks are counted; or the counts given
+            those before, which show it nothing more. ``"relay"``: all clients' masks, which shows each client
+            those of the others. The shortest of what is allowed is sent. The server's ``down`` says which; a
+            client's ``"alone"`` has it keep no θ.
 
     Raises:
-        ValueError: The code is unknown, ``stratified`` is not a bool, or combined with ``"random"``.
+        ValueError: The code or ``down`` is unknown, ``stratified`` is not a bool, or combined with
+            ``"random"``.
 
     Example:
         >>> from lightning_fl_ext.gates.masked import MaskedModule
@@ -78,15 +93,20 @@ class MaskExchange(Exchange):
         stratified: bool = False,
         include: str | tuple[str, ...] = "*",
         exclude: str | tuple[str, ...] = (),
+        down: str = "sum",
     ) -> None:
+        if down not in DOWNS:
+            raise ValueError(f"`down` must be one of {', '.join(DOWNS)}. Got {down!r}.")
         if not isinstance(stratified, bool):
             raise ValueError(f"`stratified` must be True or False. Got {stratified!r}.")
         self.code = check_code(code, stratified=stratified)
         self.stratified = self.tells_sampled = stratified
+        self.down = down
+        self.relays = down == "relay"
         self._rest = _Rest(include, exclude)
 
     def __repr__(self) -> str:
-        rest = self._rest
+        rest = self._rest  # a run is the same whatever `down` is, and goes on with another one
         return (
             f"{type(self).__name__}(code={self.code!r}, stratified={self.stratified},"
             f" include={rest.include!r}, exclude={rest.exclude!r})"
@@ -122,6 +142,8 @@ class MaskExchange(Exchange):
                 " the `MaskedModule` with the same `seed`, `init`, `include`, `exclude` and layers on server"
                 " and clients; with `init='keep'`, on the same weights; and compile it on both or neither."
             )
+        if isinstance(arrays, LateTheta):
+            arrays.offer(lambda: _theta(self.start(state)))
         probs = torch.from_numpy(_theta(arrays).probabilities())
         sizes = [score.numel() for score in scores.values()]
         new = {
@@ -133,15 +155,34 @@ class MaskExchange(Exchange):
 
     def to_client(self, arrays: Arrays, info: RoundInfo) -> Arrays:
         """Write θ down in at most some bits per parameter, in a payload that needs no earlier one."""
-        payload = encode_theta(_theta(arrays), self._key(arrays, info, down=True))
-        return {
-            MASKS: np.frombuffer(payload, dtype=np.uint8),
-            SIZE: np.array(arrays[COUNTS].size),
-            **{name: array for name, array in arrays.items() if name not in (COUNTS, TRIALS)},
-        }
+        return _on_the_way(encode_theta(_theta(arrays), self._key(arrays, info, down=True)), arrays)
+
+    def to_holder(self, arrays: Arrays, info: RoundInfo, held: Held) -> Arrays | None:
+        """Write θ down for a client that holds it already, or the one from which a round made it."""
+        if self.down == "alone":
+            return None
+        key, theta, base = self._key(arrays, info, down=True), _theta(arrays), _theta(held.arrays)
+        if held.counted is None:
+            return _on_the_way(encode_same(theta, key), arrays)
+        written = [encode_sum_change(theta, base, held.counted, key), encode_counts_change(theta, base, key)]
+        if self.relays and held.payloads:
+            written.append(encode_relay(theta, base, held.counted, held.payloads, key))
+        shortest = min(filter(None, written), key=len, default=None)
+        return None if shortest is None else _on_the_way(shortest, arrays)
+
+    def keepsake(self, arrays: Arrays) -> Arrays:
+        """Give θ, and of which model it is; with ``down="alone"``, nothing."""
+        if self.down == "alone":
+            return {}
+        theta = _theta(arrays)
+        counts = theta.counts.astype(np.uint8 if theta.trials < 2**8 else np.uint16)
+        return {COUNTS: counts, TRIALS: np.array(theta.trials), MODEL: np.asarray(arrays[MODEL])}
 
     def from_server(self, arrays: Arrays, info: RoundInfo) -> Arrays:
         """Read θ; that of a large model is decoded when it is first looked at, by :meth:`unpack` at last.
+
+        So is one that builds on a θ that ``info.held`` is not: it may be the one that the module starts from.
+        If that is not so either, :class:`NotHeldError` is raised then.
 
         Raises:
             MaskCodeError: The payload is damaged, or for another round, run or model.
@@ -155,7 +196,9 @@ class MaskExchange(Exchange):
             )
         key = self._key(arrays, info, down=True)
         rest = {name: array for name, array in arrays.items() if name not in (MASKS, SIZE, COUNTS, TRIALS)}
-        return LateTheta(arrays[MASKS].tobytes(), _size(arrays[SIZE]), key, rest)
+        held = info.held if np.array_equal(info.held.get(MODEL, ()), arrays[MODEL]) else {}
+        base = _theta(held) if held else None
+        return LateTheta(arrays[MASKS].tobytes(), _size(arrays[SIZE]), key, rest, base)
 
     def to_server(self, arrays: Arrays, received: Arrays | None, info: RoundInfo) -> Arrays:
         """Sample the masks and write them down."""
@@ -234,7 +277,15 @@ def _size(array: NDArray[Any]) -> int:
 
 
 def _theta(arrays: Arrays) -> ThetaCounts:
-    return ThetaCounts(np.asarray(arrays[COUNTS]), int(arrays[TRIALS]))
+    return ThetaCounts(np.asarray(arrays[COUNTS]).astype(np.uint16, copy=False), int(arrays[TRIALS]))
+
+
+def _on_the_way(payload: bytes, arrays: Arrays) -> dict[str, NDArray[Any]]:
+    return {
+        MASKS: np.frombuffer(payload, dtype=np.uint8),
+        SIZE: np.array(arrays[COUNTS].size),
+        **{name: array for name, array in arrays.items() if name not in (COUNTS, TRIALS)},
+    }
 
 
 def _prefixes(state: State) -> list[str]:

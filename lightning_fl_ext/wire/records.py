@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
-from lightning_fl_ext.results.dtypes import EXTENDED_FLOATS
+from lightning_fl_ext.results.dtypes import EXTENDED_FLOATS, dtype_name
 from lightning_fl_ext.wire.layout import Blank, message_bytes
 
 NUMPY_STYPE = "numpy.ndarray"
@@ -104,11 +104,11 @@ def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:
 
 def _pack(name: str, array: NDArray[Any], bare: bool) -> Array:
     dtype, shape = array.dtype, tuple(array.shape)
-    extended = dtype.name in EXTENDED_FLOATS
+    extended = dtype_name(dtype) in EXTENDED_FLOATS
     if not extended and dtype.kind not in _KINDS:
         raise TypeError(f"array `{name}`: dtype {dtype} cannot be sent. Expected numbers or booleans.")
     stype = RAW_STYPE if bare or extended else NUMPY_STYPE
-    return Array(dtype.name, shape, stype, message_bytes(array, bare))
+    return Array(dtype_name(dtype), shape, stype, message_bytes(array, bare))
 
 
 def _unpack(name: str, packed: Array) -> NDArray[Any]:

@@ -6,11 +6,12 @@ import torch
 from _modules import QUIET
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.datasets import load_breast_cancer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_fl_ext import GateTarget, StochasticGateModule
-from lightning_fl_ext.gates import open_probability, project_open_fraction
+from lightning_fl_ext.gates import gate_costs, open_probability, project_open_fraction, shrink
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*")
 PACKAGES = ["lightning.pytorch", "pytorch_lightning"]
@@ -148,6 +149,55 @@ def test_what_it_cannot_steer_is_refused_when_the_fit_begins(build, target, mess
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         GateTarget(**arguments)
+
+
+@pytest.mark.parametrize(("of", "per_layer"), [("parameters", False), ("multiplications", True)])
+def test_on_tabular_data_the_fraction_of_what_the_net_costs_is_met(of, per_layer):
+    rows, labels = load_breast_cancer(return_X_y=True)
+    x = torch.tensor((rows - rows.mean(0)) / rows.std(0)).float()
+    data = DataLoader(TensorDataset(x, torch.tensor(labels).float()), batch_size=32)
+
+    class LitTabular(importlib.import_module("lightning.pytorch").LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.features = StochasticGateModule(30)
+            self.body, self.units = nn.Linear(30, 32), StochasticGateModule(32)
+            self.head = nn.Linear(32, 1)
+
+        def forward(self, x):
+            return self.head(self.units(self.body(self.features(x)).relu())).squeeze(1)
+
+        def training_step(self, batch, _):
+            return nn.functional.binary_cross_entropy_with_logits(self(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            gates = [*self.features.parameters(), *self.units.parameters()]
+            weights = [*self.body.parameters(), *self.head.parameters()]
+            return torch.optim.Adam([{"params": weights, "lr": 0.01}, {"params": gates, "lr": 0.2}])
+
+    torch.manual_seed(0)
+    module = LitTabular()
+    costs = gate_costs(module, x[:2], of)
+    callback = GateTarget(0.2, costs=costs, per_layer=per_layer)
+    trainer = importlib.import_module("lightning.pytorch").Trainer(
+        max_epochs=15, callbacks=[callback], **QUIET
+    )
+    trainer.fit(module, data)
+    gates = {"features": module.features, "units": module.units}
+    spent = {name: costs[name] * gate.expected_open().item() for name, gate in gates.items()}
+    whole = {name: costs[name] * gate.logits.numel() for name, gate in gates.items()}
+    assert sum(spent.values()) / sum(whole.values()) == pytest.approx(0.2, abs=1e-4)
+    if per_layer:
+        assert {n: spent[n] / whole[n] for n in spent} == pytest.approx(
+            {"features": 0.2, "units": 0.2}, abs=1e-4
+        )
+    with torch.no_grad():
+        for gate in gates.values():
+            gate.evaluation = "threshold"
+        right = (module.eval()(x) > 0) == torch.tensor(labels).bool()
+    assert right.float().mean() > 0.9
+    small = shrink(module, x[:2])
+    assert torch.allclose(small(x), module(x), atol=1e-5)
 
 
 # The projection

@@ -30,6 +30,18 @@ def test_an_earlier_round_that_is_kept_can_be_chosen(ran, call, project):
     assert (project / "a.safetensors").read_bytes() != (project / "b.safetensors").read_bytes()
 
 
+def test_closed_gates_are_cut_out_on_demand(call, federate, project):
+    assert federate("gated", model="lit:Gated").code == 0
+    assert call("export", "gated", "small.pt2", "--shrink").out == "wrote small.pt2\n"
+    assert call("export", "gated", "whole.pt2").code == 0
+    small, whole = (torch.export.load(f"{name}.pt2") for name in ("small", "whole"))
+    rows = torch.randn(7, 4)
+    assert torch.allclose(small.module()(rows), whole.module()(rows), atol=1e-6)
+    assert small.state_dict["body.weight"].shape == (2, 4)
+    refused = call("export", "gated", "small.ckpt", "--shrink")
+    assert (refused.code, "does not take a smaller model" in refused.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -12,11 +12,18 @@ import numpy as np
 import torch
 from _mutations import damage_bytes, damage_json, some_value
 from _target import Target
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from safetensors.torch import save
 
 from lightning_fl_ext import MaskExchange, WeightExchange
 from lightning_fl_ext.client.algorithms.choice import algorithm_of
+from lightning_fl_ext.client.launcher.message_file import (
+    read_message,
+    read_reply,
+    read_worker_failure,
+    write_message,
+    write_reply,
+)
 from lightning_fl_ext.client.messages import (
     read_counted,
     read_instruction,
@@ -26,9 +33,11 @@ from lightning_fl_ext.client.messages import (
 )
 from lightning_fl_ext.client.persistence.saved_state import decode_files, encode_state
 from lightning_fl_ext.client.results.spool import read_result
+from lightning_fl_ext.engines.private import ensure_identity
 from lightning_fl_ext.files import tensors_to_bytes
 from lightning_fl_ext.results import ClientUpdate, EpochResult
-from lightning_fl_ext.wire import to_record
+from lightning_fl_ext.wire import to_record, to_torch
+from lightning_fl_ext.wire.algorithm_names import joined
 from lightning_fl_ext.wire.mask_names import MASKS, MODEL, SIZE
 
 # Kept states
@@ -161,8 +170,100 @@ def read_whole(given):
     return read_run_id(message, context), told, read_instruction(message, "a", exchange)
 
 
+# What an algorithm's server half sends beside the weights
+
+MODULE = torch.nn.Linear(3, 2)
+NAMED = {name: parameter.detach().numpy() for name, parameter in MODULE.named_parameters()}
+HALVES = {"scaffold": {}, "fednova": {}, "feddyn": {"feddyn-alpha": 0.1}, "fedprox": {"proximal-mu": 0.1}}
+
+
+def make_algorithm_instruction(rng):
+    record = dict(to_record(joined(NAMED, NAMED)))
+    name = rng.choice(list(record))
+    packed, kind = record[name], rng.randrange(5)
+    fields = {f: getattr(packed, f) for f in ("dtype", "shape", "stype", "data")}
+    if kind == 0:
+        record[name] = Array(**{**fields, "data": damage_bytes(packed.data, rng)})
+    elif kind == 1:
+        record[name] = to_record({name: rng.choice((np.zeros(0), np.ones(6, int), np.full((2, 3), np.nan)))})[
+            name
+        ]
+    elif kind == 2:
+        record[rng.choice(("algorithm/", "algorithm/more", "\ud800", "../x"))] = record.pop(name)
+    elif kind == 3:
+        del record[name]
+    half = rng.choice(list(HALVES))
+    config = {"algorithm": half, "server-round": 1, "counted-round": 0, **HALVES[half]}
+    value = some_value(rng)
+    if rng.random() < 0.4 and not isinstance(value, dict | None) and _is_plain(value):
+        config[rng.choice(list(config))] = value
+    return RecordDict({"arrays": ArrayRecord(record), "config": ConfigRecord(config)})
+
+
+def begin(content):
+    """Read, and have the client's half begin with what it got."""
+    message = SimpleNamespace(content=content, metadata=SimpleNamespace(message_type="train"))
+    _, extras, _, _ = read_instruction(message, "a", WeightExchange())
+    make = algorithm_of(read_settings(message))
+    read_counted(message)
+    received = {name: to_torch(array) for name, array in extras.items()}
+    return make, received
+
+
+# Messages to and from the processes of a client
+
+CONTEXT = Context(1, 2, {"client-id": "a"}, RecordDict({"kept": ConfigRecord({"round": 3})}), {"seed": 7})
+
+
+def launcher_files():
+    ensure_identity()
+    content = RecordDict(
+        {
+            "arrays": PLAIN,
+            "config": ConfigRecord(CONFIG | {"key": b"abc"}),
+            "metrics": MetricRecord({"a": 1.5}),
+        }
+    )
+    made = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "file")
+        write_message(path, Message(content, 2, "train"), CONTEXT)
+        made.append(path.read_bytes())
+        write_reply(path, content, CONTEXT.state)
+        made.append(path.read_bytes())
+    return made
+
+
+MESSAGES = launcher_files()
+ERROR = json.dumps({"rank": 1, "world_size": "2", "time": 3.5, "traceback": "ValueError: no"}).encode()
+
+
+def make_launcher_file(rng):
+    kind = rng.randrange(3)
+    if kind == 2:
+        return kind, damage_json(ERROR, rng)
+    data = MESSAGES[kind]
+    if rng.random() < 0.4:
+        return kind, damage_bytes(data, rng, MESSAGES)
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    about = header["__metadata__"]
+    part = rng.choice(("contents", "told"))
+    about[part] = damage_json(about[part].encode(), rng).decode(errors="replace")
+    text = json.dumps(header).encode()
+    return kind, len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def read_launcher_file(given):
+    kind, data = given
+    FILE.write_bytes(data)
+    return (read_message, read_reply, read_worker_failure)[kind](FILE)
+
+
 CLIENT_TARGETS = {
     "kept states": Target(make_kept, lambda files: decode_files(files, Path("kept"), **WHOSE)),
     "spool files": Target(make_spooled, read_spooled),
     "instructions": Target(make_instruction, read_whole),
+    "algorithm instructions": Target(make_algorithm_instruction, begin),
+    "launcher messages": Target(make_launcher_file, read_launcher_file),
 }

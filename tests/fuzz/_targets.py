@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from _client_targets import CLIENT_TARGETS
 from _mutations import SMALL, damage_bytes, damage_json, some_value
+from _reply_targets import REPLY_TARGETS
 from _secure_targets import SECURE_TARGETS
 from _target import Target
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -29,16 +30,24 @@ from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics
 from lightning_fl_ext.server.metrics.pooling import read_stages
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.screening.checks import ValueLimits, screen_train_reply
-from lightning_fl_ext.server.screening.limits import ExpectedContent, screen_name, screen_size
+from lightning_fl_ext.server.screening.content import screen_size
+from lightning_fl_ext.server.screening.limits import ExpectedContent
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected, Rejection
+from lightning_fl_ext.server.screening.values import screen_name
 from lightning_fl_ext.wire import from_record, to_record
 from lightning_fl_ext.wire.client_record import declared_id
 from lightning_fl_ext.wire.codes import (
     MASK_CODES,
+    CountedRound,
     MaskKey,
+    decode_change,
     decode_mask,
     decode_theta,
+    encode_counts_change,
     encode_mask,
+    encode_relay,
+    encode_same,
+    encode_sum_change,
     encode_theta,
     to_fixed_point,
 )
@@ -205,6 +214,19 @@ KEY, DOWN = MaskKey(7, 1, "3fa9", "a"), MaskKey(7, 1, "3fa9")
 THETA = to_fixed_point(np.clip(PUBLIC.probabilities() + 0.05, 0.01, 0.99))
 MASKS = [encode_mask(THETA, PUBLIC.fixed_point(), KEY, code) for code in MASK_CODES]
 DOWNS = [encode_theta(PUBLIC, DOWN)]
+COUNTED = CountedRound(1, ("a", "b", "c"))
+WRITTEN = [encode_mask(THETA, PUBLIC.fixed_point(), key) for key in COUNTED.keys(DOWN)]
+OPENED = [
+    decode_mask(mask, PUBLIC.fixed_point(), key)
+    for mask, key in zip(WRITTEN, COUNTED.keys(DOWN), strict=True)
+]
+SUM = ThetaCounts(np.sum(OPENED, axis=0, dtype=np.uint16), 3)
+CHANGES = [
+    encode_same(PUBLIC, DOWN),
+    encode_sum_change(SUM, PUBLIC, COUNTED, DOWN),
+    encode_counts_change(SUM, PUBLIC, DOWN),
+    encode_relay(SUM, PUBLIC, COUNTED, WRITTEN, DOWN),
+]
 HEADER_BYTES = 28
 
 
@@ -329,13 +351,22 @@ TARGETS = {
     "metric packs": Target(make_header, lambda given: MetricPack.from_arrays(*given)),
     "masks": Target(make_payload(MASKS), lambda data: decode_mask(data, PUBLIC.fixed_point(), KEY)),
     "theta": Target(make_payload(DOWNS), lambda data: decode_theta(data, SIZE, DOWN)),
+    "changes": Target(make_payload(CHANGES), lambda data: decode_change(data, PUBLIC, DOWN)),
     "tensors": Target(lambda rng: damage_bytes(FILES["strategy.safetensors"], rng), tensors_from_bytes),
     "checkpoints": Target(make_files, decode_checkpoint),
     "manifests": Target(lambda rng: damage_json(MANIFEST, rng), read_manifest, (ValueError,)),
     "ledgers": Target(safe_ledger, read_ledger, (LedgerError,)),
     "failures": Target(make_failure, lambda text: str(read_failure(text)), ()),
     **CLIENT_TARGETS,
+    **REPLY_TARGETS,
     **SECURE_TARGETS,
 }
-INPUTS_AT_ONCE = {"pooling": 5, "checkpoints": 40, "masks": 100, "replies": 100, "spool files": 50}
+INPUTS_AT_ONCE = {
+    "pooling": 5,
+    "checkpoints": 40,
+    "masks": 100,
+    "changes": 100,
+    "replies": 100,
+    "spool files": 50,
+}
 """Inputs of a target in each turn; 200 of those that are not named."""

@@ -1,6 +1,5 @@
 """The toy federation, for every test of the server."""
 
-import gc
 import importlib.util
 import logging
 import random
@@ -42,14 +41,6 @@ def toy():
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _cheap_collections():
-    gc.collect()
-    gc.freeze()  # QFedAvg and Bulyan collect garbage for every reply
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,14 @@ from lightning_fl_ext import (
     FederatedTrainer,
     LocalGrid,
     RoundCheckpoint,
+    StochasticGateModule,
     WeightExchange,
     client_app,
     export_model,
     restore_model,
 )
 from lightning_fl_ext.files import TornFilesError
+from lightning_fl_ext.gates import ShrinkError
 from lightning_fl_ext.server import CallbackError, CheckpointError, ExportError, export
 
 pytestmark = WARNINGS
@@ -281,3 +283,42 @@ def test_a_seed_that_is_none_is_an_altered_checkpoint(fitted, monkeypatch, seed)
     )
     with pytest.raises(TornFilesError, match="seed"):
         restore_model(folder, lambda: Wide(width=5))
+
+
+class Gated(LogsObjects):
+    def __init__(self, width=6):
+        super().__init__()
+        self.hidden, self.gate, self.head = (
+            torch.nn.Linear(4, width), StochasticGateModule(width), torch.nn.Linear(width, 1)
+        )  # fmt: skip
+        self.gate.logits.data = torch.tensor([2.0, -2.0] * (width // 2))
+        self.gate.evaluation = "threshold"
+
+    def forward(self, x):
+        return self.head(self.gate(self.hidden(x).relu()))
+
+
+def test_closed_gates_are_left_out_of_the_graph_and_of_the_weights(tmp_path):
+    model = Gated().eval()
+    export_model(model, tmp_path / "small.pt2", X[:2], shrink=True)
+    program = torch.export.load(tmp_path / "small.pt2")
+    assert program.state_dict["hidden.weight"].shape == (3, 4)
+    assert torch.allclose(program.module()(X), model(X), atol=1e-6)
+    export_model(model, tmp_path / "small.safetensors", X[:2], shrink=True)
+    from safetensors.torch import load_file
+
+    weights = load_file(tmp_path / "small.safetensors")
+    assert {name for name in weights if name.split(".")[0] in ("hidden", "gate", "head")} == {
+        *("hidden.weight", "hidden.bias", "head.weight", "head.bias"),
+    }
+    assert weights["head.weight"].shape == (1, 3)
+    assert model.gate.logits.shape == (6,), "the model is left as it is"
+
+
+def test_a_smaller_model_is_not_written_where_the_whole_one_would_be_built(tmp_path):
+    with pytest.raises(ExportError, match=r"Write it as .pt2, .onnx or .safetensors"):
+        export_model(Gated(), tmp_path / "small.ckpt", X, shrink=True)
+    with pytest.raises(ExportError, match="needs an example"):
+        export_model(Gated(), tmp_path / "small.safetensors", shrink=True)
+    with pytest.raises(ShrinkError, match="holds no `StochasticGateModule`"):
+        export_model(torch.nn.Linear(4, 2), tmp_path / "small.pt2", X, shrink=True)

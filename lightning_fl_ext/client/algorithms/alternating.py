@@ -47,7 +47,8 @@ class AlternatingParts(ClientAlgorithm):
             raise LightningFLError(
                 "FedRep, which the server asks for, trains a head that stays at home and a body that travels."
                 f" Got {len(fit.local)} parameters that stay and {len(fit.parameters)} that travel. Name the"
-                " head on both sides: `exchange=WeightExchange(exclude='head.*')`."
+                " head on both sides: `exchange=WeightExchange(exclude='head.*')`, on the command line"
+                " `--exclude 'head.*'`."
             )
         epochs = fit.trainer.max_epochs
         if epochs is not None and 0 <= epochs <= self.head_epochs:

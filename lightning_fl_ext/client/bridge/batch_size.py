@@ -25,6 +25,8 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from lightning_fl_ext.client.bridge.unrepeated import UnrepeatedBatches
+
 _SILENT = str | bytes | int | float | complex | None
 
 
@@ -134,6 +136,8 @@ def items_drawn(loader: Any, batch_idx: int) -> int | None:
     sampler = getattr(loader, "batch_sampler", None)
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
+    if isinstance(sampler, UnrepeatedBatches):
+        return sampler.sizes[batch_idx % len(sampler)]
     if type(sampler) is not BatchSampler:
         return None
     try:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from lightning_fl_ext.client.bridge.counting import ExampleCounter, loader_of
 from lightning_fl_ext.client.bridge.reported_size import ReportedSize
+from lightning_fl_ext.client.bridge.undone_step import UndoneStep, is_repeat
 from lightning_fl_ext.client.metrics.collector import MetricCollector
-from lightning_fl_ext.client.metrics.logged import count_in_floats
+from lightning_fl_ext.client.metrics.logged import count_in_floats, told_by_one_rank
+from lightning_fl_ext.client.notices import warn_of_one_rank
 from lightning_fl_ext.client.results.store import ResultStore
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
 from lightning_fl_ext.results import ClientUpdate
+
+if TYPE_CHECKING:
+    from flwr.app import Message
 
 
 class EvaluationHooks(Callback):
@@ -28,6 +33,8 @@ class EvaluationHooks(Callback):
     _reported: ReportedSize
     _metrics: MetricCollector
     _store: ResultStore
+    _message: Message | None
+    _undone: UndoneStep | None = None
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -36,14 +43,16 @@ class EvaluationHooks(Callback):
         self._reported.listen(pl_module)
         if batch_idx == dataloader_idx == 0:
             self._metrics.evaluation_begins(pl_module)
+        self._note_repeat("validate", trainer, pl_module, batch_idx, dataloader_idx)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Called after a validation batch: counts its examples, if they are to be told."""
+        repeated = self._undo_repeat()
         count_in_floats(trainer)
         reported = self._reported.stop()
-        if trainer.state.fn != "fit" or self._metrics.active:
+        if not repeated and (trainer.state.fn != "fit" or self._metrics.active):
             self._count("validate", trainer, batch, batch_idx, dataloader_idx, reported)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -63,13 +72,17 @@ class EvaluationHooks(Callback):
         self._reported.listen(pl_module)
         if batch_idx == dataloader_idx == 0:
             self._metrics.evaluation_begins(pl_module)
+        self._note_repeat("test", trainer, pl_module, batch_idx, dataloader_idx)
 
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Called after a test batch: counts its examples."""
+        repeated = self._undo_repeat()
         count_in_floats(trainer)
-        self._count("test", trainer, batch, batch_idx, dataloader_idx, self._reported.stop())
+        reported = self._reported.stop()
+        if not repeated:
+            self._count("test", trainer, batch, batch_idx, dataloader_idx, reported)
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when a test ends, before its metrics are reset: takes their states."""
@@ -80,6 +93,24 @@ class EvaluationHooks(Callback):
         """Called when a test has ended: notes by which names its metrics were logged."""
         self._keep_stage("test", trainer, pl_module)
 
+    def _note_repeat(
+        self, stage: str, trainer: Any, module: Any, batch_idx: int, dataloader_idx: int
+    ) -> None:
+        repeated = is_repeat(loader_of(trainer, stage, dataloader_idx), batch_idx)
+        self._undone = UndoneStep(trainer, module) if repeated else None
+
+    def _undo_repeat(self) -> bool:
+        """Leave no trace of a batch that another process has, too; tell whether it was one."""
+        undone, self._undone = self._undone, None
+        if undone is not None:
+            undone.undo()
+        return undone is not None
+
+    @property
+    def _run(self) -> object:
+        """The run in which a warning is said once."""
+        return self._message.metadata.run_id if self._message is not None else 0
+
     def _count(
         self, stage: str, trainer: Any, batch: Any, batch_idx: int, dataloader_idx: int, reported: int | None
     ) -> None:
@@ -87,6 +118,8 @@ class EvaluationHooks(Callback):
         self._evaluated.add(batch, dataloader_idx, loader=loader, batch_idx=batch_idx, reported=reported)
 
     def _keep_stage(self, stage: str, trainer: Any, module: Any) -> None:
+        if trainer.world_size > 1 and trainer.is_global_zero:
+            warn_of_one_rank(told_by_one_rank(trainer), trainer.world_size, self._run)
         if self._metrics.active and (told := self._metrics.close(stage, trainer, module)) is not None:
             data = np.frombuffer(told.to_bytes(), dtype=np.uint8)
             self._store.put(stage, ClientUpdate({METRIC_STATES: data}, told.pack.num_examples or 0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +12,7 @@ from lightning_fl_ext.client.algorithms.part import KEPT, AlgorithmPart
 from lightning_fl_ext.client.algorithms.rate import set_learning_rate
 from lightning_fl_ext.client.bridge.counting import ExampleCounter, loader_of
 from lightning_fl_ext.client.bridge.evaluation_hooks import EvaluationHooks
+from lightning_fl_ext.client.bridge.held import HELD
 from lightning_fl_ext.client.bridge.model_state import (
     is_built_later,
     is_sharded,
@@ -26,11 +26,13 @@ from lightning_fl_ext.client.bridge.refusals import (
     averages_counters,
     is_averaging,
     is_spent,
+    refuse_late_layers,
     refuse_other_weights,
     refuse_to_follow_averaging,
     refuse_zero3,
 )
 from lightning_fl_ext.client.bridge.spawned import leave_group_at_exit
+from lightning_fl_ext.client.bridge.unrepeated import evaluate_unrepeated, spread_as_before
 from lightning_fl_ext.client.metrics.logged import count_in_floats
 from lightning_fl_ext.client.notices import warn_of_known_noise, warn_of_unsharded, warn_once
 from lightning_fl_ext.client.results.retention import Retention
@@ -43,8 +45,6 @@ from lightning_fl_ext.wire import Exchange, RoundInfo
 from lightning_fl_ext.wire.algorithm_names import joined
 
 if TYPE_CHECKING:
-    from flwr.app import Message
-
     from lightning_fl_ext.client.round import ClientRound
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,6 @@ class FitHooks(EvaluationHooks):
     keeps_local: bool
     keeps_optimizer: bool
     _info: RoundInfo
-    _message: Message | None
     _round: ClientRound | None
     _global: Arrays | None
     _retention: Retention
@@ -85,6 +84,7 @@ class FitHooks(EvaluationHooks):
         """Called when a fit or evaluation begins: checks its place and loads what was received."""
         refuse_zero3(trainer)
         leave_group_at_exit()
+        evaluate_unrepeated(trainer)
         self._counter, self._evaluated = self._new_counter(), self._new_counter()
         self._metrics.begin()
         if not is_built_later(pl_module):
@@ -100,8 +100,12 @@ class FitHooks(EvaluationHooks):
                 pl_module.configure_model()  # the averaging callback is about to, and copies what it finds
         else:
             self._store.start_evaluation(trainer)
-        with suppress(LightningFLError) if is_built_later(pl_module) else nullcontext():
+        try:
             self._load(load_early, trainer, pl_module)
+        except LightningFLError:
+            if not is_built_later(pl_module):
+                raise
+            refuse_late_layers(trainer, pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when the module is built and placed: looks at its metrics, loads again what was received."""
@@ -121,7 +125,7 @@ class FitHooks(EvaluationHooks):
         """Called when training begins: notes where the Trainer's count of steps stands."""
         self._first_step = trainer.global_step
         if trainer.world_size > 1 and trainer.is_global_zero:
-            warn_of_unsharded(trainer, self._message.metadata.run_id if self._message else 0)
+            warn_of_unsharded(trainer, self._run)
         if self._learning_rate is not None:
             set_learning_rate(trainer, self._learning_rate)
 
@@ -197,6 +201,7 @@ class FitHooks(EvaluationHooks):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation ends well: notes what an evaluation found."""
+        spread_as_before(trainer)
         if stage in ("validate", "test"):
             num_examples = self._evaluated.largest_epoch
             self._hold(trainer, EVALUATION, {}, num_examples, {"examples_seen": num_examples})
@@ -274,6 +279,8 @@ class FitHooks(EvaluationHooks):
             **counts,
         )
         self._store.put(kind, outcome)
+        if self._global is not None and (kept := self.exchange.keepsake(self._global)):
+            self._store.put(HELD, ClientUpdate(kept, 0))  # read with the module, which may be elsewhere
 
 
 def _scalars(trainer: Any) -> dict[str, float]:

@@ -16,12 +16,22 @@ _TRUE_PRECISIONS = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-t
 
 
 def is_sharded(trainer: Any) -> bool:
-    """Tell whether the strategy spreads parameters over ranks (FSDP, ModelParallel, DeepSpeed).
+    """Tell whether the strategy spreads parameters over ranks (FSDP, ModelParallel).
 
     Args:
         trainer: A Lightning Trainer in a run.
     """
-    return bool(getattr(trainer.strategy, "restore_checkpoint_after_setup", False))
+    after_setup = getattr(trainer.strategy, "restore_checkpoint_after_setup", False)
+    return bool(after_setup) and not is_deepspeed(trainer)
+
+
+def is_deepspeed(trainer: Any) -> bool:
+    """Tell DeepSpeed's strategy: at stages 1 and 2 each rank has all weights, and shares a copy to train.
+
+    Args:
+        trainer: A Lightning Trainer.
+    """
+    return any(base.__name__ == "DeepSpeedStrategy" for base in type(trainer.strategy).__mro__)
 
 
 def is_built_later(module: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_fl_ext.client.bridge.model_state import is_sharded
+from lightning_fl_ext.client.bridge.model_state import is_deepspeed, is_sharded
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.lightnings import lightning_name, overrides
 
@@ -88,7 +88,24 @@ def refuse_zero3(trainer: Any) -> None:
     if getattr(trainer.strategy, "zero_stage_3", False):
         raise ValueError(
             "`FlowerBridge` cannot collect weights that DeepSpeed ZeRO stage 3 spreads over the ranks."
-            " Use stage 2, or `strategy='fsdp'`."
+            " Use `strategy='deepspeed_stage_2'`, where the weights fit a rank; or shard them with"
+            " `ModelParallelStrategy` and `fully_shard` in the module's `configure_model`."
+        )
+
+
+def refuse_late_layers(trainer: Any, module: torch.nn.Module) -> None:
+    """Refuse layers that DeepSpeed's ranks would not begin with as received.
+
+    Stages 1 and 2 train a copy of the weights, which they make before a callback sees what is built late.
+
+    Raises:
+        ValueError: The strategy is DeepSpeed.
+    """
+    if is_deepspeed(trainer):
+        raise ValueError(
+            f"under DeepSpeed `{type(module).__name__}` must have its layers when the fit begins, so that it"
+            " starts from what the server sent. Build them in `__init__`, not in `setup` or"
+            " `configure_model`."
         )
 
 
@@ -155,16 +172,18 @@ def refuse_without_test(module: Any, source: Any) -> None:
 
 
 def refuse_to_keep_shards(trainer: Any) -> None:
-    """Refuse to keep an optimizer whose state is spread over processes or machines.
+    """Refuse to keep an optimizer whose state cannot be gathered.
 
     Raises:
-        ValueError: The strategy shards it (FSDP, ModelParallel, DeepSpeed), or there are several nodes.
+        ValueError: The strategy shards it otherwise than in DTensors (FSDP1, DeepSpeed), or there are several
+            nodes.
     """
-    if is_sharded(trainer) or trainer.num_nodes > 1:
+    gathers = any(base.__name__ == "ModelParallelStrategy" for base in type(trainer.strategy).__mro__)
+    if trainer.num_nodes > 1 or is_deepspeed(trainer) or (is_sharded(trainer) and not gathers):
         raise ValueError(
-            "`keep_optimizer` keeps the optimizer of one machine, and whole. Got"
-            f" `{type(trainer.strategy).__name__}` on {trainer.num_nodes} node(s). Use one device,"
-            " `strategy='ddp_fork'` or 'ddp_spawn'; or leave `keep_optimizer` out."
+            "`keep_optimizer` keeps the optimizer of one machine, whole or in the shards of"
+            f" `ModelParallelStrategy`. Got `{type(trainer.strategy).__name__}` on {trainer.num_nodes}"
+            " node(s). Use that strategy with `fully_shard` (FSDP2), or 'ddp'; or leave `keep_optimizer` out."
         )
 
 

@@ -1,13 +1,19 @@
-"""A message to a client and its `Context` in one file, and the reply in another."""
+"""A message to a client and its `Context` in one file; in another the reply, or what was raised instead."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from flwr.app import Context, Message, RecordDict
 
 from lightning_fl_ext.engines.private import described_metadata, restored_message
-from lightning_fl_ext.wire.record_file import read_records, write_records
+from lightning_fl_ext.files import write_file
+from lightning_fl_ext.text import shown
+from lightning_fl_ext.wire.record_file import RecordFileError, read_records, write_records
 
 _CONTENT, _STATE = "content", "state"
 
@@ -48,10 +54,13 @@ def read_message(path: Path) -> tuple[Message, Context]:
         RecordFileError: It is no such file.
     """
     contents, told = read_records(path)
-    return (
-        restored_message(contents[_CONTENT], told["metadata"]),
-        Context(state=contents[_STATE], **told["context"]),
-    )
+    with _named(path):
+        about = told["context"]
+        for name, kind in _CONTEXT.items():
+            if type(about[name]) is not kind:
+                raise TypeError(f"its context's `{name}` is no {kind.__name__}")
+        message = restored_message(contents[_CONTENT], told["metadata"])
+        return message, Context(state=contents[_STATE], **about)
 
 
 def write_reply(path: Path, content: RecordDict, state: RecordDict) -> None:
@@ -66,4 +75,54 @@ def read_reply(path: Path) -> tuple[RecordDict, RecordDict]:
         RecordFileError: It is no such file.
     """
     contents, _ = read_records(path)
-    return contents[_CONTENT], contents[_STATE]
+    with _named(path):
+        return contents[_CONTENT], contents[_STATE]
+
+
+class WorkerFailure(NamedTuple):
+    """What a process leaves that raised.
+
+    Attributes:
+        time: When, in seconds by a clock that does not go back.
+        rank: Which of the processes it is.
+        world_size: How many there are.
+        traceback: What it raised.
+    """
+
+    time: float
+    rank: int
+    world_size: str
+    traceback: str
+
+
+def write_failure(path: Path, failure: WorkerFailure) -> None:
+    """Write down what a process raised."""
+    write_file(path, json.dumps(failure._asdict()).encode())
+
+
+def read_worker_failure(path: Path) -> WorkerFailure:
+    """Read what :func:`write_failure` wrote.
+
+    Raises:
+        RecordFileError: It is no such file.
+    """
+    with _named(path):
+        failure = WorkerFailure(**json.loads(path.read_bytes()))
+        if list(map(type, failure)) != [float, int, str, str]:
+            raise TypeError("an entry of another kind")
+        return failure
+
+
+_CONTEXT = {"run_id": int, "node_id": int, "node_config": dict, "run_config": dict}
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name a file that is not what it should be, whatever reading it stumbles over."""
+    try:
+        yield
+    except Exception as error:
+        said = f"{type(error).__name__}: {shown(error)}"
+        raise RecordFileError(
+            f"`{path}` is not what a client's process writes, or not whole: {said}"
+        ) from None

@@ -130,6 +130,7 @@ class MetricCollector:
             allow_example_states=self.allow_example_states,
             exclude_metrics=excluded,
             names=[name for name in metrics if name not in others],
+            group=_sharing_examples(trainer),
         )
         if pack is not None and not pack.withheld:
             idle = {
@@ -205,6 +206,17 @@ class _Taken:
     examples: tuple[int, ...] = ()
     kept: frozenset[str] = frozenset()
     values: Mapping[str, float] = field(default_factory=dict)
+
+
+def _sharing_examples(trainer: Any) -> Any:
+    """Give the process group that shares the examples; None for all processes.
+
+    Under tensor parallelism several processes work on the same ones.
+    """
+    if trainer.world_size < 2 or not hasattr(trainer.strategy, "device_mesh"):
+        return None
+    mesh = trainer.strategy.device_mesh
+    return mesh.get_group("data_parallel") if "data_parallel" in (mesh.mesh_dim_names or ()) else None
 
 
 def _named_by_value(

@@ -67,6 +67,16 @@ def count_in_floats(trainer: Any) -> None:
                 entry.cumulated_batch_size = entry.cumulated_batch_size.to(entry.value.dtype)
 
 
+def told_by_one_rank(trainer: Any) -> list[str]:
+    """Name what is logged per epoch without ``sync_dist``: its value is that of rank 0's examples alone."""
+    return sorted(
+        entry.meta.name
+        for entry in (trainer._results or {}).values()
+        if entry.is_tensor and entry.meta.on_epoch and not entry.meta.sync.should
+        if not entry.meta.sync.rank_zero_only
+    )
+
+
 def used_in_training(trainer: Any, metrics: Mapping[str, Metric], updated: Collection[str]) -> set[str]:
     """Find out which metrics a fit logs as objects in training, and updates in an evaluation as well.
 

@@ -7,22 +7,24 @@ from typing import Any
 
 import torch
 
+from lightning_fl_ext.client.bridge.model_state import is_sharded
 from lightning_fl_ext.client.persistence.local_entries import describe
+from lightning_fl_ext.client.persistence.sharded_state import gather_optimizer, spread_optimizer
 
 
-def read_training(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
+def read_training(trainer: Any) -> dict[str, Any]:
     """Read the state of optimizers, schedulers, scaler and data module, and the counters.
 
     Args:
         trainer: A Lightning Trainer that has just fitted. In several processes every rank makes this call.
-        module: Its LightningModule.
 
     Returns:
         A tree that shares its tensors with the optimizers.
     """
     strategy, inner = trainer.strategy, trainer.fit_loop.epoch_loop
+    read = gather_optimizer if is_sharded(trainer) else strategy.optimizer_state
     return {
-        "optimizers": [strategy.optimizer_state(optimizer) for optimizer in strategy.optimizers],
+        "optimizers": [read(optimizer) for optimizer in strategy.optimizers],
         "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         "precision": trainer.precision_plugin.state_dict(),
         "data": trainer.datamodule.state_dict() if trainer.datamodule is not None else {},
@@ -33,16 +35,21 @@ def read_training(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
     }
 
 
-def restore_training(trainer: Any, module: torch.nn.Module, state: Mapping[str, Any]) -> None:
+def restore_training(trainer: Any, state: Mapping[str, Any]) -> None:
     """Put back what :func:`read_training` read. The fit then trains as many epochs and steps as it was to.
 
     Args:
         trainer: A Lightning Trainer whose fit is about to start, with optimizers and schedulers made.
-        module: Its LightningModule.
         state: Read in a fit of the same model; see :func:`describe_training`.
     """
-    trainer.strategy.load_optimizer_state_dict({"optimizer_states": state["optimizers"]})
-    for optimizer, saved in zip(trainer.strategy.optimizers, state["optimizers"], strict=True):
+    optimizers, states = trainer.strategy.optimizers, state["optimizers"]
+    if is_sharded(trainer):
+        states = [spread_optimizer(o, saved) for o, saved in zip(optimizers, states, strict=True)]
+        for optimizer, saved in zip(optimizers, states, strict=True):
+            optimizer.load_state_dict(saved)
+    else:
+        trainer.strategy.load_optimizer_state_dict({"optimizer_states": states})
+    for optimizer, saved in zip(optimizers, states, strict=True):
         _undo_casts(optimizer, saved)
     for config, saved in zip(trainer.lr_scheduler_configs, state["schedulers"], strict=True):
         config.scheduler.load_state_dict(saved)

@@ -19,8 +19,9 @@ from lightning_fl_ext.metrics.discovery import covered
 from lightning_fl_ext.metrics.stage_metrics import STAGES, Scalar, StageMetrics
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.metrics.merging import linked_names, merge_packs, without
-from lightning_fl_ext.server.screening.limits import Limits, screen_count, screen_name
+from lightning_fl_ext.server.screening.limits import Limits
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected, Rejection
+from lightning_fl_ext.server.screening.values import screen_count, screen_name
 from lightning_fl_ext.text import listed, shown
 
 log = logging.getLogger(__name__)

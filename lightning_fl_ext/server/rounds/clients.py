@@ -11,8 +11,8 @@ from flwr.serverapp import Grid
 
 from lightning_fl_ext.engines import stream_replies
 from lightning_fl_ext.engines.private import NOT_REACHED
-from lightning_fl_ext.server.screening.limits import screen_name
 from lightning_fl_ext.server.screening.rejection import Rejected
+from lightning_fl_ext.server.screening.values import screen_name
 from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire.client_record import declared_id
 

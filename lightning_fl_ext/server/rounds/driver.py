@@ -26,6 +26,7 @@ from lightning_fl_ext.server.metrics.sites import across_sites, keep_sites
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.rounds.clients import Clients
 from lightning_fl_ext.server.rounds.flower_dtypes import align_replies, to_flower_dtypes
+from lightning_fl_ext.server.rounds.holdings import Holdings
 from lightning_fl_ext.server.rounds.messages import RoundMessages
 from lightning_fl_ext.server.rounds.payload import PayloadCodec
 from lightning_fl_ext.server.rounds.quorum import innermost, wait_for_clients
@@ -33,6 +34,7 @@ from lightning_fl_ext.server.rounds.refusals import (
     checked_weights,
     refuse_if_all_failed,
     refuse_if_too_few_are_asked,
+    warn_of_unbounded_extras,
 )
 from lightning_fl_ext.server.rounds.strategy_calls import StrategyCalls, read_from
 from lightning_fl_ext.server.screening.announcements import screen_announcement
@@ -89,7 +91,9 @@ class StrategyDriver:
         if self.calls.algorithm is not None:
             named = dict(trainer.model.named_parameters(remove_duplicate=False))
             self.calls.algorithm.parameters = [name for name in trainer.arrays if name in named]
+            warn_of_unbounded_extras(self.calls.algorithm, trainer.max_update_norm)
         name_buffers(innermost(trainer.strategy), trainer.model, trainer.arrays)
+        self._holdings = Holdings(trainer.exchange, trainer.arrays)
         self._metrics = copy_metrics(trainer.model)
         try:
             require_known("average_metrics", trainer.average_metrics, named_metrics(self._metrics))
@@ -149,7 +153,9 @@ class StrategyDriver:
         void = bool(messages.outgoing) and (new is None or len(summaries) < least)
         self.calls.end_round(void)
         if new is not None and not void:
+            before = arrays
             arrays = checked_weights(self.calls.name, server_round, new, arrays, summaries)
+            self._holdings.counted(server_round, before, arrays, summaries.keys(), messages.sampled)
         measured, left_out = self._measure(messages, summaries, metrics, outcome)
         if self.calls.asks_to_evaluate:
             of_clients = [messages.stages.get(client, {}) for client in summaries]
@@ -234,25 +240,37 @@ class StrategyDriver:
         outgoing = self.calls.call(f"configure_{phase}", server_round, given, config, self.grid)
         sampled = tuple(sorted(self.clients[m.metadata.dst_node_id] for m in outgoing))
         codec = PayloadCodec(self.trainer.exchange, arrays, RoundInfo(seed, server_round, "", sampled))
-        codec.encode_into(outgoing, given, record, config)
+        held = self._holdings.of_clients(sampled, arrays, server_round)
+        nodes = {m.metadata.dst_node_id: self.clients[m.metadata.dst_node_id] for m in outgoing}
+        known = {node: held[client] for node, client in nodes.items() if client in held}
+        codec.encode_into(outgoing, given, record, config, known)
         algorithm = self.calls.algorithm
         if algorithm is not None and algorithm.clients_keep:
             tell_counted(outgoing, config, self.trainer.rounds, self.clients)
         like = self._like(phase, codec.like)
-        limits = self.calls.limits(len(outgoing), self.trainer.max_update_norm)
+        trainer = self.trainer
+        limits = self.calls.limits(len(outgoing), trainer.max_update_norm, float(trainer.limits.weight))
 
         def read(reply: Message, client: str) -> ClientUpdate:
             if phase == "train":
-                codec.decode(reply, declared_id(reply.content) or client)
+                declared = declared_id(reply.content) or client
+                self._holdings.heard(client, declared, reply)
+                codec.decode(reply, declared)
             read = screen(reply, client, server_round, limits, like)
             if algorithm is not None and phase == "train":
                 screen_extras(read, limits, algorithm.check, partial(algorithm.contribution, codec.like))
             return read
 
         def tell(reply: ClientUpdate | Rejection) -> None:
+            if isinstance(reply, ClientUpdate):
+                self._holdings.answered(reply.client_id)
             unseen = self.calls.secure and isinstance(reply, ClientUpdate)
             hook = "on_evaluation_reply" if phase == "evaluate" else "on_reply"
             self._call_hook(hook, None if unseen else reply)
+
+        def retell(message: Message) -> Message | None:
+            self._holdings.lacks(self.clients[message.metadata.dst_node_id])
+            return codec.whole(message)
 
         messages = RoundMessages(
             self.grid,
@@ -268,6 +286,7 @@ class StrategyDriver:
             tell,
             self._earlier,
             phase,
+            retell=retell,
             counts_examples=self.calls.count_key == "num-examples",
         )
         if outgoing:

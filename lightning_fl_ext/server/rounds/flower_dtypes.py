@@ -54,7 +54,8 @@ def align_replies(
         name = _usual_name([records_of(content, ArrayRecord) for content in contents])
         for content in contents:
             ((old, record),) = records_of(content, ArrayRecord).items()
-            ordered = ArrayRecord({key: record[key] for key in like})
+            sorted_already = list(record) == list(like)
+            ordered = record if sorted_already else ArrayRecord({key: record[key] for key in like})
             _replace(content, old, name, to_flower_dtypes(ordered) if widen else ordered)
     name = _usual_name([records_of(content, MetricRecord) for content in contents])
     for content in contents:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -20,15 +20,12 @@ from lightning_fl_ext.server.metrics.names import Owned, drop_owned, taken_out, 
 from lightning_fl_ext.server.metrics.pooling import read_stages
 from lightning_fl_ext.server.rounds.clients import Clients
 from lightning_fl_ext.server.screening.announcements import REMEDY
-from lightning_fl_ext.server.screening.limits import (
-    ExpectedContent,
-    Limits,
-    screen_metric_states,
-    screen_name,
-    screen_size,
-)
+from lightning_fl_ext.server.screening.content import screen_metric_states, screen_size
+from lightning_fl_ext.server.screening.limits import ExpectedContent, Limits
 from lightning_fl_ext.server.screening.rejection import BadUpdateError, Reason, Rejected, Rejection
+from lightning_fl_ext.server.screening.values import screen_name
 from lightning_fl_ext.text import shown, shown_traceback
+from lightning_fl_ext.wire import NotHeldError
 from lightning_fl_ext.wire.client_record import declared_id
 from lightning_fl_ext.wire.secure_record import ACTION
 from lightning_fl_ext.wire.typed_records import records_of
@@ -64,6 +61,7 @@ class RoundMessages:
         on_reply: Told of every reply that counts, and of every rejection.
         earlier: Message ids of earlier rounds.
         phase: ``"train"`` or ``"evaluate"``.
+        retell: Gives a message that needs nothing of what its client holds; None if it was such a one.
         counts_examples: Whether clients are weighed by their examples.
 
     Attributes:
@@ -86,6 +84,7 @@ class RoundMessages:
     on_reply: Callable[[ClientUpdate | Rejection], None]
     earlier: set[str]
     phase: str
+    retell: Callable[[Message], Message | None] = lambda _: None
     counts_examples: bool = True
     rejected: list[Rejection] = field(default_factory=list)
     bytes_down: int = 0
@@ -108,10 +107,18 @@ class RoundMessages:
         shared = self.clients.shared(m.metadata.dst_node_id for m in self.outgoing)
         waiting: dict[str, int] | None = None
         answered: dict[str, int] = {}
-        for reply in stream_replies(self.grid, self.outgoing, self.timeout, self.clients.__getitem__):
+        asked, again = list(self.outgoing), list[Message]()
+        for reply in stream_replies(self.grid, asked, self.timeout, self.clients.__getitem__):
             waiting = self._sent() if waiting is None else waiting
+            waiting |= _ids(_take_sent(again))
             to = reply.metadata.reply_to_message_id
             node = waiting.pop(to, None)
+            if node is not None and (whole := self._whole(reply, to)) is not None:
+                answered[to] = node
+                asked.append(whole)
+                again.append(whole)
+                self.bytes_down += _array_bytes(whole)
+                continue
             try:
                 if node is None:
                     raise self._unasked(to, answered)
@@ -129,9 +136,9 @@ class RoundMessages:
                 yield self.clients[node], reply, read
                 del read
             del reply
-        for message in self.outgoing:
+        for message in asked:
             message.content = RecordDict()  # the global weights: no longer needed, and large
-        waiting = self._sent() if waiting is None else waiting
+        waiting = (self._sent() if waiting is None else waiting) | _ids(again)
         self.earlier.update(answered, waiting)
         if self.outgoing and not answered:
             raise NotEnoughClientsError(
@@ -162,7 +169,14 @@ class RoundMessages:
         return not all(self.clients.declares(m.metadata.dst_node_id) for m in self.outgoing)
 
     def _sent(self) -> dict[str, int]:
-        return {m.metadata.message_id: m.metadata.dst_node_id for m in self.outgoing}
+        return _ids(self.outgoing)
+
+    def _whole(self, reply: Message, to: str) -> Message | None:
+        """Give what to ask a client again with, if it lacks what its message builds on."""
+        if not reply.has_error() or NotHeldError.words not in str(reply.error.reason)[-_TRACEBACK:]:
+            return None
+        asked = next((m for m in self.outgoing if m.metadata.message_id == to), None)
+        return None if asked is None else self.retell(asked)
 
     def _unasked(self, message_id: str, answered: dict[str, int]) -> Rejected:
         if message_id in answered:
@@ -261,6 +275,18 @@ class RoundMessages:
     def leave_out(self, client: str, why: Rejected) -> None:
         """Name a client that is left out after its reply had passed."""
         self._reject(client, why)
+
+
+def _ids(messages: Iterable[Message]) -> dict[str, int]:
+    """Give the nodes that messages are for, by the messages' ids."""
+    return {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+
+
+def _take_sent(messages: list[Message]) -> list[Message]:
+    """Take those out of a list that have been sent by now."""
+    sent = [message for message in messages if message.metadata.message_id]
+    messages[:] = [message for message in messages if not message.metadata.message_id]
+    return sent
 
 
 def _by_client(reply: Reply) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
-from lightning_fl_ext.wire import Exchange, RoundInfo, from_record, to_record
+from lightning_fl_ext.wire import Exchange, Held, RoundInfo, from_record, to_record
 from lightning_fl_ext.wire.typed_records import records_of
 
 
@@ -28,9 +29,16 @@ class PayloadCodec:
         self.arrays = arrays
         self.info = info
         self.like = exchange.like(arrays)
+        self._whole: ArrayRecord | None = None
+        self._sent: dict[int, ArrayRecord] = {}
 
     def encode_into(
-        self, messages: Sequence[Message], given: ArrayRecord, record: ArrayRecord, config: ConfigRecord
+        self,
+        messages: Sequence[Message],
+        given: ArrayRecord,
+        record: ArrayRecord,
+        config: ConfigRecord,
+        held: Mapping[int, Held] | None = None,
     ) -> None:
         """Make messages ready to send.
 
@@ -39,18 +47,38 @@ class PayloadCodec:
             given: What the strategy was given as the global arrays, and passed on.
             record: The global arrays as they are.
             config: What the strategy was given as the config, and passed on.
+            held: What some of the clients hold, by node.
         """
         if self.exchange.tells_sampled:
             config["sampled"] = list(self.info.sampled)
         outgoing = self.exchange.to_client(self.arrays, self.info)
-        wire = record if outgoing is self.arrays else to_record(outgoing, self.exchange.coded)
+        self._whole = whole = record if outgoing is self.arrays else to_record(outgoing, self.exchange.coded)
+        changes: dict[int, ArrayRecord] = {}
         for message in messages:
-            for key, value in list(message.content.items()):
-                if value is given:
-                    message.content[key] = wire
-                elif wire is not record and isinstance(value, ArrayRecord) and _holds(value, given):
-                    beside = {name: array for name, array in value.items() if name not in given}
-                    message.content[key] = ArrayRecord({**wire, **beside})
+            own, wire = (held or {}).get(node := message.metadata.dst_node_id), whole
+            if own is not None:
+                if id(own) not in changes:
+                    changes[id(own)] = self._change(own, outgoing) or whole
+                wire = changes[id(own)]
+            self._sent[node] = wire
+            content = message.content.items()  # the strategy may have given one to all messages
+            coded = wire is not record
+            message.content = RecordDict({k: _swapped(value, given, wire, coded) for k, value in content})
+
+    def whole(self, message: Message) -> Message | None:
+        """Make a message again that needs nothing of what its client holds; None if it was so already."""
+        sent, whole, told = self._sent[message.metadata.dst_node_id], self._whole, message.metadata
+        if whole is None or sent is whole:
+            return None
+        content = RecordDict({k: _swapped(value, sent, whole, True) for k, value in message.content.items()})
+        return Message(content, told.dst_node_id, told.message_type, group_id=told.group_id)
+
+    def _change(self, held: Held, outgoing: Arrays) -> ArrayRecord | None:
+        """Write for a client that holds something, if that is shorter than what stands alone."""
+        change = self.exchange.to_holder(self.arrays, self.info, held)
+        if change is None or _size(change) >= _size(outgoing):
+            return None
+        return to_record(change, self.exchange.coded)
 
     def decode(self, reply: Message, client_id: str) -> None:
         """In a train reply, put arrays where the client wrote a code.
@@ -75,6 +103,19 @@ class PayloadCodec:
         reply.content[name] = to_record(arrays)
 
 
+def _swapped(value: Any, given: ArrayRecord, wire: ArrayRecord, coded: bool) -> Any:
+    """Give what is on the wire in place of what a strategy was given; coded, also where more is beside it."""
+    if value is given:
+        return wire
+    if not coded or not isinstance(value, ArrayRecord) or not _holds(value, given):
+        return value
+    return ArrayRecord({**wire, **{name: array for name, array in value.items() if name not in given}})
+
+
 def _holds(record: ArrayRecord, given: ArrayRecord) -> bool:
     """Tell a record that a strategy has put more beside the global arrays into."""
     return all(name in record and record[name] is array for name, array in given.items())
+
+
+def _size(arrays: Arrays) -> int:
+    return sum(array.nbytes for array in arrays.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 
 from lightning_fl_ext.aggregation.conform import conform
@@ -11,6 +12,9 @@ from lightning_fl_ext.server.rounds.messages import RoundMessages
 from lightning_fl_ext.server.rounds.strategy_calls import read_from
 from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.server.screening.rejection import Reason
+from lightning_fl_ext.server.strategies.two_halves import AlgorithmStrategy
+
+log = logging.getLogger(__name__)
 
 
 def refuse_if_too_few_are_asked(strategy: str, messages: RoundMessages, least: int) -> None:
@@ -46,6 +50,16 @@ def refuse_if_all_failed(messages: RoundMessages, worked: bool = False) -> None:
         raise LightningFLError(
             f"all {len(failed)} clients {asked} failed{when}. One of them:"
             f" {min(failed, key=lambda r: r.client_id)}"
+        )
+
+
+def warn_of_unbounded_extras(strategy: AlgorithmStrategy, max_update_norm: float | None) -> None:
+    """Say so where a limit on updates does not reach all that clients send."""
+    if max_update_norm is not None and strategy.clients_send_more and strategy.max_extra_norm is None:
+        log.warning(
+            "`max_update_norm` bounds clients' weights, and %s has them send more beside these, which moves"
+            " the model as well. Bound that too: `%s(max_extra_norm=...)`",
+            *[type(strategy).__name__] * 2,
         )
 
 

@@ -105,12 +105,13 @@ class StrategyCalls:
         """
         return getattr(innermost(self.strategy), f"{phase}_metrics_aggr_fn", None)
 
-    def limits(self, num_clients: int, max_update_norm: float | None) -> ValueLimits:
+    def limits(self, num_clients: int, max_update_norm: float | None, max_weight: float) -> ValueLimits:
         """Say what it can compute with.
 
         Args:
             num_clients: Clients asked.
             max_update_norm: The run's limit.
+            max_weight: That on the magnitude of a weight.
         """
         max_term = getattr(innermost(self.strategy), "max_term", None)
         # Flower's wrappers that clip on the server divide by the norm.
@@ -120,6 +121,8 @@ class StrategyCalls:
             min_update_norm=1e-18 if clips else 0.0,
             max_update_norm=max_update_norm,
             max_term=None if max_term is None else max_term(num_clients),
+            max_weight=max_weight,
+            max_extra_norm=self.algorithm.max_extra_norm if self.algorithm is not None else None,
         )
 
     def call(self, method: str, server_round: int, *args: Any, clients: Collection[str] = ()) -> Any:

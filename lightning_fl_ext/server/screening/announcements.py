@@ -9,8 +9,8 @@ from lightning_fl_ext.metrics.summing import LONGEST_ENTRY, names_in
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.secure import Announcement
 from lightning_fl_ext.server.screening.checks import ValueLimits
-from lightning_fl_ext.server.screening.limits import screen_name
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
+from lightning_fl_ext.server.screening.values import screen_name
 from lightning_fl_ext.wire.client_record import client_record, declared_id
 from lightning_fl_ext.wire.secure_record import REFUSED, SECURE
 from lightning_fl_ext.wire.typed_records import records_of

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, ClientUpdate
-from lightning_fl_ext.server.screening.limits import ARRAY_HEADER, screen_count, shown_number
+from lightning_fl_ext.results.dtypes import dtype_name
+from lightning_fl_ext.server.screening.limits import ARRAY_HEADER, Limits
 from lightning_fl_ext.server.screening.norms import first_not_finite, magnitude_bound, update_norm
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
+from lightning_fl_ext.server.screening.values import screen_count, shown_number
 from lightning_fl_ext.wire import from_record
 from lightning_fl_ext.wire.algorithm_names import ALGORITHM, parted
 from lightning_fl_ext.wire.client_record import client_record
@@ -32,12 +34,16 @@ class ValueLimits:
         min_update_norm: Least L2 norm of an update.
         max_update_norm: Largest L2 norm of an update (weights minus global weights, floating arrays).
         max_term: Largest magnitude of a weight times the count: an exact sum has a range.
+        max_weight: Largest magnitude of a weight that the global model does not have as it is.
+        max_extra_norm: Largest L2 norm of what an algorithm's clients send beside the weights.
     """
 
     count_key: str = "num-examples"
     min_update_norm: float = 0.0
     max_update_norm: float | None = None
     max_term: float | None = None
+    max_weight: float = float(Limits.weight)
+    max_extra_norm: float | None = None
 
 
 def screen_train_reply(
@@ -80,7 +86,7 @@ def screen_train_reply(
             raise Rejected(Reason.SHAPE, name, str(list(like[name].shape)), str(list(array.shape)))
         if array.dtype != like[name].dtype:
             raise Rejected(Reason.DTYPE, name, str(like[name].dtype), str(array.dtype))
-        _screen_values(name, array, summary.num_examples, limits.max_term)
+        _screen_values(name, array, summary.num_examples, limits, like[name])
     _screen_norm(parted(arrays)[0], like, limits)
     return replace(summary, arrays=arrays)
 
@@ -101,16 +107,22 @@ def screen_extras(
             it passes on as they are have been screened.
 
     Raises:
-        Rejected: It refuses the values; or what goes into the mean is not finite, or beyond the limit.
+        Rejected: It refuses the values; they are beyond the limit on their norm; or what goes into the mean
+            is not finite, or beyond the limit.
     """
     weights, extras = parted(update.arrays)
+    if limits.max_extra_norm is not None:
+        norm = update_norm(extras, {name: np.zeros_like(array) for name, array in extras.items()})
+        if not norm <= limits.max_extra_norm:
+            what = f"arrays beside the weights of norm at most {limits.max_extra_norm:g} (`max_extra_norm`)"
+            raise Rejected(Reason.NORM, ALGORITHM, what, f"{norm:g}")
     try:
         check(extras)
     except ValueError as error:
         raise Rejected(Reason.MAGNITUDE, ALGORITHM, "values of a client's half", str(error)) from None
     for name, array in contribution(weights, extras).items():
         if array is not weights.get(name):
-            _screen_values(name, array, update.num_examples, limits.max_term)
+            _screen_values(name, array, update.num_examples, limits)
 
 
 def screen_evaluate_reply(
@@ -166,24 +178,33 @@ def _screen_announced(name: str, packed: Array, like: NDArray[Any]) -> None:
     """Compare what a packed array says about itself; that it is true is checked when it is decoded."""
     if tuple(packed.shape) != like.shape:
         raise Rejected(Reason.SHAPE, name, str(list(like.shape)), str(list(packed.shape)))
-    if packed.dtype not in (like.dtype.name, str(like.dtype)):
-        raise Rejected(Reason.DTYPE, name, like.dtype.name, packed.dtype)
+    expected = dtype_name(like.dtype)
+    if packed.dtype != expected and packed.dtype != str(like.dtype):
+        raise Rejected(Reason.DTYPE, name, expected, packed.dtype)
     if len(packed.data) > like.nbytes + ARRAY_HEADER:
         limit = f"at most {like.nbytes + ARRAY_HEADER} bytes"
         raise Rejected(Reason.TOO_LARGE, name, limit, f"{len(packed.data)}")
 
 
-def _screen_values(name: str, array: NDArray[Any], count: int, max_term: float | None) -> None:
+def _screen_values(
+    name: str, array: NDArray[Any], count: int, limits: ValueLimits, like: NDArray[Any] | None = None
+) -> None:
     if array.dtype.kind in "biu":
         return
     bound = magnitude_bound(array)
     if not math.isfinite(bound) and not np.isfinite(array).all():
         raise Rejected(Reason.NOT_FINITE, name, "finite values", first_not_finite(array))
+    max_term = limits.max_term
     if max_term is not None and not bound * count < max_term:
         largest = float(np.abs(array).max(initial=0))
         if not largest * count < max_term:
             limit = f"magnitudes under {max_term / count:g} with {count} examples"
             raise Rejected(Reason.MAGNITUDE, name, limit, f"{largest:g}")
+    if like is not None and not bound <= limits.max_weight:
+        over = np.abs(array.astype(np.float64)) > limits.max_weight
+        if (over & (array != like)).any():  # a mask's largest negative number is the model's own
+            limit = f"magnitudes of at most {limits.max_weight:g} (`Limits.weight`)"
+            raise Rejected(Reason.MAGNITUDE, name, limit, f"{float(np.abs(array).max()):g}")
 
 
 def _screen_norm(arrays: Arrays, like: Arrays, limits: ValueLimits) -> None:

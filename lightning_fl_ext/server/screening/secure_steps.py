@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.secure import Announcement, SecureAggregationError
 from lightning_fl_ext.secure.keys import agree, private_key
-from lightning_fl_ext.server.screening.limits import ARRAY_HEADER, ExpectedContent, Limits, screen_size
+from lightning_fl_ext.server.screening.content import screen_size
+from lightning_fl_ext.server.screening.limits import ARRAY_HEADER, ExpectedContent, Limits
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
 from lightning_fl_ext.wire import from_record
 from lightning_fl_ext.wire.secure_record import MASKED

@@ -8,13 +8,8 @@ from typing import Any
 import numpy as np
 
 from lightning_fl_ext.results import Arrays
-from lightning_fl_ext.server.strategies.two_halves import (
-    AlgorithmStrategy,
-    Setting,
-    at_least_single,
-    positive,
-    wide,
-)
+from lightning_fl_ext.server.strategies.two_halves import AlgorithmStrategy, Setting
+from lightning_fl_ext.server.strategies.values import at_least_single, positive, wide
 
 
 class FedProx(AlgorithmStrategy):
@@ -58,7 +53,8 @@ class Scaffold(AlgorithmStrategy):
 
     Args:
         server_learning_rate: Of the step from the global weights to the mean. Buffers take their mean.
-        **options: Arguments of Flower's ``FedAvg``.
+        **options: Arguments of Flower's ``FedAvg``; and ``max_extra_norm``, the largest norm of the change of
+            a client's control variate.
 
     Raises:
         ValueError: The rate is not a positive number.
@@ -106,6 +102,9 @@ class FedNova(AlgorithmStrategy):
     other optimizers have none, and are refused there. Buffers take their mean.
 
     One number more than FedAvg in bytes; a second float64 model on the server.
+
+    Args:
+        **options: Arguments of Flower's ``FedAvg``; and ``max_extra_norm``, a client's largest normalizer.
 
     Example:
         >>> FedNova(fraction_train=0.5).algorithm

@@ -19,7 +19,7 @@ from lightning_fl_ext.wire.records import written_record
 from lightning_fl_ext.wire.typed_records import records_of
 
 GATHERED = 2**24
-"""Bytes of updates that are folded without waiting for more: memory counts more than the pass it costs."""
+"""Bytes of updates from which two are folded without waiting for more: memory counts more than the passes."""
 
 
 class ExactFedAvg(FedAvg):
@@ -41,6 +41,7 @@ class ExactFedAvg(FedAvg):
     """bfloat16 and float8 arrays need no translation."""
 
     _like: Arrays | None = None
+    _undo: Callable[[], None] | None = None  # a function is no state: it is in no checkpoint
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -92,6 +93,12 @@ class ExactFedAvg(FedAvg):
             yield from_record(next(iter(records_of(reply.content, ArrayRecord).values()))), whole  # type: ignore[misc]
             del reply
 
+    def end_round(self, void: bool) -> None:
+        """Keep what a subclass made of its state in a round, or take it back if the round does not count."""
+        undo, self._undo = self._undo, None
+        if void and undo is not None:
+            undo()
+
     @staticmethod
     def max_term(num_clients: int) -> float:
         """Largest magnitude of a weight times its count, at which no number of such clients can overflow."""
@@ -99,9 +106,9 @@ class ExactFedAvg(FedAvg):
 
 
 def gather(updates: Iterable[tuple[Arrays, int]]) -> Iterator[list[tuple[Arrays, int]]]:
-    """Gather updates for one pass over the sums: up to four, as long as they are small.
+    """Gather updates for one pass over the sums: up to four, as long as they are small, and else two.
 
-    Nothing is held on to while waiting for the next update once the list that was given has been cleared.
+    What a list gave is not held on to once it has been cleared.
 
     Example:
         >>> import numpy as np
@@ -114,7 +121,7 @@ def gather(updates: Iterable[tuple[Arrays, int]]) -> Iterator[list[tuple[Arrays,
         several.append(update)
         size += sum(array.nbytes for array in update[0].values())
         del update
-        if len(several) == UPDATES_PER_PASS or size >= GATHERED:
+        if len(several) == UPDATES_PER_PASS or (len(several) > 1 and size >= GATHERED):
             yield several
             several, size = [], 0
     if several:
@@ -132,10 +139,14 @@ def aggregate_summaries(
             that does not depend on the order of ``summaries``.
         key: A strategy's ``weighted_by_key``.
     """
-    metrics = {str(i): dict(summary.metric_records["metrics"]) for i, summary in enumerate(summaries)}
+    metrics = {str(i): dict(_metrics(summary)) for i, summary in enumerate(summaries)}
     shared, _ = common_metrics(metrics, 0)
     for summary in summaries:
-        record = summary.metric_records["metrics"]
+        record = _metrics(summary)
         summary["metrics"] = MetricRecord({name: record[name] for name in sorted(shared)})
-    summaries.sort(key=lambda summary: (declared_id(summary), repr(summary.metric_records["metrics"])))
+    summaries.sort(key=lambda summary: (declared_id(summary), repr(_metrics(summary))))
     return aggregate(summaries, key)
+
+
+def _metrics(summary: RecordDict) -> MetricRecord:
+    return records_of(summary, MetricRecord)["metrics"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,6 @@ class ExactFedOpt(ExactFedAvg):
             model's buffers; anything else that runs this strategy needs them here: ``()`` if there are none.
         **options: Arguments of Flower's ``FedAvg``, such as ``fraction_train``.
     """
-
-    _undo: Callable[[], None] | None = None  # a function is no state: it is in no checkpoint
 
     def __init__(self, *, buffers: Sequence[str] | None = None, **options: Any) -> None:
         if isinstance(buffers, str):
@@ -128,12 +126,6 @@ class ExactFedOpt(ExactFedAvg):
         return to_record(new), aggregate_summaries(
             summaries, self.train_metrics_aggr_fn, self.weighted_by_key
         )
-
-    def end_round(self, void: bool) -> None:
-        """Keep the step's state, or take it back if the round does not count."""
-        undo, self._undo = self._undo, None
-        if void and undo is not None:
-            undo()
 
 
 def _wide(array: NDArray[Any]) -> Float64:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_fl_ext.arguments import whole_number
-from lightning_fl_ext.server.strategies.two_halves import AlgorithmStrategy, Setting, positive
+from lightning_fl_ext.server.strategies.two_halves import AlgorithmStrategy, Setting
+from lightning_fl_ext.server.strategies.values import positive
 
 
 class Ditto(AlgorithmStrategy):

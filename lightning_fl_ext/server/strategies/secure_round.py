@@ -31,7 +31,7 @@ from lightning_fl_ext.server.screening.secure_steps import (
     with_repeated_keys,
 )
 from lightning_fl_ext.text import listed, shown, shown_traceback
-from lightning_fl_ext.wire.secure_record import ACTION, MASK, SECURE, SHARE, STEP, UNMASK
+from lightning_fl_ext.wire.secure_record import ACTION, CONFIRM, MASK, SECURE, SHARE, STEP, UNMASK
 
 log = logging.getLogger(__name__)
 warn_once = functools.lru_cache(256)(log.warning)  # not in every round
@@ -155,13 +155,20 @@ class SecureRound:
         self._ask(boxes, take, outcome, "masking", size)
 
     def _unmask(self, server: ServerRound, survivors: list[int], outcome: SecureOutcome) -> None:
-        request = self._step(UNMASK, server.request())
+        request = server.request()
         lost = SecureOutcome()  # who is lost now stays in the sum
+
+        def sign(member: int, reply: Message) -> None:
+            server.take_confirmation(member, step_record(reply.content))
 
         def take(member: int, reply: Message) -> None:
             server.take_unmask(member, step_record(reply.content))
 
-        self._ask(dict.fromkeys(survivors, request), take, lost, "unmasking")
+        if server.roster.signed:
+            told = dict.fromkeys(survivors, self._step(CONFIRM, request))
+            self._ask(told, sign, lost, "signing who is in the sum")
+            request = server.signed_request()
+        self._ask(dict.fromkeys(survivors, self._step(UNMASK, request)), take, lost, "unmasking")
         for node, why in lost.left_out.items():
             log.info("node %d is in the sum, but gave no shares to unmask it: %s", node, why.got)
 

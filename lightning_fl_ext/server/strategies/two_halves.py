@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.results import Arrays, digest
+from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg
+from lightning_fl_ext.server.strategies.values import is_float, positive
 from lightning_fl_ext.wire import from_record, to_record
 from lightning_fl_ext.wire.algorithm_names import ALGORITHM, EXTRA, joined, parted
 
 Setting = bool | int | float | str
+
+log = logging.getLogger(__name__)
 
 
 class AlgorithmStrategy(ExactFedAvg):
@@ -30,8 +34,18 @@ class AlgorithmStrategy(ExactFedAvg):
         settings ─┐                        ┌─> contribution, for each update ─> exact means ─> combine
         extras  ──┴─> clients ─> updates ──┘
 
-    Takes the arguments of Flower's ``FedAvg``. Plain numbers and strings among a subclass's attributes make a
-    run the run it is: a checkpoint is refused where they differ.
+    Plain numbers and strings among a subclass's attributes make a run the run it is: a checkpoint is refused
+    where they differ.
+
+    Args:
+        max_extra_norm: Largest L2 norm, over floating arrays, of what a client sends beside its weights: of
+            the change of its control variate (:class:`Scaffold`), or the normalizer itself
+            (:class:`FedNova`). An update beyond it is left out. None: only magnitudes are bounded.
+        **options: Arguments of Flower's ``FedAvg``.
+
+    Raises:
+        TypeError: ``max_extra_norm`` is given where clients send nothing beside their weights.
+        ValueError: It is no positive number.
 
     Attributes:
         algorithm: Name of the client's half. A client that does not know it says so and is left out.
@@ -40,7 +54,7 @@ class AlgorithmStrategy(ExactFedAvg):
         parameters: Names of the trained entries among the arrays, as ``FederatedTrainer`` tells them; None in
             Flower's own ``start``, where all floating arrays are taken for such.
         kept: What the server keeps from round to round: a tree of numbers and arrays, part of checkpoints.
-            What :meth:`combine` makes of it counts once the round does.
+            What :meth:`combine` makes of it is taken back if the round does not count.
 
     Example:
         >>> class Halved(AlgorithmStrategy):
@@ -57,14 +71,19 @@ class AlgorithmStrategy(ExactFedAvg):
 
     _before: Arrays | None = None
     _connected: int = 0
+    _asked: int = 0
     _folded: int = 0
+    _largest_count: int = 0
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, max_extra_norm: float | None = None, **options: Any) -> None:
         super().__init__(**options)
+        if max_extra_norm is not None and not self.clients_send_more:
+            raise TypeError(
+                f"`max_extra_norm` bounds what clients send beside their weights, and those of"
+                f" {type(self).__name__} send nothing: `FederatedTrainer(max_update_norm=...)` bounds all."
+            )
+        self.max_extra_norm = None if max_extra_norm is None else positive("max_extra_norm", max_extra_norm)
         self.kept: dict[str, Any] = {}
-        # What the last round made of it, and the weights which tell that the round has counted.
-        self._next: dict[str, Any] = {}
-        self._next_digest = ""
 
     # What a subclass says
 
@@ -120,6 +139,11 @@ class AlgorithmStrategy(ExactFedAvg):
         return mean, self.kept
 
     @property
+    def clients_send_more(self) -> bool:
+        """Whether clients send something beside their weights."""
+        return type(self).expected is not AlgorithmStrategy.expected
+
+    @property
     def sends_or_keeps(self) -> bool:
         """Whether the server does more than to average and to name the client's half."""
         own, base, names = type(self), AlgorithmStrategy, ("combine", "contribution", "extras", "expected")
@@ -128,7 +152,7 @@ class AlgorithmStrategy(ExactFedAvg):
     def trained(self, arrays: Arrays) -> list[str]:
         """Give the names of the floating arrays that are trained, as opposed to buffers."""
         names = arrays if self.parameters is None else self.parameters
-        return [name for name in names if name in arrays and _is_float(arrays[name])]
+        return [name for name in names if name in arrays and is_float(arrays[name])]
 
     # Flower's interface
 
@@ -146,10 +170,10 @@ class AlgorithmStrategy(ExactFedAvg):
                 f"the model's `{taken[0]}`: names that begin with `{EXTRA}` are those of what"
                 f" {type(self).__name__} sends beside the weights. Give the entry another name."
             )
-        self._settle(before)
         self._write_config(config, self.settings(server_round))
         self._connected = len(list(grid.get_node_ids()))
         messages = list(super().configure_train(server_round, arrays, config, grid))
+        self._asked = len(messages)
         self._before, self._like = before, self._sums(before)
         if extras := self.extras(before):
             record = ArrayRecord(joined(arrays, to_record(extras)))
@@ -168,16 +192,27 @@ class AlgorithmStrategy(ExactFedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average the contributions exactly, and combine the means."""
-        before, self._folded = self._before, 0
+        """Average the contributions exactly, and combine the means.
+
+        A round is void whose weights honest clients could not answer: theirs would be left out as too large.
+        """
+        before, self._folded, self._largest_count = self._before, 0, 0
         record, metrics = super().aggregate_train(server_round, replies)
         self._before = None
         if record is None or before is None or not self.sends_or_keeps:
             return record, metrics
         mean, extras = parted(from_record(record))
-        new, self._next = self.combine(before, mean, extras, self._folded / max(self._connected, 1))
+        new, kept = self.combine(before, mean, extras, self._folded / max(self._connected, 1))
         new = {name: np.asarray(new[name]).astype(array.dtype, copy=False) for name, array in before.items()}
-        self._next_digest = digest(new) if self._next or self.kept else ""
+        largest = max((float(np.abs(new[name]).max(initial=0)) for name in self.trained(before)), default=0.0)
+        if self.max_term(self._asked) <= largest * self._largest_count < math.inf:
+            log.warning(
+                "round %d is void: %s makes weights of up to %.3g, too large for clients to send back."
+                " `max_update_norm` leaves out the updates that lead there",
+                *(server_round, type(self).__name__, largest),
+            )
+            return None, None
+        self._undo, self.kept = partial(setattr, self, "kept", self.kept), kept
         return to_record(new), metrics
 
     def _updates(
@@ -185,6 +220,7 @@ class AlgorithmStrategy(ExactFedAvg):
     ) -> Iterator[tuple[Arrays, int]]:
         for arrays, weight in super()._updates(replies, summaries):
             self._folded += 1
+            self._largest_count = max(self._largest_count, weight)
             weights, extras = parted(arrays)
             before = weights if self._before is None else self._before
             yield joined(self.contribution(before, weights, extras), extras), weight
@@ -204,37 +240,3 @@ class AlgorithmStrategy(ExactFedAvg):
                     " one, unless a strategy says how."
                 )
             config[name] = value
-
-    def _settle(self, before: Arrays) -> None:
-        """Take over what the last round made, if these are its weights; a void round leaves no trace."""
-        if self._next_digest and self._next_digest == digest(before):
-            self.kept = self._next
-        self._next, self._next_digest = {}, ""
-
-
-def _is_float(array: NDArray[Any]) -> bool:
-    return array.dtype.kind not in "biuc"
-
-
-def wide(array: NDArray[Any]) -> NDArray[np.float64]:
-    """Give an array as float64, which holds every narrower float exactly."""
-    return array.astype(np.float64)
-
-
-def at_least_single(array: NDArray[Any]) -> np.dtype[Any]:
-    """Give the dtype in which to hold sums for an array: its own, or float32 if that is narrower."""
-    return np.dtype(np.float64 if array.dtype == np.float64 else np.float32)
-
-
-def positive(name: str, value: float, zero: bool = False) -> float:
-    """Take a positive number.
-
-    Raises:
-        ValueError: It is none.
-    """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (value >= 0 if zero else value > 0) or not value < math.inf:
-        raise ValueError(
-            f"`{name}` must be a finite number {'of at least' if zero else 'above'} 0. Got {value!r}."
-        )
-    return float(value)

@@ -21,7 +21,9 @@ _FIELDS = struct.Struct("<2sBBIIII")  # magic, version, kind, body bytes, round,
 _CHECKSUM_BYTES = 8
 _HEADER_BYTES = _FIELDS.size + _CHECKSUM_BYTES
 
-Fault = Literal["format", "version", "kind", "truncated", "too-long", "round", "model", "sender", "altered"]
+Fault = Literal[
+    "format", "version", "kind", "truncated", "too-long", "round", "model", "sender", "base", "altered"
+]
 
 
 class MaskCodeError(LightningFLError):
@@ -38,6 +40,7 @@ class MaskCodeError(LightningFLError):
     round      belongs to another round
     model      belongs to another model
     sender     belongs to another run, client or stratum
+    base       builds on another θ
     altered    does not match its checksum
     ========== =============================================
     """

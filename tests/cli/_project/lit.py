@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.regression import MeanAbsoluteError
 
+from lightning_fl_ext import StochasticGateModule
+
 
 class Lit(L.LightningModule):
     def __init__(self, width=4, lr=0.1):
@@ -31,6 +33,20 @@ class Validated(Lit):
     def validation_step(self, batch, _):
         self.error(self(batch[0]), batch[1])
         self.log("val_mae", self.error)
+
+
+class Gated(Lit):
+    """Every other gate stays closed, since nothing trains them."""
+
+    def __init__(self, width=4, lr=0.1):
+        super().__init__(width, lr)
+        self.gate = StochasticGateModule(width, evaluation="threshold")
+        self.gate.logits.data = torch.tensor([2.0, -2.0] * (width // 2))
+        self.gate.requires_grad_(False)
+        self.example_input_array = torch.ones(2, 4)
+
+    def forward(self, x):
+        return self.head(self.gate(torch.tanh(self.body(x))))
 
 
 def rows(seed, count=16):

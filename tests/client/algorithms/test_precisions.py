@@ -11,6 +11,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning_fl_ext import ClientAlgorithm, ExactFedAvg, FederatedTrainer, LocalGrid, Scaffold, client_app
 from lightning_fl_ext.client.algorithms.hooks import AlgorithmHooks
 
+RANKS = Path(__file__).parents[1] / "_ranks_of_algorithms.py"
+
 
 class Counting(ClientAlgorithm):
     name = "counting"
@@ -55,7 +57,19 @@ def test_scaffold_s_controls_are_no_narrower_than_float32(precision, kit, tmp_pa
         np.testing.assert_allclose(corrected.arrays[name], array, rtol=2e-2, atol=2e-2, err_msg=name)
 
 
-def test_scaffold_over_two_ranks_is_that_of_one_with_both_batches():
-    told = run_script(Path(__file__).parents[1] / "_ranks_of_scaffold.py")
-    np.testing.assert_allclose(told["two"], told["one"], rtol=1e-9)
-    assert told["plain"] != told["one"]
+def test_an_algorithm_over_two_ranks_is_that_of_one_with_both_batches():
+    algorithms = ("scaffold", "fednova", "fedprox", "feddyn")
+    told = run_script(RANKS, "plain one", *(f"{a} {ranks}" for a in algorithms for ranks in ("one", "fork")))
+    for name in algorithms:
+        one = told[f"{name} one"]
+        np.testing.assert_allclose(told[f"{name} fork"], one, rtol=1e-9, err_msg=name)
+        assert name == "fednova" or one != told["plain one"]  # whose clients take as many steps each here
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("algorithm", "app"), [("scaffold", "ddp"), ("feddyn", "ddp_in_context")])
+def test_what_an_algorithm_keeps_reaches_processes_of_the_launcher(algorithm, app):
+    launched, fork, one = (f"{algorithm} {name}" for name in (app, "fork", "one"))
+    told = run_script(RANKS, launched, fork, one)
+    assert told[launched] == told[fork]
+    np.testing.assert_allclose(told[fork], told[one], rtol=1e-9)

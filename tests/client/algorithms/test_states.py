@@ -149,7 +149,7 @@ def test_the_control_variate_is_option_ii_s_after_a_round(tmp_path):
         i: np.concatenate([t["state.head"], t["state.tail"]]) for i, t in kept_controls(tmp_path).items()
     }
     assert len(controls) == len(SIZES)
-    kept = trainer.strategy._next  # counts once the next round begins with these weights
+    kept = trainer.strategy.kept
     np.testing.assert_allclose(np.concatenate([kept["head"], kept["tail"]]), mean(controls), rtol=1e-9)
 
 

@@ -5,8 +5,12 @@ from types import SimpleNamespace
 import lightning.pytorch as L
 import numpy as np
 import pytest
+import torch
+from _modules import built_late
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
+from torch.nn import DataParallel
 
 from lightning_fl_ext import FlowerBridge
 from lightning_fl_ext.client.bridge.refusals import (
@@ -91,10 +95,55 @@ def test_an_average_that_never_starts_gives_back_the_global_weights_not_the_old_
 
 def test_zero_stage_3_is_refused_by_name():
     strategy = SimpleNamespace(zero_stage_3=True)
-    with pytest.raises(ValueError, match=r"ZeRO stage 3(?s:.*)stage 2"):
+    with pytest.raises(ValueError, match=r"ZeRO stage 3 .*deepspeed_stage_2.*fully_shard"):
         refuse_zero3(SimpleNamespace(strategy=strategy))
     strategy.zero_stage_3 = False
     refuse_zero3(SimpleNamespace(strategy=strategy))
+
+
+class DeepSpeedStrategy(SingleDeviceStrategy):
+    """Stands in for that of Lightning at stages 1 and 2: its optimizer trains a copy of the weights."""
+
+    restore_checkpoint_after_setup = True
+
+    def setup(self, trainer):
+        super().setup(trainer)
+        self.model = DataParallel(self.lightning_module)  # like an engine: names begin with `module.`
+        self.copies = [parameter.detach().clone() for parameter in self.lightning_module.parameters()]
+
+    def optimizer_step(self, optimizer, closure, **options):
+        result = super().optimizer_step(optimizer, closure, **options)
+        with torch.no_grad():
+            for parameter, copy in zip(self.lightning_module.parameters(), self.copies, strict=True):
+                copy -= 0.1 * parameter.grad
+                parameter.copy_(copy)
+        return result
+
+
+@pytest.fixture
+def deepspeed(kit):
+    def fit(module, **options):
+        bridge = FlowerBridge()
+        bridge.receive({k: np.full_like(v, 0.25) for k, v in kit.arrays_of(kit.Lit()).items()})
+        trainer = kit.trainer(bridge, max_epochs=2, **options)
+        trainer.fit(module, kit.loader())
+        return bridge.update
+
+    return fit
+
+
+def test_deepspeed_below_stage_3_trains_what_was_received(kit, deepspeed):
+    update = deepspeed(kit.Lit(), strategy=DeepSpeedStrategy("cpu"), devices=1, accelerator="cpu")
+    plain = deepspeed(kit.Lit())
+    assert update.arrays.keys() == plain.arrays.keys()
+    for name, array in plain.arrays.items():
+        np.testing.assert_allclose(update.arrays[name], array, rtol=1e-6)
+
+
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+def test_deepspeed_with_layers_that_are_built_late_is_refused(kit, deepspeed, hook):
+    with pytest.raises(ValueError, match="must have its layers when the fit begins"):
+        deepspeed(built_late(kit.Lit, hook)(), strategy=DeepSpeedStrategy("cpu"))
 
 
 def test_the_bridge_looks_for_zero_stage_3_in_fits_and_evaluations(kit):

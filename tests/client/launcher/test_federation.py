@@ -7,6 +7,7 @@ import pytest
 from _scripts import run_script
 
 run = partial(run_script, Path(__file__).with_name("_federation.py"))
+run_mixed = partial(run_script, Path(__file__).with_name("_mixed.py"))
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +18,38 @@ def out():
 def test_ddp_in_processes_of_its_own_gives_the_bytes_of_forked_workers(out):
     assert out["ddp"][0] == out["fork"][0], "Python's random, dropout and shuffles included"
     assert out["ddp"][0]["metrics"]["num-examples"] == 101
+
+
+def assert_alike(told):
+    plain, mixed = told
+    assert {"val_loss", "seen"} <= plain["metrics"].keys()
+    for name, values in plain.items():
+        assert mixed[name] == pytest.approx(values, rel=1e-5, abs=1e-6), name
+
+
+def test_one_round_of_tensor_parallel_and_fsdp2_together():
+    """As with one process each: weights, pooled means, and sums of which no rank adds to what it shares.
+
+    The two processes of the one client are kept for the other.
+    """
+    assert_alike(run_mixed("kept", "0"))
+
+
+@pytest.mark.slow
+def test_optimizers_in_shards_go_on_as_if_the_fit_had_not_ended(tmp_path):
+    told = run_script(Path(__file__).with_name("_kept_shards.py"), tmp_path)
+    long, one = told.pop("long"), told.pop("one")
+    assert len(told) == 3
+    for kept, lived_on in told.values():
+        assert kept == lived_on
+    for name, values in long.items():
+        assert one[name] == pytest.approx(values, rel=1e-4), "in one process after two rounds in two"
+
+
+@pytest.mark.slow
+def test_tensor_parallel_and_fsdp2_evaluate_as_one_process():
+    assert_alike(told := run_mixed("mixed", "1"))
+    assert told[0]["counts"] == [9, 9]
 
 
 def test_every_round_shuffles_anew(out):
@@ -32,6 +65,7 @@ def failed():
 def test_a_rank_that_raises_is_told_with_its_traceback(failed):
     assert "process 1 of 2 raised" in failed[0]["error"]
     assert 'raise OSError("no such disk")' in failed[0]["error"]
+    assert not failed[0]["left"]
 
 
 def test_the_round_after_a_failure_works(failed):
@@ -39,22 +73,35 @@ def test_the_round_after_a_failure_works(failed):
 
 
 @pytest.mark.slow
+def test_processes_that_are_kept_give_the_same_also_after_a_failure():
+    out = run("kept,train:4,train:5,evaluate:5,train:1,train:6", "fork,train:4,train:5,evaluate:5,train:6")
+    failed = out["kept"].pop(3)
+    assert out["kept"] == out["fork"]
+    assert "process 1 of 2 raised" in failed["error"]
+    assert not failed["left"]
+
+
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_told():
     (told,) = run("failing,train:2")["failing"]
     assert "process 1 of 2 was killed by SIGKILL" in told["error"]
+    assert not told["left"]
 
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_ended(monkeypatch):
-    monkeypatch.setenv("LIMIT", "60")
-    (told,) = run("failing,train:3")["failing"]
-    assert "took more than `fit_timeout=60.0` seconds" in told["error"]
+    monkeypatch.setenv("LIMIT", "45")
+    told, then = run("failing,train:3,train:4")["failing"]
+    assert "took more than `fit_timeout=45.0` seconds" in told["error"]
+    assert not told["left"], "workers of loaders included"
+    assert then["metrics"]["num-examples"] == 101
 
 
 @pytest.mark.slow
-def test_torchrun_and_evaluations_give_the_same():
-    out = run("torchrun,train:1,evaluate:1", "fork,train:1,evaluate:1")
-    assert out["torchrun"] == out["fork"]
+@pytest.mark.parametrize("name", ["torchrun", "srun", "spawn"])
+def test_however_processes_are_started_they_give_the_same(name):
+    out = run(f"{name},train:1,evaluate:1", "fork,train:1,evaluate:1")
+    assert out[name] == out["fork"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """What is started, by which name, and what lies in files between the processes."""
 
+import os
+import re
 import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
@@ -11,7 +13,13 @@ from flwr.clientapp import ClientApp
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_fl_ext import LightningFLError, client_app
-from lightning_fl_ext.client.launcher.launchers import Command, Launcher, Processes, launcher_of
+from lightning_fl_ext.client.launcher.launchers import (
+    Command,
+    Launcher,
+    Processes,
+    launcher_of,
+    refuse_other_machines,
+)
 from lightning_fl_ext.client.launcher.message_file import read_message, write_message
 from lightning_fl_ext.client.launcher.naming import app_name, load_app
 from lightning_fl_ext.client.launcher.needs import processes_needed
@@ -100,6 +108,29 @@ def test_a_cut_file_is_named(tmp_path, message):
 )
 def test_as_many_processes_as_devices_where_the_strategy_starts_none(given, named, count):
     assert processes_needed(given, named) == count
+
+
+def test_within_a_job_of_slurm_devices_need_processes_too(monkeypatch):
+    job = {"JOB_ID": 7, "NTASKS": 2, "NTASKS_PER_NODE": 2, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert processes_needed({**CPU, "devices": 2}) == 2
+    assert processes_needed({**CPU, "devices": 1}) == 0
+
+
+def test_processes_of_several_machines_are_not_started_on_one():
+    with pytest.raises(LightningFLError, match=r'num_nodes=2.*launcher=\["srun"'):
+        refuse_other_machines(Processes(), {"num_nodes": 2})
+    refuse_other_machines(Processes(), {"num_nodes": 1})
+    refuse_other_machines(Command(["srun"]), {"num_nodes": 2})
+
+
+def test_a_command_has_a_port_to_meet_at():
+    show = [sys.executable, "-c", "import os; print(os.environ['MASTER_PORT'])"]
+    env = {name: value for name, value in os.environ.items() if name != "MASTER_PORT"}
+    for given, expected in ({}, r"\d+"), ({"MASTER_PORT": "29"}, "29"):
+        (started,) = Command(show).start([], 2, env={**env, **given}, stdout=subprocess.PIPE)
+        assert re.fullmatch(expected, started.communicate()[0].decode().strip())
 
 
 def test_a_launcher_and_a_strategy_that_forks_contradict():

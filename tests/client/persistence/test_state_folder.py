@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import optim
 
 from lightning_fl_ext import LightningFLError, client_app, digest
@@ -294,12 +294,15 @@ def test_a_server_that_tells_no_round_is_refused(kit, ask, globals_):
         ask(kit.Lit, globals_[0], 0)
 
 
-@pytest.mark.parametrize(("strategy", "nodes"), [(ModelParallelStrategy(), 1), ("auto", 2)])
-def test_optimizers_in_shards_or_on_several_machines_are_refused(strategy, nodes):
+@pytest.mark.parametrize(
+    ("strategy", "nodes"), [(FSDPStrategy(), 1), (ModelParallelStrategy(), 2), ("auto", 2)]
+)
+def test_optimizers_of_fsdp1_or_on_several_machines_are_refused(strategy, nodes):
     trainer = SimpleNamespace(strategy=strategy, num_nodes=nodes)
-    with pytest.raises(ValueError, match="keeps the optimizer of one machine, and whole"):
+    with pytest.raises(ValueError, match="keeps the optimizer of one machine"):
         refuse_to_keep_shards(trainer)
     refuse_to_keep_shards(SimpleNamespace(strategy="auto", num_nodes=1))
+    refuse_to_keep_shards(SimpleNamespace(strategy=ModelParallelStrategy(), num_nodes=1))
 
 
 # Where it lies

@@ -1,6 +1,7 @@
 """Loggers of a run that goes on have each round once, whether they append or begin anew."""
 
 import csv
+import json
 import shutil
 
 import pytest
@@ -118,9 +119,44 @@ def test_another_run_in_the_same_folder_is_logged_from_its_start(toy, tmp_path):
     assert Appends.store["same"] == [0, 1, 2, 0, 1]
 
 
-@pytest.mark.parametrize("damage", [b"", b"[]", b'{"run_id": 3}', b'{"last": {"a": "b"}}'])
-def test_notes_that_cannot_be_read_hinder_nothing(toy, tmp_path, damage):
+DAMAGE = {
+    "nothing": "",
+    "a list": "[]",
+    "another kind": '{"run_id": 3}',
+    "no list of loggers": '{"run_id": RUN, "last": 3}',
+    "no number": '{"run_id": RUN, "last": {"a": "1"}}',
+    "a round that never comes": '{"run_id": RUN, "last": {"a": 3}}',
+    "a round of 70 bits": '{"run_id": RUN, "last": {"a": 1180591620717411303424}}',
+    "no round": '{"run_id": RUN, "last": {"a": -1}}',
+    "no end": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_notes_that_cannot_be_read_hinder_nothing_and_are_told_of(toy, tmp_path, caplog, case):
     fit(toy, tmp_path, Appends("same"), stop=2)
-    (tmp_path / "logged-rounds.json").write_bytes(damage)
+    notes = tmp_path / "logged-rounds.json"
+    noted = json.loads(notes.read_bytes())
+    logger = json.dumps(*noted["last"])
+    damaged = DAMAGE[case].replace("RUN", json.dumps(noted["run_id"])).replace('"a"', logger)
+    notes.write_text(damaged)
     fit(toy, tmp_path, Appends("same"), rounds=2)
     assert Appends.store["same"] == [0, 1, 2, 0, 1, 2]
+    if case != "another kind":  # or another run's
+        assert "logged-rounds.json` is damaged, and loggers are given all rounds" in caplog.text
+
+
+def test_a_logger_that_is_given_less_than_the_run_goes_through_is_named(toy, tmp_path, caplog):
+    fit(toy, tmp_path, Appends("same"), rounds=4)
+    shutil.copytree(tmp_path / "checkpoints" / "round-00003", tmp_path / "third")
+    shutil.rmtree(tmp_path / "checkpoints")
+    trainer = toy.make_trainer(
+        max_rounds=5, callbacks=RoundCheckpoint(), logger=Appends("same"), default_root_dir=tmp_path
+    )
+    trainer.fit(toy.Net(), toy.make_grid(3), lambda module: {"size": 1.0}, tmp_path / "third")
+    assert Appends.store["same"] == [0, 1, 2, 3, 4, 5]
+    assert "given none of them again" not in caplog.text  # round 4 had been logged, as after a kill
+    shutil.rmtree(tmp_path / "checkpoints")
+    trainer.fit(toy.Net(), toy.make_grid(3), lambda module: {"size": 1.0}, tmp_path / "third")
+    assert Appends.store["same"] == [0, 1, 2, 3, 4, 5]
+    assert "Appends has rounds up to 5 already" in caplog.text

@@ -18,8 +18,10 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.metrics import MetricPack
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, Scalar, StageMetrics
 from lightning_fl_ext.server import Reason
-from lightning_fl_ext.server.screening.limits import ExpectedContent, screen_name, screen_size
+from lightning_fl_ext.server.screening.content import screen_size
+from lightning_fl_ext.server.screening.limits import ExpectedContent
 from lightning_fl_ext.server.screening.rejection import Rejected
+from lightning_fl_ext.server.screening.values import screen_name
 
 STRATEGIES = ("ExactFedAvg", "FedAvg")
 

@@ -97,7 +97,7 @@ def federate(tmp_path):
         min_accepted=1,
         **grid,
     ):
-        exchange = exchange or MaskExchange()
+        exchange = exchange or MaskExchange(down="alone")
         trainer = FederatedTrainer(
             max_rounds=rounds,
             min_accepted=min_accepted,

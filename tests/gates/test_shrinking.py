@@ -1,0 +1,521 @@
+"""What is left of a module without its closed gates gives the outputs of the thresholded one."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lightning_fl_ext.gates import MaskedModule, ShrinkError, StochasticGateModule, shrink
+from lightning_fl_ext.gates.shrinking import rules
+
+
+def gate(count, dim=-1, open_=None, seed=0, **options):
+    """Gates that are open at `open_`; every other one, by default."""
+    made = StochasticGateModule(count, dim=dim, **options)
+    total = made.logits.numel()
+    flags = torch.arange(total) % 2 == 0 if open_ is None else torch.zeros(total).bool()
+    if open_ is not None:
+        flags[open_] = True
+    made.logits.data = torch.where(flags, 2.0, -2.0).reshape(made.logits.shape)
+    return made
+
+
+def settled(module, seed=0):
+    """BatchNorms with statistics as after a fit, and biases that are not zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            for tensor in filter(lambda t: t is not None, (part.running_mean, part.weight, part.bias)):
+                tensor.data = torch.randn(tensor.shape, generator=generator)
+            part.running_var.data = torch.rand(part.num_features, generator=generator) + 0.5
+    return module
+
+
+def thresholded(module, *inputs):
+    gated = copy.deepcopy(module).eval()
+    for part in gated.modules():
+        if isinstance(part, StochasticGateModule):
+            part.evaluation = "threshold"
+    with torch.no_grad():
+        return gated(*inputs)
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def check(module, *inputs, **options):
+    """Shrink, and compare on another input than the example."""
+    small = shrink(module, tuple(inputs), **options)
+    assert not any(isinstance(part, StochasticGateModule) for part in small.modules())
+    others = tuple(torch.randn_like(x) if x.is_floating_point() else x for x in inputs)
+    expected = thresholded(module, *others)
+    with torch.no_grad():
+        got = small.eval()(*others)
+    scale = max(1.0, expected.abs().max().item())
+    assert torch.allclose(got, expected, rtol=0, atol=2e-6 * scale)
+    return small
+
+
+TWO_OPERANDS = {"add", "sub", "mul", "multiply", "div", "true_divide"}
+TWO_OPERANDS |= {"iadd", "isub", "imul", "rsub", "radd", "rmul", "truediv"}
+IMAGES = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+ROWS = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+
+
+def test_channels_leave_the_convolutions_and_the_norm_around_a_gate():
+    net = settled(
+        nn.Sequential(
+            nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), gate(8, dim=1), nn.ReLU(inplace=True),
+            nn.MaxPool2d(2), nn.Conv2d(8, 6, 3, padding=1), nn.Hardswish(), gate(6, dim=1, open_=[1]),
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(24, 3),
+        )
+    )  # fmt: skip
+    small = check(net, IMAGES)
+    assert [tuple(p.shape) for p in small.parameters()] == [
+        *[(4, 2, 3, 3), (4,), (4,), (4,)], *[(1, 4, 3, 3), (1,)], *[(3, 4), (3,)]
+    ]  # fmt: skip
+    assert (small[0].out_channels, small[1].num_features, small[5].in_channels) == (4, 4, 4)
+    assert small[11].in_features == 4
+    assert isinstance(small[2], nn.Identity)
+    assert small[1].running_mean.shape == (4,)
+
+
+class Residual(nn.Module):
+    def __init__(self, branch, after=None):
+        super().__init__()
+        self.stem = nn.Conv2d(2, 6, 1)
+        self.branch = branch
+        self.after = after or nn.Identity()
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = self.after(x + self.branch(x).relu_())
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_gate_behind_a_residual_sum_narrows_both_sides():
+    branch = nn.Sequential(
+        nn.Conv2d(6, 4, 3, padding=1), gate(4, 1), nn.Conv2d(4, 6, 3, padding=1, bias=False)
+    )
+    module = Residual(branch, gate(6, 1, [0, 5]))
+    assert check(module, IMAGES).stem.out_channels == 6, "the branch reads all of them"
+    module.stem = nn.Sequential(module.stem, gate(6, 1, [0, 5]))
+    small = check(module, IMAGES)
+    assert small.stem[0].weight.shape == (2, 2, 1, 1)
+    assert small.branch[0].weight.shape == (2, 2, 3, 3)
+    assert small.branch[2].weight.shape == (2, 2, 3, 3)
+    assert small.head.weight.shape == (2, 2)
+
+
+def test_a_gate_within_a_branch_narrows_the_branch_and_zeros_fill_the_sum():
+    branch = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), gate(6, 1, [2, 3]))
+    small = check(Residual(branch), IMAGES)
+    assert small.branch[0].weight.shape == (2, 6, 3, 3)
+    assert small.stem.weight.shape == (6, 2, 1, 1)
+    assert dict(small.branch[1].named_buffers())["places"].tolist() == [2, 2, 0, 1, 2, 2]
+
+
+def test_channels_that_both_sides_of_a_sum_close_are_gone_behind_it():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Sequential(nn.Linear(6, 5), gate(5, open_=[0, 1]))
+            self.two = nn.Sequential(nn.Linear(6, 5), gate(5, open_=[1, 2]))
+            self.head = nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.head(self.one(x) + self.two(x))
+
+    small = check(Both(), ROWS)
+    assert small.head.in_features == 3
+    assert small.one[0].out_features == small.two[0].out_features == 2
+
+
+def test_a_block_that_is_off_keeps_one_channel_and_the_net_its_outputs():
+    branch = nn.Sequential(
+        nn.Conv2d(6, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 6, 3, padding=1), gate((), open_=[])
+    )
+    module = Residual(branch)
+    small = check(module, IMAGES)
+    assert parameters(small.branch) == 6 * 9 + 1 + 9 + 1
+    assert parameters(small.stem) == parameters(module.stem)
+
+
+def test_what_a_norm_adds_behind_a_gate_goes_into_the_next_bias():
+    net = settled(nn.Sequential(nn.Linear(6, 8), gate(8), nn.BatchNorm1d(8), nn.Sigmoid(), nn.Linear(8, 3)))
+    small = check(net, ROWS)
+    assert small[4].weight.shape == (3, 4)
+    assert not torch.equal(small[4].bias, net[4].bias)
+    unbiased = settled(
+        nn.Sequential(nn.Linear(6, 8), gate(8), nn.BatchNorm1d(8), nn.Linear(8, 3, bias=False))
+    )
+    small = check(unbiased, ROWS)  # nothing to add it to: the norm keeps its width
+    assert (small[0].out_features, small[3].in_features) == (4, 8)
+
+
+def test_a_padded_convolution_cannot_take_up_a_constant():
+    net = settled(
+        nn.Sequential(nn.Conv2d(2, 4, 1), gate(4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3, padding=1))
+    )
+    small = check(net, IMAGES)
+    assert (small[0].out_channels, small[3].in_channels) == (2, 4)
+    valid = settled(nn.Sequential(nn.Conv2d(2, 4, 1), gate(4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3)))
+    assert check(valid, IMAGES)[3].in_channels == 2
+
+
+def test_groups_of_a_convolution_go_as_a_whole():
+    depthwise = nn.Sequential(
+        nn.Conv2d(2, 8, 1), gate(8, 1), nn.Conv2d(8, 16, 3, padding=1, groups=8, bias=False), nn.ReLU(),
+        nn.Conv2d(16, 3, 1),
+    )  # fmt: skip
+    small = check(depthwise, IMAGES)
+    assert (small[2].groups, small[2].in_channels, small[2].out_channels) == (4, 4, 8)
+    assert small[4].in_channels == 8
+    grouped = nn.Sequential(
+        nn.Conv2d(2, 8, 1),
+        gate(8, 1, [0, 1, 2, 4]),
+        nn.Conv2d(8, 4, 1, groups=2, bias=False),
+        nn.Conv2d(4, 2, 1),
+    )
+    assert check(grouped, IMAGES)[2].groups == 2, "each group has an open gate"
+    grouped[1] = gate(8, 1, [5])
+    small = check(grouped, IMAGES)
+    assert (small[2].groups, small[2].in_channels, small[2].out_channels) == (1, 4, 2)
+    assert small[3].in_channels == 2
+
+
+def test_gates_that_share_inputs_close_together():
+    shared = gate(2, open_=[1], groups=[0, 0, 1, 1, 0, 1])
+    assert thresholded(shared, torch.ones(1, 6)).tolist() == [[0, 0, 1, 1, 0, 1]]
+    net = nn.Sequential(nn.Linear(6, 6), shared, nn.Linear(6, 2))
+    assert check(net, ROWS)[0].out_features == 3
+
+
+def test_selected_features_of_the_input_are_picked_and_the_rest_of_the_columns_goes():
+    net = nn.Sequential(gate(6, open_=[1, 4]), nn.Linear(6, 3))
+    small = check(net, ROWS)
+    assert small[1].in_features == 2
+    assert dict(small[0].named_buffers())["kept"].tolist() == [1, 4]
+
+
+def test_a_linear_behind_flattened_channels_loses_all_their_columns():
+    for reshape in (
+        nn.Flatten(),
+        Lambda(lambda x: x.view(x.size(0), -1)),
+        Lambda(lambda x: x.reshape(3, -1)),
+    ):
+        net = nn.Sequential(nn.Conv2d(2, 5, 5), gate(5, 1, [1, 4]), reshape, nn.Linear(80, 2))
+        assert check(net, IMAGES)[3].in_features == 32
+
+
+class Lambda(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+def test_a_reshape_with_a_number_keeps_its_width():
+    net = nn.Sequential(
+        nn.Conv2d(2, 5, 5),
+        gate(5, 1),
+        Lambda(lambda x: x.view(-1, 80)),
+        nn.Linear(80, 4),
+        gate(4),
+        nn.Linear(4, 1),
+    )
+    small = check(net, IMAGES)
+    assert (small[0].out_channels, small[3].in_features, small[3].out_features) == (3, 80, 2)
+
+
+def test_a_norm_over_features_keeps_their_width(caplog):
+    net = nn.Sequential(
+        nn.Linear(6, 8), gate(8), nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU(), gate(8), nn.Linear(8, 2)
+    )
+    small = check(net, ROWS)
+    assert (small[0].out_features, small[2].normalized_shape, small[6].in_features) == (4, (8,), 4)
+    net = nn.Sequential(nn.LayerNorm(6), gate(6), nn.LayerNorm(6))
+    small = check(net, ROWS)
+    assert "closed gates that are fixed in place, without a smaller width: 1" in caplog.text
+
+
+def test_concatenated_channels_are_told_apart():
+    class Dense(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.gate = nn.Conv2d(2, 4, 3, padding=1), gate(4, 1, [3])
+            self.two, self.head = nn.Conv2d(6, 3, 1), nn.Conv2d(9, 2, 1)
+
+        def forward(self, x):
+            seen = torch.cat([x, self.gate(self.one(x))], 1)
+            return self.head(torch.cat([seen, self.two(seen).sigmoid()], dim=1))
+
+    small = check(Dense(), IMAGES)
+    assert (small.one.out_channels, small.two.in_channels, small.head.in_channels) == (1, 3, 6)
+
+
+def test_tied_weights_and_a_layer_used_twice_stay_consistent():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.gate = nn.Linear(6, 6), gate(6, open_=[0, 3])
+            self.shared, self.tied, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+            self.tied.weight = self.shared.weight
+
+        def forward(self, x):
+            x = self.gate(self.first(x))
+            x = self.gate(self.shared(self.gate(self.shared(x))))
+            return self.head(self.gate(self.tied(x)))
+
+    module = Twice()
+    small = check(module, ROWS)
+    assert small.shared.weight.shape == (2, 2)
+    assert small.tied.weight is small.shared.weight
+
+
+def test_a_squeeze_and_excite_block_shrinks():
+    class Excite(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.down, self.gate = nn.Conv2d(2, 8, 3), nn.Linear(8, 4), gate(4)
+            self.up, self.last, self.head = nn.Linear(4, 8), gate(8, 1, [0, 7]), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            b, c, _, _ = x.shape
+            s = self.up(self.gate(self.down(F.adaptive_avg_pool2d(x, 1).view(b, c)).relu()))
+            return self.head(self.last(x * s.sigmoid().view(b, c, 1, 1)))
+
+    small = check(Excite(), IMAGES)
+    assert (small.down.out_features, small.head.in_channels) == (2, 2)
+    assert small.stem.out_channels == 8, "the block looks at all of them"
+
+
+def test_embeddings_transposed_convolutions_and_prelu_shrink():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.gate = nn.Embedding(10, 8), gate(8, open_=[1, 2, 6])
+            self.up, self.act = nn.ConvTranspose1d(8, 4, 3), nn.PReLU(4)
+            self.last, self.head = gate(4, 1, [0]), nn.Conv1d(4, 2, 1)
+
+        def forward(self, index):
+            x = self.gate(self.words(index)).transpose(1, 2)
+            return self.head(self.last(self.act(self.up(x))))
+
+    small = check(Mixed(), torch.arange(10).reshape(2, 5))
+    assert small.words.embedding_dim == 3
+    assert (small.up.in_channels, small.up.out_channels, small.act.num_parameters) == (3, 1, 1)
+
+
+@pytest.mark.parametrize("build", [
+    lambda: nn.LSTM(4, 3, batch_first=True),
+    lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True),
+], ids=["LSTM", "TransformerEncoderLayer"])  # fmt: skip
+def test_layers_that_are_not_known_keep_their_width(build):
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.gate, self.body = nn.Linear(6, 4), gate(4, open_=[0, 2]), build()
+
+        def forward(self, x):
+            out = self.body(self.gate(self.embed(x[None])))
+            return out[0] if isinstance(out, tuple) else out
+
+    assert check(Tokens(), ROWS).embed.out_features == 2
+
+
+def test_one_width_is_kept_on_demand():
+    net = nn.Sequential(nn.Linear(6, 8), gate(8), nn.Linear(8, 4), gate(4), nn.Linear(4, 2))
+    small = check(net, ROWS, keep="1")
+    assert (small[0].out_features, small[2].weight.shape) == (8, (2, 8))
+
+
+def test_it_trains_on_in_the_mode_it_was_in_and_leaves_the_original_alone():
+    net = nn.Sequential(nn.Linear(6, 8), nn.Dropout(), gate(8), nn.Linear(8, 1))
+    net[3].weight.requires_grad_(False)
+    before = copy.deepcopy(net.state_dict())
+    small = shrink(net, ROWS)
+    assert small.training
+    assert all(part.training for part in small.modules())
+    assert [p.requires_grad for p in small.parameters()] == [True, True, False, True]
+    optimizer = torch.optim.SGD(small.parameters(), 0.1)
+    losses = []
+    for _ in range(5):
+        loss = small.eval()(ROWS).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert net[2].evaluation == "mean"
+
+
+def test_its_weights_load_into_a_narrow_net_without_gates():
+    net = settled(
+        nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), gate(8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    )
+    small = shrink(net, IMAGES)
+    plain = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Identity(), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    plain.load_state_dict(small.state_dict())
+    assert torch.equal(plain.eval()(IMAGES), small.eval()(IMAGES))
+
+
+def test_its_graph_is_read_where_the_package_is_not(tmp_path):
+    branch = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), gate(6, 1, [2, 3]))
+    small = shrink(nn.Sequential(Residual(branch)), IMAGES).eval()
+    assert all("lightning_fl_ext" not in type(part).__module__ for part in list(small.modules())[3:])
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(small, (IMAGES,), dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "small.pt2")
+    again = torch.export.load(tmp_path / "small.pt2").module()
+    more = torch.randn(7, 2, 8, 8)
+    assert torch.allclose(again(more), small(more), atol=1e-6)
+
+
+def test_half_precision_modules_shrink():
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), gate(8), nn.Linear(8, 2)).bfloat16()
+    small = shrink(net, ROWS.bfloat16())
+    assert small[0].weight.dtype == torch.bfloat16
+    assert small[0].out_features == 4
+
+
+@pytest.mark.parametrize("name", rules.ELEMENTWISE.split())
+@pytest.mark.parametrize("size", [1, 3, 17])
+def test_functions_of_elements_give_nan_for_what_is_not_known(name, size):
+    """So a computed number is one that does not depend on the input."""
+    function = getattr(F, name, None) or getattr(torch, name, None) or getattr(torch.Tensor, name)
+    nothing, one = torch.full((size,), torch.nan).double(), torch.ones(size).double()
+    two = name.strip("_") in TWO_OPERANDS
+    for arguments in [(nothing, one), (one, nothing)] if two else [(nothing,)]:
+        assert function(*(part.clone() for part in arguments)).isnan().all()
+
+
+def test_one_step_of_a_rule_computes_what_torch_does():
+    """Each way to call an operation, with keywords and without, keeps the outputs."""
+    ways = [
+        lambda x: x.permute(0, 2, 3, 1).permute((0, 3, 1, 2)),
+        lambda x: torch.permute(x, dims=(0, 2, 3, 1)).transpose(dim0=1, dim1=3),
+        lambda x: x.transpose(-1, 1).transpose(1, -1),
+        lambda x: x.unsqueeze(-1).squeeze(-1) * 2 - 1,
+        lambda x: F.interpolate(F.pad(x, (1, 1)), scale_factor=2).clamp(0),
+        lambda x: 1 - x.mul(other=torch.tensor(3.0)),
+        lambda x: F.dropout(x, 0.5, training=False).to(torch.float32),
+        lambda x: x.mean(dim=-1, keepdim=True) + x.sum((2, 3), keepdim=True),
+        lambda x: torch.cat(tensors=[x[:, :1] * 0, x[:, 1:]], dim=1),
+        lambda x: x.flatten(2).unflatten(2, (4, 4)),
+    ]
+    for way in ways:
+        net = nn.Sequential(nn.Conv2d(2, 5, 5), gate(5, 1, [1, 4]), Lambda(way), nn.Conv2d(5, 2, 1))
+        check(net, IMAGES)
+
+
+# What cannot be shrunk
+
+
+def test_a_forward_that_depends_on_a_width_is_refused():
+    scaled = Lambda(lambda x: x / x.shape[1])
+    net = nn.Sequential(nn.Linear(6, 8), gate(8), scaled, nn.Linear(8, 2))
+    with pytest.raises(ShrinkError, match="does not give the same outputs: they differ by"):
+        shrink(net, ROWS)
+    assert shrink(net, ROWS, keep="*")[0].out_features == 8
+
+
+def test_views_that_are_changed_in_place_are_not_lost_sight_of():
+    def forward(x):
+        x[:, 0].add_(1.0)
+        return x
+
+    net = nn.Sequential(nn.Linear(6, 8), gate(8, open_=[3]), Lambda(forward), nn.Linear(8, 2))
+    assert check(net, ROWS)[3].in_features == 8
+
+    def through_a_view(x):
+        flat = x.flatten()
+        flat.add_(1.0)
+        return x
+
+    net[2] = Lambda(through_a_view)
+    assert check(net, ROWS)[3].in_features == 8
+
+
+@pytest.mark.parametrize(("module", "message"), [
+    (nn.Linear(6, 2), "holds no `StochasticGateModule`"),
+    (nn.Sequential(StochasticGateModule(6, gater=nn.Linear(6, 6))), "depend on the input: 0"),
+    (gate(6), "become plain by `bake"),
+    (nn.Sequential(gate(6), MaskedModule(nn.Linear(6, 2))), "sees no weights behind masks: 1"),
+    (nn.Sequential(gate(5)), "fails on the example: ValueError"),
+    (nn.Sequential(gate(6), Lambda(lambda x: {1})), "must return tensors"),
+], ids=["no gates", "gater", "alone", "masks", "example", "output"])  # fmt: skip
+def test_what_cannot_be_shrunk_is_refused(module, message):
+    with pytest.raises(ShrinkError, match=message):
+        shrink(module, ROWS)
+
+
+def test_a_gate_that_the_forward_does_not_call_is_refused():
+    net = nn.Linear(6, 2)
+    net.gate = gate(2)
+    with pytest.raises(ShrinkError, match="does not call the gates gate"):
+        shrink(net, ROWS)
+
+
+# Any small net
+
+
+@st.composite
+def nets(draw):
+    """Random stacks of convolutions with gates anywhere, and a head behind flattened or pooled channels."""
+    layers, width = [], 2
+    activations = [nn.ReLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Identity, nn.PReLU, nn.Hardsigmoid]
+    for _ in range(draw(st.integers(1, 4))):
+        new = draw(st.integers(1, 5))
+        bias, padding = draw(st.booleans()), draw(st.sampled_from([0, 1]))
+        layers.append(nn.Conv2d(width, new, 3, padding=padding, bias=bias))
+        width = new
+        extras = draw(
+            st.lists(st.sampled_from(["norm", "gate", "act", "pool", "depthwise", "residual"]), max_size=4)
+        )
+        for extra in extras:
+            if extra == "norm":
+                layers.append(nn.BatchNorm2d(width, affine=draw(st.booleans())))
+            elif extra == "gate":
+                open_ = draw(st.lists(st.integers(0, width - 1), max_size=width))
+                layers.append(gate(width, draw(st.sampled_from([1, -3])), open_))
+            elif extra == "act":
+                layers.append(draw(st.sampled_from(activations))())
+            elif extra == "pool":
+                layers.append(nn.AvgPool2d(3, stride=1, padding=1))
+            elif extra == "depthwise":
+                layers.append(nn.Conv2d(width, width, 3, padding=1, groups=width, bias=bias))
+            else:
+                inner = nn.Sequential(nn.Conv2d(width, width, 1), gate(width, 1), nn.ReLU())
+                layers.append(Sum(inner))
+    head = draw(st.sampled_from(["flat", "pooled"]))
+    layers.append(nn.AdaptiveAvgPool2d(2 if head == "flat" else 1))
+    layers += [nn.Flatten(), nn.Linear(width * (4 if head == "flat" else 1), 6), gate(6, -1), nn.Linear(6, 2)]
+    return settled(nn.Sequential(*layers), draw(st.integers(0, 9)))
+
+
+class Sum(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
+@given(net=nets())
+@settings(max_examples=60)
+def test_any_small_net_gives_the_outputs_of_the_thresholded_one(net):
+    images = torch.randn(2, 2, 12, 12, generator=torch.Generator().manual_seed(1))
+    small = check(net, images)
+    assert parameters(small) < parameters(net)
