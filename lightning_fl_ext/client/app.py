@@ -20,7 +20,7 @@ from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.launcher.kept import KeptProcesses
-from lightning_fl_ext.client.launcher.launchers import Launcher, Processes, launcher_of
+from lightning_fl_ext.client.launcher.launchers import Launcher, launcher_of
 from lightning_fl_ext.client.launcher.work import set_work
 from lightning_fl_ext.client.messages import query_reply
 from lightning_fl_ext.client.personal import PersonalHalf
@@ -144,7 +144,7 @@ def client_app(
     FlowerBridge(**options)  # complains now rather than in the first round
     choice("secure", secure, ("auto", "required"))
     half = SecureAggregation(trusted_keys, signing_key)
-    chosen, unnamed = launcher_of(launcher), KeptProcesses() if launcher == "kept" else Processes()
+    chosen = KeptProcesses() if launcher == "kept" else launcher_of(launcher)
     check_timeout(fit_timeout, launcher)
     recipe = Recipe(
         model=make_model,
@@ -156,9 +156,9 @@ def client_app(
         root=states_folder(keep_optimizer, keep_local),
         keeps_training=keep_optimizer is not False,
         may_start=launcher not in (None, "in-process"),
-        always_starts=chosen is not None or fit_timeout is not None,
+        always_starts=(chosen is not None and launcher != "kept") or fit_timeout is not None,
     )
-    answerer = Answerer(recipe, chosen or unnamed, fit_timeout)
+    answerer = Answerer(recipe, chosen, fit_timeout)
     app = ClientApp()
     set_work(app, answerer.work)
     plain: list[Any] = [refuse_plain] if secure == "required" else []

@@ -3,12 +3,13 @@
 IN is a file that holds a message; OUT a folder, where rank 0 leaves the reply, and each that raises its
 traceback. MODULE:NAME is the ClientApp. The process ends when its standard input does: with the client.
 
-``--stay MODULE:NAME`` answers one message after the other, each a line of JSON in standard input: its number,
-IN and OUT. Every rank then leaves a file ``done-RANK`` in OUT.
+``--stay MODULE:NAME`` answers one message after the other, each a line of JSON in standard input: the port of
+the store where the ranks find each other, IN and OUT. Every rank then leaves a file ``done-RANK`` in OUT.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -58,8 +59,7 @@ def stay(name: str) -> None:
     threading.Thread(target=_listen, args=(asked,), daemon=True).start()
     load = cache(partial(load_app, name))
     while True:
-        number, given, out = json.loads(asked.get())
-        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)  # the ranks find each other anew
+        os.environ["MASTER_PORT"], given, out = json.loads(asked.get())
         _answer(given, out, load)
         Path(out, f"done-{rank()}").touch()
 

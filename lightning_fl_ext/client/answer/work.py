@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 
 from lightning_fl_ext.client.answer.instruction import Instruction, ProcessesNeeded, Recipe
 from lightning_fl_ext.client.bridge.refusals import refuse_without_test, refuse_without_validation
-from lightning_fl_ext.client.launcher.launchers import Launcher, refuse_other_machines
+from lightning_fl_ext.client.launcher.launchers import Launcher, Processes, refuse_other_machines
 from lightning_fl_ext.client.launcher.remote import answer_in_processes
 from lightning_fl_ext.client.messages import read_stage
 from lightning_fl_ext.client.notices import warn_of_training_rows
@@ -21,12 +21,12 @@ class Answerer:
 
     Attributes:
         recipe: How.
-        launcher: Starts the processes of a fit that needs some.
+        launcher: Starts the processes of a fit that needs some; None: an interpreter for each device.
         timeout: Seconds after which they are ended; None: never.
     """
 
     recipe: Recipe
-    launcher: Launcher
+    launcher: Launcher | None = None
     timeout: float | None = None
 
     def answer(self, app: ClientApp, message: Message, context: Context) -> Message:
@@ -41,8 +41,9 @@ class Answerer:
             reply = self.work(message, context)
         except ProcessesNeeded as needed:
             with Instruction(self.recipe, message, context).hand_over(needed.given):
-                refuse_other_machines(self.launcher, needed.given)
-                return answer_in_processes(app, message, context, self.launcher, needed.count, self.timeout)
+                launcher = self.launcher or Processes()
+                refuse_other_machines(launcher, needed.given)
+                return answer_in_processes(app, message, context, launcher, needed.count, self.timeout)
         assert reply is not None  # rank 0 is here
         return reply
 

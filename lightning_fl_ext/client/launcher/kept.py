@@ -32,7 +32,6 @@ class KeptProcesses(Processes):
         self._lock = threading.Lock()
         self._name = ""
         self._started: list[subprocess.Popen[bytes]] = []
-        self._messages = 0
 
     def __reduce__(self) -> Any:
         return type(self), ()  # engines may copy an app to other processes
@@ -60,10 +59,10 @@ class KeptProcesses(Processes):
                 self._started = self.start([*STAY, name], count, **options, stdin=subprocess.PIPE)
                 self._name = name
             try:
-                self._messages += 1
+                told = json.dumps([self.open_store(), str(given), str(out)]).encode() + b"\n"
                 for process in self._started:
                     assert process.stdin is not None
-                    process.stdin.write(json.dumps([self._messages, str(given), str(out)]).encode() + b"\n")
+                    process.stdin.write(told)
                     process.stdin.flush()
                 yield self._started
             except BaseException:

@@ -95,7 +95,12 @@ def _answer_by_kept(
         _startable(launcher),
         launcher.at_work(name, count, given, out, env=_env(), start_new_session=True) as started,
     ):
-        failed = _wait(started, lambda: len(list(out.glob("done-*"))) == count, timeout)
+
+        def is_done() -> bool:
+            ended = any(process.poll() == 0 for process in started)  # by the user's own code
+            return ended or len(list(out.glob("done-*"))) == count
+
+        failed = _wait(started, is_done, timeout)
         if failed is not None:
             raise ProcessesFailedError(_why(failed, started, out, timeout))
 
