@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lightning_fl_ext.server.record import RoundRecord
 
 _SETTINGS = 36  # columns of the terminal that are kept for what runs were told, and their number
+_FIXED, _BETWEEN = 19, 3  # columns of the terminal for the round and its clients, and before each further one
 _LEFT_OUT = 20  # columns of the terminal that the last one of the table may need
 
 
@@ -141,26 +142,30 @@ def _print(history: History, console: Console) -> None:
     table.add_column("round", justify="right")
     table.add_column("clients", justify="right")
     out = [_left_out(record) for record in history.rounds]
-    room = console.width - 20 - min(_LEFT_OUT, max(map(len, ["left out", *out])) + 2)
+    room = console.width - _FIXED
+    if any(out):
+        room -= min(_LEFT_OUT, max(map(len, ["left out", *out])) + _BETWEEN)
     chosen, hidden = [], 0
     for family in group_metrics(history.rounds):
         show = show_bytes if family.is_bytes else show_number
         for one in family.series:
             heading = f"{shown(family.title, 24)}\n{shown(one.label, 24)}"
-            width = max(7, *map(len, heading.split("\n"))) + 2
+            cells = [show(record.metrics.get(one.name)) for record in history.rounds]
+            width = max(map(len, (*heading.split("\n"), *cells))) + _BETWEEN
             if width > room:
                 hidden += 1
                 continue
             room -= width
             table.add_column(Text(heading), justify="right", no_wrap=True)
-            chosen.append([show(record.metrics.get(one.name)) for record in history.rounds])
-    table.add_column("left out", overflow="fold")
+            chosen.append(cells)
+    if any(out):
+        table.add_column("left out", overflow="fold")
     for place, record in enumerate(history.rounds):
         table.add_row(
             f"{record.server_round}",
             f"{len(record.accepted)}/{len(record.sampled)}",
             *(values[place] for values in chosen),
-            Text(shown(out[place], 300), style="yellow"),
+            *([Text(shown(out[place], 300), style="yellow")] if any(out) else []),
         )
     console.print(table)
     if hidden:
