@@ -40,7 +40,7 @@ TrustList = Callable[[Roster, bytes, Mapping[int, bytes]], None]
 
 
 @dataclass(frozen=True, eq=False)
-class ClientRound:
+class SecureClient:
     """What a client keeps of a round, from one message to the next. Nothing of it is ever shown.
 
     Attributes:
@@ -88,7 +88,7 @@ class ClientRound:
             plain if sign is None else replace(plain, signature=sign(plain.signed_text(self.terms.session)))
         )
 
-    def share(self, roster: Roster, trust: Trust | None = None) -> tuple[ClientRound, Plain]:
+    def share(self, roster: Roster, trust: Trust | None = None) -> tuple[SecureClient, Plain]:
         """Check the roster, and seal shares of the secrets for the neighbours.
 
         Args:
@@ -135,7 +135,7 @@ class ClientRound:
         }
         return done, done._tagged("share", message)
 
-    def mask(self, mailbox: Mapping[str, Any], words: Words) -> tuple[ClientRound, Plain]:
+    def mask(self, mailbox: Mapping[str, Any], words: Words) -> tuple[SecureClient, Plain]:
         """Open the shares of the neighbours, and mask the vector, in place.
 
         Args:
@@ -171,7 +171,7 @@ class ClientRound:
         done = replace(self, shares=shares, masked=True)
         return done, done._tagged("masked", {}, words)
 
-    def confirm(self, request: Mapping[str, Any], sign: Sign) -> tuple[ClientRound, Plain]:
+    def confirm(self, request: Mapping[str, Any], sign: Sign) -> tuple[SecureClient, Plain]:
         """Sign the list of survivors, one in a round, so that others know that they were told the same.
 
         Raises:
@@ -235,7 +235,7 @@ class ClientRound:
         }
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any], roster: Roster | None = None) -> ClientRound:
+    def from_dict(cls, state: Mapping[str, Any], roster: Roster | None = None) -> SecureClient:
         """Take what :meth:`to_dict` gave, and the roster, if the client had one."""
         neighbours = roster.neighbours(roster.number(state["client-id"])) if roster else ()
         pair_keys = parts(state, "pair-keys", KEY_BYTES, len(neighbours))

@@ -31,7 +31,7 @@ from lightning_fl_ext.secure.shares import combine
 from lightning_fl_ext.secure.survivors import SIGNATURE_BYTES, joined_signatures
 
 
-class ServerRound:
+class SecureServer:
     """One round of the server. Vectors are added as they come; none is kept.
 
     Args:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_fl_ext.secure import (
-    ClientRound,
     SecureAggregationError,
-    ServerRound,
+    SecureClient,
+    SecureServer,
     Terms,
     masks,
     write_site_keys,
@@ -36,8 +36,8 @@ class Masked:
 
     def __init__(self, number, threshold, keys):
         self.keys, terms = keys, Terms(b"s" * 16, number, threshold)
-        sites = [ClientRound(name(i), terms) for i in range(number)]
-        self.server = ServerRound(terms, [s.announce(keys[s.client_id].sign) for s in sites])
+        sites = [SecureClient(name(i), terms) for i in range(number)]
+        self.server = SecureServer(terms, [s.announce(keys[s.client_id].sign) for s in sites])
         roster = self.server.roster
         for i, site in enumerate(sites):
             sites[i], message = site.share(roster, keys[name(i)].check)

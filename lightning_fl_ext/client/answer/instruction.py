@@ -14,7 +14,7 @@ from flwr.app import Context, Message
 
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm
 from lightning_fl_ext.client.algorithms.memory import AlgorithmMemory, ContextMemory
-from lightning_fl_ext.client.answer.process import garbage_collected, threads
+from lightning_fl_ext.client.answer.process_state import garbage_collected, threads
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.bridge.refusals import refuse_other_data, refuse_script_launcher
 from lightning_fl_ext.client.launcher.needs import processes_needed

@@ -34,11 +34,12 @@ from lightning_fl_ext.client.bridge.refusals import (
 from lightning_fl_ext.client.bridge.spawned import leave_group_at_exit
 from lightning_fl_ext.client.bridge.unrepeated import evaluate_unrepeated, spread_as_before
 from lightning_fl_ext.client.metrics.logged import count_in_floats
-from lightning_fl_ext.client.notices import warn_of_known_noise, warn_of_unsharded, warn_once
+from lightning_fl_ext.client.notices import warn_of_known_noise, warn_of_unsharded
 from lightning_fl_ext.client.results.retention import Retention
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import described, sign
+from lightning_fl_ext.once import warn_once
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult
 from lightning_fl_ext.seeds import derive_seed
 from lightning_fl_ext.wire import Exchange, RoundInfo

@@ -49,13 +49,17 @@ class Processes(Launcher):
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
+    def open_store(self) -> str:
+        """Open a new store, where processes find each other while this launcher lives; give its port."""
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        return str(self._store.port)
+
     def start(self, worker: Sequence[str], count: int, **options: Any) -> list[subprocess.Popen[bytes]]:
         """Start one process for each rank, each told its own as ``torchrun`` tells it."""
-        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         common = {
             **options.pop("env", os.environ),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(self._store.port),
+            "MASTER_PORT": self.open_store(),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "TORCHELASTIC_RUN_ID": f"client-{os.getpid()}",
             "TORCHELASTIC_RESTART_COUNT": "0",
@@ -116,7 +120,7 @@ def _free_port() -> str:
 
 
 def launcher_of(given: Any) -> Launcher | None:
-    """Give the launcher that an argument of ``client_app`` means; None for ``"auto"`` and in this process.
+    """Give the launcher that an argument of ``client_app`` names; None for ``"auto"`` and in this process.
 
     Raises:
         TypeError: It means none.
@@ -127,12 +131,12 @@ def launcher_of(given: Any) -> Launcher | None:
     """
     if given is None or isinstance(given, Launcher):
         return given
-    if isinstance(given, str) and given in ("auto", "in-process"):
+    if isinstance(given, str) and given in ("auto", "kept", "in-process"):
         return None
     if isinstance(given, Sequence) and not isinstance(given, str | bytes):
         return Command(given)
     raise TypeError(
-        "`launcher` must be 'auto', 'in-process' (or None), a command as a list of words, such as"
+        "`launcher` must be 'auto', 'kept', 'in-process' (or None), a command as a list of words, such as"
         f" ['torchrun', '--nproc-per-node', '4'], or a `Launcher`. Got {given!r}."
     )
 

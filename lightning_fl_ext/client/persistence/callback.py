@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning_fl_ext.client.bridge.model_state import is_built_later, is_sharded, true_dtype
 from lightning_fl_ext.client.bridge.refusals import refuse_to_keep_shards
 from lightning_fl_ext.client.messages import outcome_kind, read_run_id
-from lightning_fl_ext.client.notices import warn_once
 from lightning_fl_ext.client.persistence.local_entries import (
     changed_entries,
     describe_local,
@@ -33,6 +32,7 @@ from lightning_fl_ext.client.persistence.training_state import (
 )
 from lightning_fl_ext.client.results.store import UPDATE
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.once import warn_once
 
 if TYPE_CHECKING:
     from lightning_fl_ext.client.bridge.bridge import FlowerBridge

@@ -85,3 +85,29 @@ def test_lightning_takes_bfloat16_for_16_mixed_on_a_processor_and_says_so(tmp_pa
     with pytest.warns(UserWarning, match="AMP with fp16 is not supported on CPU"):
         trainer = run(Scaffold(), app(trainer={"precision": "16-mixed"}, keep_local=tmp_path), rounds=1)
     np.testing.assert_allclose(weights(trainer), REFERENCES["scaffold"](ROUNDS[:1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["scaffold", "feddyn"])
+def test_complex_parameters_are_refused_by_name(name, tmp_path):
+    class Complex(Quadratic):
+        def __init__(self):
+            super().__init__()
+            self.phase = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
+
+        def loss(self, batch):
+            return super().loss(batch) + self.phase.abs().sum()
+
+    with pytest.raises(LightningFLError, match=f"`{name}`.*is defined for real .* Got the complex `phase`"):
+        run(STRATEGIES[name](), app(Complex, keep_local=tmp_path), model=Complex, rounds=1)
+
+
+def test_feddyn_s_terms_outlive_bfloat16(tmp_path):
+    """They are small beside the weights, which true bfloat16 holds in eight bits."""
+    from lightning_fl_ext.files import tensors_from_bytes
+
+    client = app(trainer={"precision": "bf16-true"}, keep_local=tmp_path)
+    run(FedDyn(0.01), client, rounds=2)
+    for path in tmp_path.glob("*/*/round-00002/tensors.safetensors"):
+        term = tensors_from_bytes(path.read_bytes())["state.head"]
+        assert term.dtype == torch.float32
+        assert (term != term.bfloat16().float()).any()

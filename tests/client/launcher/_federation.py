@@ -85,6 +85,7 @@ APPS = {
     "ddp": client_app(Lit, data, two(), keep_local=False),
     "fork": client_app(Lit, data, two(strategy="ddp_fork"), keep_local=False),
     "spawn": client_app(Lit, data, two(strategy="ddp_spawn"), keep_local=False),
+    "kept": client_app(failing, data, two(), keep_local=False, launcher="kept"),
     "torchrun": client_app(Lit, data, two(), launcher=TORCHRUN),
     "srun": client_app(Lit, data, two(), launcher=SRUN),
     "fsdp2": client_app(Sharded, data, parallel, keep_local=False),
@@ -92,7 +93,7 @@ APPS = {
         failing, data_of_workers, two(), keep_local=False, fit_timeout=float(os.getenv("LIMIT", "60"))
     ),
 }
-ddp, fork, spawn, torchrun, srun, fsdp2, failing_app = APPS.values()
+ddp, fork, spawn, kept, torchrun, srun, fsdp2, failing_app = APPS.values()
 
 
 def left():

@@ -1,4 +1,4 @@
-"""Three clients of one federation: one process, tensor parallel and FSDP2. Prints what comes of a round."""
+"""A federation of a tensor parallel client and one under FSDP2, and a plain one: prints what they say."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from torchmetrics import SumMetric
 
 from lightning_fl_ext import ExactFedAvg, FederatedTrainer, client_app, run_local, server_app
 
-PLANS = [(1, 1), (1, 2), (2, 1)]
+PLANS = [(1, 2), (2, 1)]
 """Data parallel and tensor parallel size by client."""
 
 
@@ -46,11 +46,12 @@ def data(context):
 
 def plans(context):
     dp, tp = PLANS[int(context.node_config["partition-id"])]
-    parallel = {"strategy": ModelParallelStrategy(data_parallel_size=dp, tensor_parallel_size=tp)}
-    return {"accelerator": "cpu", "devices": dp * tp, **(parallel if dp * tp > 1 else {})}
+    strategy = ModelParallelStrategy(data_parallel_size=dp, tensor_parallel_size=tp)
+    return {"accelerator": "cpu", "devices": dp * tp, "strategy": strategy}
 
 
 mixed = client_app(Lit, data, plans)
+kept = client_app(Lit, data, plans, launcher="kept")
 plain = client_app(Lit, data, {"accelerator": "cpu", "devices": 1})
 
 
@@ -63,7 +64,7 @@ def federate(client, fraction_evaluate):
         module.configure_model()
         return module
 
-    run_local(server_app(model, trainer), client, num_clients=3)
+    run_local(server_app(model, trainer), client, num_clients=2)
     record = trainer.rounds[-1]
     assert not record.rejected, record.rejected
     weights = {name: value.flatten().tolist() for name, value in trainer.result.model.state_dict().items()}
@@ -74,5 +75,6 @@ def federate(client, fraction_evaluate):
 if __name__ == "__main__":
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    told = [federate(client, float(sys.argv[1])) for client in (plain, mixed)]
+    name, fraction_evaluate = sys.argv[1:]
+    told = [federate(client, float(fraction_evaluate)) for client in (plain, globals()[name])]
     print("RESULT " + json.dumps(told))
