@@ -85,13 +85,13 @@ class WorkerFailure(NamedTuple):
     Attributes:
         time: When, in seconds by a clock that does not go back.
         rank: Which of the processes it is.
-        count: How many there are.
+        among: How many there are.
         traceback: What it raised.
     """
 
     time: float
     rank: int
-    count: str
+    among: str
     traceback: str
 
 

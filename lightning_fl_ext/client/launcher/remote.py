@@ -125,7 +125,7 @@ def _why(failed: int, started: list[Started], out: Path, timeout: float | None) 
     told = [read_worker_failure(path) for path in out.glob("error-*.json")]
     if told:
         first = min(told)
-        return f"process {first.rank} of {first.count} raised:\n{first.traceback.rstrip()}"
+        return f"process {first.rank} of {first.among} raised:\n{first.traceback.rstrip()}"
     if failed < 0:
         return (
             f"a fit or evaluation in several processes took more than `fit_timeout={timeout}` seconds and was"
