@@ -1,6 +1,6 @@
-"""Algorithms with two halves on digits: accuracy by round and by bytes; and what their hooks cost in a fit.
+"""Algorithms on digits: accuracy by round and by bytes; and what the hooks of clients' halves cost in a fit.
 
-    python benchmarks/algorithms.py                  # three seeds (about two minutes on two idle cores)
+    python benchmarks/algorithms.py                  # three seeds (about five minutes on two idle cores)
     python benchmarks/algorithms.py --seeds 1 --rounds 5
     python benchmarks/algorithms.py cost             # hooks, on the 4 MB model of benchmarks/bridge.py
 
@@ -32,13 +32,19 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from lightning_fl_ext import (
     ClientAlgorithm,
     Ditto,
+    ExactFedAdagrad,
+    ExactFedAdam,
     ExactFedAvg,
+    ExactFedAvgM,
+    ExactFedYogi,
     FedDyn,
     FederatedTrainer,
     FedNova,
     FedProx,
     FedRep,
+    GeometricMedian,
     LocalGrid,
+    RobustFedAvg,
     Scaffold,
     WeightExchange,
     client_app,
@@ -48,7 +54,10 @@ from lightning_fl_ext.client.algorithms.hooks import AlgorithmHooks
 from lightning_fl_ext.client.algorithms.proximal import ProximalTerm
 
 CLIENTS = 10
-SHOWN = 1, 2, 5, 8, 10, 15, 20
+SHOWN = 1, 2, 5, 10, 20
+MEGABYTES = 2.1, 4.1
+"""What FedAvg sends in 10 and in 20 rounds, and a little."""
+
 STRATEGIES: dict[str, Callable[..., ExactFedAvg]] = {
     "FedAvg": ExactFedAvg,
     "FedProx": lambda **options: FedProx(0.1, **options),
@@ -57,6 +66,11 @@ STRATEGIES: dict[str, Callable[..., ExactFedAvg]] = {
     "FedDyn": lambda **options: FedDyn(0.05, **options),
     "Ditto": lambda **options: Ditto(0.1, **options),
     "FedRep": FedRep,
+    "FedAvgM": lambda **options: ExactFedAvgM(1.0, 0.5, **options),
+    "FedAdam": lambda **options: ExactFedAdam(0.03, **options),
+    "FedYogi": lambda **options: ExactFedYogi(0.03, **options),
+    "FedAdagrad": lambda **options: ExactFedAdagrad(0.1, tau=0.01, **options),
+    "RFA": lambda **options: RobustFedAvg(GeometricMedian(), **options),
 }
 
 images, labels = load_digits(return_X_y=True)
@@ -144,20 +158,24 @@ def federate(name: str, seed: int, rounds: int) -> dict[str, Any]:
 
 def compare(seeds: int, rounds: int, plot: str | None) -> None:
     shown = [n for n in SHOWN if n <= rounds]
-    print(f"accuracy after a round: mean of {seeds} seeds (least to most in the last); MB in all")
-    print(f"{'':20}" + "".join(f"{n:7d}" for n in shown) + f"{'range':>16}{'MB':>7}", flush=True)
+    heads = [*(f"{n}" for n in shown), *(f"{most:g} MB" for most in MEGABYTES), "range"]
+    print(
+        f"Accuracy after a round, and within so many megabytes: mean of {seeds} seeds (least to most in the"
+    )
+    print("last round).\n\n| | " + " | ".join(heads) + " |\n" + "|---" * (len(heads) + 1) + "|", flush=True)
     curves: dict[str, tuple[Any, Any]] = {}
     for name in STRATEGIES:
         runs = [federate(name, seed, rounds) for seed in range(seeds)]
-        for kind, label in (("global", name), ("own", f"{name}, own models")):
+        for kind, label in (("global", name), ("own", f"{name}: own models")):
             if runs[0][kind] is None or np.isnan(runs[0][kind]).all():
                 continue
             values, megabytes = np.array([run[kind] for run in runs]), runs[0]["bytes"] / 1e6
             curves[label] = values, megabytes
-            means = "".join(f"{values[:, n - 1].mean():7.3f}" for n in shown)
+            within = [max(int((megabytes <= most).sum()), 1) for most in MEGABYTES]
+            means = [f"{values[:, n - 1].mean():.3f}" for n in (*shown, *within)]
             ends = values[:, shown[-1] - 1]
-            spread = f"({ends.min():.3f}-{ends.max():.3f})"
-            print(f"{label:20}{means}{spread:>16}{megabytes[shown[-1] - 1]:7.2f}", flush=True)
+            row = [label, *means, f"{ends.min():.3f}–{ends.max():.3f}"]
+            print("| " + " | ".join(row) + " |", flush=True)
     if plot:
         draw(curves, plot)
 
@@ -168,17 +186,17 @@ def draw(curves: dict[str, tuple[Any, Any]], path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    for label, (values, megabytes) in curves.items():
-        style = "--" if "own" in label else "-"
-        line = left.plot(range(1, values.shape[1] + 1), values.mean(0), style, label=label)[0]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5), sharey=True, layout="constrained")
+    for place, (label, (values, megabytes)) in enumerate(curves.items()):
+        style, color = "--" if "own" in label else "-", plt.get_cmap("tab20")(place)
+        line = left.plot(range(1, values.shape[1] + 1), values.mean(0), style, label=label, color=color)[0]
         right.plot(megabytes, values.mean(0), style, color=line.get_color())
         left.fill_between(
             range(1, values.shape[1] + 1), values.min(0), values.max(0), color=line.get_color(), alpha=0.12
         )
     left.set(xlabel="round", ylabel="accuracy")
     right.set(xlabel="MB, up and down, all clients")
-    left.legend(fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), fontsize=8, loc="outside right")
     figure.savefig(path, dpi=110)
     print(f"plot: {path}")
 
@@ -224,7 +242,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("part", nargs="?", choices=["accuracy", "cost"], default="accuracy")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--plot", default=None)
     chosen = parser.parse_args()
     torch.set_num_threads(1)

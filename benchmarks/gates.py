@@ -1,9 +1,10 @@
 """What a gate costs, and what its gradient is worth.
 
-``python benchmarks/gates.py`` times the samplers on one thread, forward and backward, at 1e4 to 1e7 gates,
-against `torch.bernoulli` and the plain autograd Function over it that `BernoulliSample` replaces. They
-take turns; the ratios are the median over the turns, and that of the best times. With numba (extra ``fast``)
-the fused loop is compiled beforehand; ``--unfused`` measures without it.
+``python benchmarks/gates.py`` takes the processor time of the samplers on one thread, forward and backward,
+at 1e4 to 1e7 gates, against `torch.bernoulli` and the plain autograd Function over it that `BernoulliSample`
+replaces. They take turns; the ratios are the median over the turns, and that of the best times. With numba
+(extra ``fast``) the fused loop is compiled beforehand; ``--unfused`` measures without it. ``--device cuda``
+takes the time of all that a device does.
 
 ``python benchmarks/gates.py --estimators`` measures the bias and the spread of every estimator's gradient.
 The loss of 8 gates is a function of 2^8 states, so the true gradient of its expectation is known exactly; so
@@ -45,21 +46,31 @@ class PlainBernoulli(torch.autograd.Function):
         return ctx.saved_tensors[0] * grad_output
 
 
-def times_in_turn(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Every time of each function in seconds; they take turns, so that a busy moment hits all of them."""
+def now(device: str) -> float:
+    """Seconds: of the processor, or, once it has done what it was given, of a CUDA device."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def times_in_turn(
+    functions: dict[str, Callable[[], object]], repeats: int, device: str
+) -> dict[str, list[float]]:
+    """Every processor time of each function, in seconds; they take turns: a busy moment hits all of them."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = now(device)
             function()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(now(device) - start)
     return times
 
 
-def speed(size: int, repeats: int) -> None:
-    probs = torch.rand(size)
+def speed(size: int, repeats: int, device: str) -> None:
+    probs = torch.rand(size, device=device)
     learned = probs.clone().requires_grad_()
-    grad = torch.rand(size)
+    grad = torch.rand(size, device=device)
 
     def forward_backward(sample: Callable[[Tensor], Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(sample(learned), learned, grad)
@@ -76,8 +87,8 @@ def speed(size: int, repeats: int) -> None:
     for estimator in get_args(Estimator)[1:]:
         both[estimator] = forward_backward(lambda p, name=estimator: bernoulli_sample(p, name))
     for title, functions in (("forward", forward), ("forward and backward", both)):
-        print(f"\n{title}, {size:.0e} float32 gates, {torch.get_num_threads()} thread")
-        times = times_in_turn(functions, repeats)
+        print(f"\n{title}, {size:.0e} float32 gates, {device}")
+        times = times_in_turn(functions, repeats, device)
         baseline = next(iter(times.values()))
         for name, seconds in times.items():
             turns = median(plain / ours for plain, ours in zip(baseline, seconds, strict=True))
@@ -167,6 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What a gate costs, and what its gradient is worth.")
     parser.add_argument("--unfused", action="store_true", help="measure as without numba")
     parser.add_argument("--estimators", action="store_true", help="measure bias and spread instead of speed")
+    parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
     arguments = parser.parse_args()
     if arguments.estimators:
         estimator_table()
@@ -174,9 +186,8 @@ def main() -> None:
     fused.COMPILE_AFTER = 2**62 if arguments.unfused else 0
     print("fused loop:", "no" if arguments.unfused or fused.compiled_loop() is None else "yes")
     torch.set_num_threads(1)
-    speed(10_000, repeats=300)
-    speed(1_000_000, repeats=30)
-    speed(10_000_000, repeats=7)
+    for size, repeats in ((10_000, 300), (1_000_000, 30), (10_000_000, 7)):
+        speed(size, repeats, arguments.device)
 
 
 if __name__ == "__main__":

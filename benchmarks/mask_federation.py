@@ -1,4 +1,4 @@
-"""The federated runs that ``masks.py`` compares: one net, five ways up, all in Flower messages.
+"""The federated runs that ``masks.py`` compares: one net, five exchanges, all in Flower messages.
 
 A client here is a hand-written ``ClientApp`` on the exchange's client half, with a plain torch loop, so that
 a run costs little more than its training. `LocalGrid` carries the messages; what is counted is in them.
@@ -30,11 +30,11 @@ from lightning_fl_ext import (
     WeightExchange,
 )
 from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
+from lightning_fl_ext.client.bridge.held import read_held, write_held
 from lightning_fl_ext.client.messages import outcome_reply, query_reply, read_instruction
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.seeds import derive_seed, seeded
-from lightning_fl_ext.wire import Exchange
-from lightning_fl_ext.wire.codes.rice import encode_bits
+from lightning_fl_ext.wire import Exchange, RoundInfo, to_record
 from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, TRIALS
 
 CLIENTS, EPOCHS, BATCH, SIZE, TRAIN = 10, 3, 32, 151_072, 1437
@@ -59,7 +59,7 @@ class ThetaExchange(Exchange):
 UPLINKS: dict[str, Exchange] = {
     "dithered": MaskExchange("dithered"),
     "dithered, stratified": MaskExchange("dithered", stratified=True),
-    "random": MaskExchange("random"),
+    "random": MaskExchange("random", down="relay"),
     "float θ": ThetaExchange(),
     "FedAvg": WeightExchange(),
 }
@@ -129,6 +129,7 @@ def lean_app(net: nn.Module, data: Digits, exchange: Exchange, lr: float, notes:
     What is measured goes to `notes`: in the messages is what any module would send, with its training loss.
     """
     app = ClientApp()
+    built = {name: value.clone() for name, value in net.state_dict().items()}
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
@@ -137,8 +138,8 @@ def lean_app(net: nn.Module, data: Digits, exchange: Exchange, lr: float, notes:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         client = str(context.node_config["partition-id"])
-        received, _, info, _ = read_instruction(message, client, exchange)
-        net.load_state_dict(exchange.unpack(received, net.state_dict()), strict=False)
+        received, _, info, _ = read_instruction(message, client, exchange, read_held(context))
+        net.load_state_dict(exchange.unpack(received, built), strict=False)
         start = _trainable(net)
         with seeded(derive_seed(info.run_seed, info.server_round, client, "train")):
             loss = data.fit(net, int(client), lr)
@@ -155,6 +156,7 @@ def lean_app(net: nn.Module, data: Digits, exchange: Exchange, lr: float, notes:
             metrics={"train_loss": loss},
         )
         reply = outcome_reply(message, update, {}, exchange.coded)
+        write_held(context, exchange.keepsake(received))
         notes.append(
             {
                 "up": length(reply.content),
@@ -205,36 +207,34 @@ class RoundLog(RoundCallback):
     def on_round_end(self, trainer: FederatedTrainer) -> None:
         """Note the round."""
         record = trainer.rounds[-1]
+        assert len(self.notes) == len(record.accepted), "a client was asked twice"
         notes = {name: float(np.mean([note[name] for note in self.notes])) for name in self.notes[0]}
+        most = max(note["down"] for note in self.notes)
         self.notes.clear()
+        exchange = trainer.exchange
+        alone = exchange.to_client(self.last, RoundInfo(trainer.seed, trainer.current_round))
+        alone_bytes = array_bytes(RecordDict({"arrays": to_record(alone, exchange.coded)}))
         self.log.append(
             {
                 **notes,
                 "up": {self.code: notes["up"]},
+                "most": most,
+                "alone": notes["besides_down"] + alone_bytes,
                 "accuracy": record.metrics["server_accuracy"],
                 "sampled": record.metrics["server_sampled"],
                 "digest": record.digest,
             }
         )
-        if COUNTS in self.last and trainer.current_round > 1:
-            self.log[-1]["down given last"] = given_last_round(trainer.arrays[COUNTS], self.last[COUNTS])
 
 
-def given_last_round(counts: NDArray[np.uint16], last: NDArray[np.uint16]) -> int:
-    """Bytes of the counts, coded in the context of the last round's, without a header."""
-    total = 0
-    for level in reversed(range(CLIENTS.bit_length())):
-        digits = counts >> np.uint16(level)
-        contexts = last * np.uint16(256) + (digits >> np.uint16(1))
-        total += len(encode_bits((digits & np.uint16(1)).astype(np.bool_), contexts))
-    return total
-
-
-def federate(code: str, exchange: Exchange, partition: str, seed: int, rounds: int) -> Log:
-    """One federated run."""
+def federate(
+    code: str, exchange: Exchange, partition: str, seed: int, rounds: int, fraction: float = 1.0
+) -> Log:
+    """One federated run, with this fraction of the clients in each round."""
     data = Digits(partition, seed)
     masked = not isinstance(exchange, WeightExchange)
-    strategy: Strategy = (FedPM if exchange.coded else ExactFedAvg)(fraction_evaluate=0.0)
+    kind = FedPM if exchange.coded else ExactFedAvg
+    strategy: Strategy = kind(fraction_train=fraction, fraction_evaluate=0.0)
 
     def make() -> nn.Module:
         return MaskedModule(make_net(), seed=seed) if masked else make_net()
@@ -262,16 +262,16 @@ def federate(code: str, exchange: Exchange, partition: str, seed: int, rounds: i
     return log.log
 
 
-def run(uplink: str, partition: str, seed: int, rounds: int, packed_rounds: int) -> Log:
+def run(uplink: str, partition: str, seed: int, rounds: int, packed_rounds: int, fraction: float) -> Log:
     """One way up, and beside it the first rounds in the packed code, if that sends the same masks.
 
     Raises:
         AssertionError: The packed masks gave another model, or took another number of bytes.
     """
-    log = federate(uplink, UPLINKS[uplink], partition, seed, rounds)
+    log = federate(uplink, UPLINKS[uplink], partition, seed, rounds, fraction)
     if uplink in PACKED:
         code, exchange = PACKED[uplink]
-        packed = federate(code, exchange, partition, seed, min(rounds, packed_rounds))
+        packed = federate(code, exchange, partition, seed, min(rounds, packed_rounds), fraction)
         for ours, theirs in zip(log, packed, strict=False):
             assert ours["digest"] == theirs["digest"], "packed and dithered masks differ"
             assert theirs["up"] == packed[0]["up"], "packed masks vary in length"

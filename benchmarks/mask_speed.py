@@ -20,11 +20,17 @@ from torch import Tensor, nn
 from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
 from lightning_fl_ext.gates import MaskedModule
 from lightning_fl_ext.wire.codes import (
+    CountedRound,
     MaskKey,
+    decode_change,
     decode_mask,
     decode_theta,
+    encode_counts_change,
     encode_mask,
+    encode_relay,
+    encode_sum_change,
     encode_theta,
+    sample_mask,
     to_fixed_point,
 )
 
@@ -98,6 +104,7 @@ def print_speed(size: int) -> None:
         best_of(lambda: decode_theta(payload, size, key)),
     )
     print(f"{'θ':10}{size / write / 1e6:8.1f}{size / read / 1e6:8.1f}   {8 * len(payload) / size:.4f} bits")
+    print_changes(counts, rng)
 
     print("\nforward and backward, milliseconds:")
     stack = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(50)))
@@ -114,6 +121,32 @@ def print_speed(size: int) -> None:
         for label, net in nets.items():
             seconds = best_of(lambda net=net, x=x: net(x).sum().backward(), 20)
             print(f"{name:28} {label:20}{1e3 * seconds:8.2f}")
+
+
+def print_changes(base: ThetaCounts, rng: np.random.Generator) -> None:
+    """θ for whoever holds the one before: ten clients, each of which moves by 0.3 in log odds."""
+    size, key = base.counts.size, MaskKey(0, 2, "speed")
+    counted = CountedRound(1, tuple(f"site-{k}" for k in range(10)))
+    probs = base.probabilities()
+    logits, opened, masks = np.log(probs / (1 - probs)), np.zeros(size, np.uint16), []
+    for sender in counted.keys(key):
+        theta = to_fixed_point(1 / (1 + np.exp(-logits - rng.normal(0, 0.3, size))))
+        masks.append(encode_mask(theta, base.fixed_point(), sender))
+        opened += sample_mask(theta, sender)
+    new = ThetaCounts(opened, 10)
+    ways: dict[str, Callable[[], bytes | None]] = {
+        "counts": lambda: encode_counts_change(new, base, key),
+        "sum": lambda: encode_sum_change(new, base, counted, key),
+        "relay": lambda: encode_relay(new, base, counted, masks, key),
+    }
+    for name, encode in ways.items():
+        payload = encode()
+        assert payload is not None
+        write = best_of(encode, 3)
+        read = best_of(lambda payload=payload: decode_change(payload, base, key), 3)
+        print(
+            f"{name:10}{size / write / 1e6:8.1f}{size / read / 1e6:8.1f}   {8 * len(payload) / size:.4f} bits"
+        )
 
 
 if __name__ == "__main__":

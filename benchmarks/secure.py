@@ -45,7 +45,7 @@ from flwr.supercore.primitives.asymmetric import (
 )
 
 from lightning_fl_ext import ExactMean
-from lightning_fl_ext.secure import ClientRound, ServerRound, Terms
+from lightning_fl_ext.secure import SecureClient, SecureServer, Terms
 from lightning_fl_ext.secure.checks import check_update
 from lightning_fl_ext.secure.vector import decode, encode
 
@@ -59,19 +59,19 @@ class Ours:
     def __init__(self, arrays: dict[str, np.ndarray], clients: int) -> None:
         self.arrays, self.count = arrays, clients
         self.terms = Terms(os.urandom(16), clients, -(-2 * clients // 3))
-        self.clients = {f"{i:03d}": ClientRound(f"{i:03d}", self.terms) for i in range(clients)}
-        self.server = ServerRound(self.terms, [c.announce() for c in self.clients.values()])
+        self.clients = {f"{i:03d}": SecureClient(f"{i:03d}", self.terms) for i in range(clients)}
+        self.server = SecureServer(self.terms, [c.announce() for c in self.clients.values()])
         for i, name in enumerate(self.clients):
             self.clients[name], message = self.clients[name].share(self.server.roster)
             self.server.take_shares(i, message)
 
     def keys(self) -> object:
         """What a client does before it masks: two pairs of keys, and shares of two secrets."""
-        one = ClientRound("000", self.terms)
+        one = SecureClient("000", self.terms)
         others = [m for m in self.server.roster.members if m.client_id != "000"]
-        return one.share(ServerRound(self.terms, [one.announce(), *others]).roster)
+        return one.share(SecureServer(self.terms, [one.announce(), *others]).roster)
 
-    def mask(self, i: int = 0) -> tuple[ClientRound, dict, np.ndarray]:
+    def mask(self, i: int = 0) -> tuple[SecureClient, dict, np.ndarray]:
         check_update(self.arrays, self.arrays, 100 + i, self.count)
         mean = ExactMean(self.arrays)
         mean.add(self.arrays, 100 + i)

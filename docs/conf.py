@@ -34,4 +34,5 @@ html_math_renderer = "mathml"
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
+html_js_files = ["sidebar.js"]
 html_title = f"{project} {release}"

@@ -52,6 +52,16 @@ def family_of(name: str) -> str:
     return " ".join(words) or name.strip() or _NAMELESS
 
 
+def of_each_site(name: str) -> str:
+    """Give the metric that is told across sites.
+
+    Example:
+        >>> of_each_site("val_f1/worst"), of_each_site("val_f1")
+        ('val_f1', 'val_f1')
+    """
+    return _ACROSS.sub("", name)
+
+
 def title_of(family: str) -> str:
     """Write what a family of metrics measures as people do.
 

@@ -93,9 +93,16 @@ def seeded_ranks(seed: int) -> Iterator[None]:
 def _torch_seeded(seed: int) -> Iterator[None]:
     import torch
 
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
+    # Devices that are not at work yet stay so: the fit may be in other processes.
+    at_work = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    before = torch.initial_seed()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if at_work else ()):
+            torch.manual_seed(seed)  # of devices that start later, too
+            yield
+    finally:
+        if not at_work:
+            torch.cuda.manual_seed_all(before)
 
 
 def _hash(text: str) -> int:

@@ -53,9 +53,9 @@ def _own_states(tmp_path_factory, monkeypatch):
 @pytest.fixture(autouse=True)
 def _nothing_said():
     """Begin each test with no warning told yet, whichever tests this process has run before."""
-    notices = sys.modules.get("lightning_fl_ext.client.notices")
-    if notices is not None:
-        notices._said.clear()
+    once = sys.modules.get("lightning_fl_ext.once")
+    if once is not None:
+        once._said.clear()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,6 +1,7 @@
 """What stands in the documentation works: its `python` blocks, page by page, and the commands it shows."""
 
 import doctest
+import importlib
 import re
 import sys
 import tomllib
@@ -116,6 +117,9 @@ def test_every_public_name_has_a_place_in_the_reference():
     elsewhere = re.split(r",\s+", elsewhere)
     assert sorted(elsewhere) == sorted(re.findall(r"auto(?:class|function|exception):: (\w+)", text))
     assert set(elsewhere) <= set(lightning_fl_ext.server.__all__)
+    modules = map(importlib.import_module, re.findall(r"automodule:: ([\w.]+)$", text, re.MULTILINE))
+    listed = {name for module in modules for name in getattr(module, "__all__", vars(module))}
+    assert set(lightning_fl_ext.__all__) - listed == {"__version__"}
 
 
 def test_the_version_is_the_same_everywhere():

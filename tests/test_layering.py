@@ -14,7 +14,10 @@ import lightning_fl_ext
 ROOT = Path(lightning_fl_ext.__file__).parent
 PACKAGE = ROOT.name
 
-FREE = {"arguments", "errors", "failures", "lazy", "lightnings", "locks", "metric_names", "seeds", "text"}
+FREE = {
+    *("arguments", "errors", "failures", "lazy", "lightnings", "locks", "metric_names", "once", "seeds"),
+    "text",
+}
 """Parts that every part may import."""
 
 MAY_IMPORT = {
@@ -24,6 +27,7 @@ MAY_IMPORT = {
     "lazy": set(),
     "lightnings": set(),
     "metric_names": set(),
+    "once": set(),
     "seeds": set(),
     "text": set(),
     "locks": set(),
@@ -106,6 +110,7 @@ MAY_USE = {
     "lazy": set(),
     "lightnings": set(),
     "metric_names": set(),
+    "once": set(),
     "seeds": {"torch"},
     "text": set(),
     "locks": set(),

@@ -71,6 +71,16 @@ def test_the_state_comes_back_after_an_exception_too():
     assert torch.equal(torch.get_rng_state(), states[1])
 
 
+def test_devices_that_are_not_at_work_are_not_woken_and_are_seeded_when_they_start(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # to read their state would start them
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    torch.manual_seed(5)
+    with seeded(3):
+        assert seeds == [5, 3]
+    assert seeds == [5, 3, 5]
+
+
 def test_torch_can_be_left_alone():
     state = torch.get_rng_state()
     with seeded(3, torch=False):

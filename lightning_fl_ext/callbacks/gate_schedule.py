@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from torch.distributed.tensor import DTensor
 
 from lightning_fl_ext.callbacks.gate_target import gate_layers
-from lightning_fl_ext.gates.estimators import RELAXED
+from lightning_fl_ext.gates.relaxed import RELAXED
 from lightning_fl_ext.gates.stochastic import StochasticGateModule
 
 __all__ = ["GateSchedule"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning_fl_ext.cli.settings import RunSettings, to_toml
+from lightning_fl_ext.cli.config import to_toml
+from lightning_fl_ext.cli.settings import RunSettings
 from lightning_fl_ext.files import write_file
 from lightning_fl_ext.report import read_history, render_report
 from lightning_fl_ext.report.history import SETTINGS_FILE

@@ -40,9 +40,10 @@ def export(
     model.onnx the graph of forward. The model is the one in the run's run.toml, found as when it ran: call
     this from the same folder. Of what that file names, classes alone are called; give a function by --model.
     """
-    from lightning_fl_ext.cli.federation import load_model, make_exchange
+    from lightning_fl_ext.cli.config import merge, read_config
+    from lightning_fl_ext.cli.exchanges import make_exchange
+    from lightning_fl_ext.cli.federation import load_model
     from lightning_fl_ext.cli.objects import load_object
-    from lightning_fl_ext.cli.settings import merge, read_config
     from lightning_fl_ext.cli.strategies import make_strategy
     from lightning_fl_ext.report.history import SETTINGS_FILE
     from lightning_fl_ext.server import export_model, restore_model

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import Strategy
 from torch.utils.data import DataLoader
 
 from lightning_fl_ext.cli.callbacks import LiveReport, SettingsFile
 from lightning_fl_ext.cli.errors import WrongInput, refusing
+from lightning_fl_ext.cli.exchanges import make_exchange
 from lightning_fl_ext.cli.objects import load_object
 from lightning_fl_ext.cli.settings import SETTINGS, RunSettings, flag_of
 from lightning_fl_ext.cli.strategies import make_strategy
@@ -32,7 +32,6 @@ from lightning_fl_ext.server import (
     SecureFedAvg,
 )
 from lightning_fl_ext.server.settings import check_settings
-from lightning_fl_ext.wire import Exchange, MaskExchange, WeightExchange
 
 
 @dataclass(frozen=True)
@@ -112,22 +111,6 @@ def _site_metrics(given: Sequence[str]) -> dict[str, str]:
     if wrong := [pair for pair, (name, _, mode) in zip(given, pairs, strict=True) if not (name and mode)]:
         raise WrongInput(f"`--site-metric`: expected NAME=MODE, such as `val_f1=max`. Got `{wrong[0]}`.")
     return {name: mode for name, _, mode in pairs}
-
-
-def make_exchange(settings: RunSettings, strategy: Strategy) -> Exchange:
-    """Make the exchange that the settings describe.
-
-    Raises:
-        WrongInput: It does not take such options.
-    """
-    patterns: Mapping[str, Any] = {"include": tuple(settings.include), "exclude": tuple(settings.exclude)}
-    if getattr(strategy, "reads_coded", False):
-        names = {key: f"--exchange-option {key}" for key in settings.exchange_option}
-        with refusing("`--exchange-option`", names):
-            return MaskExchange(**{**patterns, **settings.exchange_option})
-    if settings.exchange_option:
-        raise WrongInput("`--exchange-option` is for the masks of FedPM. Got it with another strategy.")
-    return WeightExchange(**patterns)
 
 
 def _make_limits(given: Mapping[str, Any]) -> Limits:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_fl_ext.cli.config import merge, read_config
 from lightning_fl_ext.cli.errors import WrongInput
-from lightning_fl_ext.cli.settings import SETTINGS, RunSettings, flag_of, merge, read_config
+from lightning_fl_ext.cli.settings import SETTINGS, RunSettings, flag_of
 from lightning_fl_ext.text import shown
 
 _ODD = re.compile(r"[^\w.=,+-]+")

@@ -15,14 +15,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from lightning_fl_ext.cli.config import merge, read_config
 from lightning_fl_ext.cli.errors import WrongInput
-from lightning_fl_ext.cli.settings import (
-    SETTINGS,
-    RunSettings,
-    flag_of,
-    merge,
-    read_config,
-)
+from lightning_fl_ext.cli.settings import SETTINGS, RunSettings, flag_of
 from lightning_fl_ext.cli.values import parse_pairs, print_json
 
 if TYPE_CHECKING:
@@ -63,6 +58,9 @@ def run(config: Path | None, as_json: bool, quiet: bool, **given: Any) -> None:
             ckpt_path="last" if settings.resume else None,
             test=settings.test,
         )
+        if settings.live and not (quiet or as_json):
+            page = f"report, anew after each round: {folder / 'report.html'}"
+            console.print(page, markup=False, emoji=False, soft_wrap=True)
         with _stoppable(folder):
             run_local(app, federation.client, settings.clients)
     result = federation.trainer.result

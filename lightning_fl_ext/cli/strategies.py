@@ -65,6 +65,9 @@ def make_strategy(settings: RunSettings, *, has_validation: bool) -> Strategy:
         raise WrongInput(f"`--strategy`: `{name}` takes no options; expected a class of strategies.")
     if not has_validation and "fraction_evaluate" not in options and _takes(found, "fraction_evaluate"):
         options["fraction_evaluate"] = 0.0
+    if settings.clients == 1:  # Flower's strategies wait for two, who would never come
+        least = dict.fromkeys(("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"), 1)
+        options = {key: value for key, value in least.items() if _takes(found, key)} | options
     if missing := _missing(found, options):
         raise WrongInput(
             f"`--strategy {name}` needs {', '.join(f'`--strategy-option {key}=...`' for key in missing)}."

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
+import tempfile
+import time
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import click
 import typer
@@ -18,6 +20,9 @@ from lightning_fl_ext.cli.plans import Plan, check_overlap, finished_before, pla
 from lightning_fl_ext.cli.run import INTERRUPTED, flags_from, settings_from
 from lightning_fl_ext.cli.show import show_runs
 from lightning_fl_ext.text import shown
+
+_LOOK_EVERY = 0.05
+"""Seconds between two looks at the processes."""
 
 
 def sweep(
@@ -71,37 +76,47 @@ def _run_all(fixed: Sequence[str], todo: Sequence[Plan], jobs: int) -> list[str]
     """Run several at a time, and give the names of those that failed; a signal ends them as well."""
     from lightning_fl_ext.server.stopping import TERMINATED, ending_on_sigterm
 
-    running: list[subprocess.Popen[str]] = []
-    stopped = threading.Event()
-
-    def run(one: Plan) -> int:
-        if stopped.is_set():
-            return 0
-        flags = [*fixed, *one.flags, "--dir", str(one.folder), "--resume", "--quiet"]
-        process = _start(flags)
-        running.append(process)
-        if stopped.is_set():  # between the two
-            process.terminate()
-        said = (process.communicate()[1].strip().splitlines() or ["ended without a word"])[-1]
-        if not stopped.is_set():
-            print(f"{one.folder.name}: {shown(said, 400) if process.returncode else 'done'}", flush=True)
-        return process.returncode
-
-    pool = ThreadPoolExecutor(jobs)
+    waiting, failed = deque(todo), list[str]()
+    running: list[_Run] = []
     with ending_on_sigterm():
         try:
-            codes = list(pool.map(run, todo))
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    one = waiting.popleft()
+                    flags = [*fixed, *one.flags, "--dir", str(one.folder), "--resume", "--quiet"]
+                    running.append(_Run(one.folder.name, *_start(flags)))
+                for run in [run for run in running if run.process.poll() is not None]:
+                    running.remove(run)
+                    code = run.process.returncode
+                    print(f"{run.name}: {shown(run.last_words(), 400) if code else 'done'}", flush=True)
+                    failed += [run.name] if code else []
+                time.sleep(_LOOK_EVERY)
         except (KeyboardInterrupt, SystemExit) as stop:
-            stopped.set()
-            for process in running:
-                process.terminate()
-            pool.shutdown(cancel_futures=True)
+            for run in running:
+                run.process.terminate()
+            for run in running:
+                run.process.wait()
             print("stopped; the same command goes on", file=sys.stderr)
             raise typer.Exit(TERMINATED if isinstance(stop, SystemExit) else INTERRUPTED) from None
-    return [one.folder.name for one, code in zip(todo, codes, strict=True) if code]
+    return failed
 
 
-def _start(arguments: Sequence[str]) -> subprocess.Popen[str]:
-    """Start `run` in a process of its own."""
+@dataclass(frozen=True)
+class _Run:
+    """A process of `run`, and what it writes to its standard error."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    said: IO[bytes]
+
+    def last_words(self) -> str:
+        self.said.seek(0)
+        lines = self.said.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "ended without a word"
+
+
+def _start(arguments: Sequence[str]) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    """Start `run` in a process of its own; its standard error goes into a file, which nothing need read."""
+    said = tempfile.TemporaryFile()  # noqa: SIM115 - it outlives this function
     command = [sys.executable, "-m", "lightning_fl_ext", "run", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said), said

@@ -19,6 +19,7 @@ from lightning_fl_ext.client.app_arguments import check_arguments, check_threads
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.client.identity import client_id
+from lightning_fl_ext.client.launcher.kept import KeptProcesses
 from lightning_fl_ext.client.launcher.launchers import Launcher, launcher_of
 from lightning_fl_ext.client.launcher.work import set_work
 from lightning_fl_ext.client.messages import query_reply
@@ -99,9 +100,11 @@ def client_app(
             they keep lies where ``keep_local`` says; with False, in Flower's ``Context``.
         launcher: Who starts the processes of a fit or evaluation. ``"auto"`` starts none for one device, nor
             for strategies that start their own (``ddp_fork``, ``ddp_spawn``), and else an interpreter for
-            each device of this machine. A command, such as ``["torchrun", "--nproc-per-node", "4"]`` or
-            ``["srun", "--ntasks", "8"]``, starts them in every case. ``"in-process"``, or None: never. The
-            processes import this app, so it must stand at the top level of a file.
+            each device of this machine. ``"kept"`` is the same, and these stay for the messages to come, so
+            that only the first waits for them. A command, such as ``["srun", "--ntasks-per-node", "4"]`` or
+            ``["torchrun", "--standalone", "--nproc-per-node", "4"]``, starts them in every case.
+            ``"in-process"``, or None: never. The processes import this app, so it must stand at the top level
+            of a file.
         fit_timeout: Seconds after which the processes of a fit or evaluation are ended, and the client
             answers with an error. With it, there is a process for one device, too. Default: no limit.
 
@@ -141,7 +144,7 @@ def client_app(
     FlowerBridge(**options)  # complains now rather than in the first round
     choice("secure", secure, ("auto", "required"))
     half = SecureAggregation(trusted_keys, signing_key)
-    chosen = launcher_of(launcher)
+    chosen = KeptProcesses() if launcher == "kept" else launcher_of(launcher)
     check_timeout(fit_timeout, launcher)
     recipe = Recipe(
         model=make_model,
@@ -153,7 +156,7 @@ def client_app(
         root=states_folder(keep_optimizer, keep_local),
         keeps_training=keep_optimizer is not False,
         may_start=launcher not in (None, "in-process"),
-        always_starts=chosen is not None or fit_timeout is not None,
+        always_starts=(chosen is not None and launcher != "kept") or fit_timeout is not None,
     )
     answerer = Answerer(recipe, chosen, fit_timeout)
     app = ClientApp()

@@ -44,7 +44,9 @@ def asks_for(factory: Callable[..., Any], name: str) -> Callable[[ClientRound], 
     try:
         parameters = list(inspect.signature(factory).parameters.values())
     except (ValueError, TypeError):  # written in C, and does not tell
-        return (lambda told: factory(told.context)) if name == "data" else (lambda told: factory())
+        if name == "data":
+            return lambda client_round: factory(client_round.context)
+        return lambda _: factory()
     positional, by_name = [], {}
     for parameter in parameters:
         if (kind := _kind(parameter, name)) and parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
@@ -57,8 +59,8 @@ def asks_for(factory: Callable[..., Any], name: str) -> Callable[[ClientRound], 
     if others or (name == "data" and not positional and not by_name):
         raise TypeError(_remedy(factory, name, parameters))
 
-    def call(told: ClientRound) -> Any:
-        given = {_ROUND: told, _CONTEXT: told.context}
+    def call(client_round: ClientRound) -> Any:
+        given = {_ROUND: client_round, _CONTEXT: client_round.context}
         return factory(*(given[kind] for kind in positional), **{n: given[k] for n, k in by_name.items()})
 
     return call

@@ -119,7 +119,7 @@ def check_arrays(record: ArrayRecord) -> None:
 
 
 _NUMBERS = ("asked", "threshold")
-_LISTS_OF_NUMBERS = ("from", "survivors", "dropped")
+_LISTS_OF_NUMBERS = ("from", "survivors", "dropped", "signers")
 
 
 def check_step(asked: Mapping[str, Any]) -> None:

@@ -1,10 +1,9 @@
-"""Saying a thing once, though every round makes its objects anew."""
+"""What a client says once in a run: of data, seeds, ranks and noise that are not as they seem."""
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,28 +11,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import IterableDataset
 
 from lightning_fl_ext.lightnings import lightning_name
+from lightning_fl_ext.once import warn_once
 
 log = logging.getLogger(__name__)
-
-_MOST = 10_000
-_said: OrderedDict[Hashable, None] = OrderedDict()
-
-
-def warn_once(log: logging.Logger, run: object, text: str, *, topic: str = "") -> None:
-    """Log a warning, unless this process has said the same in the same run.
-
-    Args:
-        log: Where to.
-        run: Tells the run.
-        text: What to say.
-        topic: What it is about, if the same warning may have several wordings.
-    """
-    key = (str(run), topic or text)
-    if key not in _said:
-        _said[key] = None
-        if len(_said) > _MOST:
-            _said.popitem(last=False)
-        log.warning("%s", text)
 
 
 def warn_of_training_rows(source: object, run: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,16 +16,19 @@ from lightning_fl_ext.client.instruction_limits import check_step
 from lightning_fl_ext.client.messages import read_round, read_weights
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, STAGES, StageMetrics
 from lightning_fl_ext.metrics.summing import names_in, summable
-from lightning_fl_ext.secure import ClientRound, SecureAggregationError, Terms, UpdateRefused
+from lightning_fl_ext.once import warn_once
+from lightning_fl_ext.secure import SecureAggregationError, SecureClient, Terms, UpdateRefused
 from lightning_fl_ext.secure.checks import check_update
 from lightning_fl_ext.secure.roster import Roster
 from lightning_fl_ext.secure.signatures import SiteKeys
 from lightning_fl_ext.secure.vector import encode, length
+from lightning_fl_ext.text import listed
 from lightning_fl_ext.wire import from_record, to_record
 from lightning_fl_ext.wire.client_record import CLIENT, declared_id
 from lightning_fl_ext.wire.layout import Blank
 from lightning_fl_ext.wire.secure_record import (
     ANNOUNCE,
+    CONFIRM,
     MASK,
     MASKED,
     REFUSED,
@@ -38,7 +40,6 @@ from lightning_fl_ext.wire.secure_record import (
 from lightning_fl_ext.wire.typed_records import records_of
 
 log = logging.getLogger(__name__)
-warn_once = functools.cache(log.warning)  # not in every round
 
 SECRETS, UPDATE, METRICS, ABOUT, ROSTER = (
     f"secure-{kind}" for kind in ("round", "update", "metrics", "about", "roster")
@@ -108,7 +109,7 @@ class SecureAggregation:
         record, weight, numbers = _read(reply, asked["count-key"], terms.asked, trained)
         arrays = from_record(record)
         wide = check_update(arrays, like, weight, terms.asked, asked.get("max-update-norm"))
-        secret = ClientRound(declared, terms)
+        secret = SecureClient(declared, terms)
         announcement = secret.announce(self._keys.sign)
         words = [words_of_numbers(found) for found in numbers.values()]
         # The global weights' own bytes are not kept: shapes and dtypes are the update's.
@@ -140,7 +141,7 @@ class SecureAggregation:
         if not isinstance(kept, ConfigRecord) or kept["session"] != asked.get("session"):
             raise SecureAggregationError("this client takes no part in the round that is asked for")
         known = context.state.get(ROSTER)
-        secret = ClientRound.from_dict(
+        secret = SecureClient.from_dict(
             kept, Roster.from_dict(known) if isinstance(known, ConfigRecord) else None
         )
         content = RecordDict({CLIENT: context.state[ABOUT]})
@@ -154,8 +155,10 @@ class SecureAggregation:
             content[MASKED] = to_record({MASKED: room.written()}, bare=[MASKED])
             for name in (UPDATE, METRICS):
                 context.state.pop(name)
+        elif step == CONFIRM:
+            secret, answer = secret.confirm(asked, self._keys.sign)
         elif step == UNMASK:
-            answer = secret.unmask(asked)
+            answer = secret.unmask(asked, self._keys.check_list)
         else:
             raise SecureAggregationError(f"there is no step {step!r}")
         content[SECURE] = ConfigRecord(answer)
@@ -210,15 +213,15 @@ def _read(
     stages = {s: StageMetrics.from_bytes(told[s], client_id="") for s in STAGES if s in told}
     summed = summable(values, int(weight), stages, clients)
     if left := sorted(set(values) - names_in(summed)):
-        warn_once(
+        text = (
             "under secure aggregation these do not leave this client, since they are no means or sums, nor"
-            " metrics that were logged as objects and whose states are all sums: %s",
-            ", ".join(f"`{name}`" for name in left),
+            f" metrics that were logged as objects and whose states are all sums: {listed(left)}"
         )
+        warn_once(log, "", text)
     return arrays[0], int(weight), summed
 
 
-def _vector(context: Context, secret: ClientRound) -> Blank:
+def _vector(context: Context, secret: SecureClient) -> Blank:
     """Write the vector down where it lies in a message."""
     record = context.state[UPDATE]
     told: Mapping[str, Any] = context.state[METRICS]

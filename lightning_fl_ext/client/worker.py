@@ -2,16 +2,24 @@
 
 IN is a file that holds a message; OUT a folder, where rank 0 leaves the reply, and each that raises its
 traceback. MODULE:NAME is the ClientApp. The process ends when its standard input does: with the client.
+
+``--stay MODULE:NAME`` answers one message after the other, each a line of JSON in standard input: the port of
+the store where the ranks find each other, IN and OUT. Every rank then leaves a file ``done-RANK`` in OUT.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 from lightning_fl_ext.client.launcher.message_file import (
     WorkerFailure,
@@ -37,9 +45,29 @@ def main(given: str, out: str, name: str) -> None:
     """
     enter()
     threading.Thread(target=_end_with_client, daemon=True).start()
+    _answer(given, out, partial(load_app, name))
+
+
+def stay(name: str) -> None:
+    """Answer messages until the client is gone.
+
+    Args:
+        name: As in :func:`main`.
+    """
+    enter()
+    asked: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_listen, args=(asked,), daemon=True).start()
+    load = cache(partial(load_app, name))
+    while True:
+        os.environ["MASTER_PORT"], given, out = json.loads(asked.get())
+        _answer(given, out, load)
+        Path(out, f"done-{rank()}").touch()
+
+
+def _answer(given: str, out: str, load: Callable[[], Any]) -> None:
     try:
         message, context = read_message(Path(given))
-        reply = work_of(load_app(name))(message, context)
+        reply = work_of(load())(message, context)
         if reply is not None:
             write_reply(Path(out, "reply.safetensors"), reply.content, context.state)
     except BaseException as error:
@@ -57,6 +85,12 @@ def _end_with_client() -> None:
     os._exit(LOST)
 
 
+def _listen(asked: SimpleQueue[bytes]) -> None:
+    for line in sys.stdin.buffer:
+        asked.put(line)
+    os._exit(LOST)
+
+
 def _leave_traceback(out: Path, error: BaseException) -> None:
     trace = "".join(traceback.format_exception(error))
     count = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1"
@@ -66,11 +100,14 @@ def _leave_traceback(out: Path, error: BaseException) -> None:
 
 
 def _leave_group() -> None:
+    import torch
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    stay(sys.argv[2]) if sys.argv[1] == "--stay" else main(*sys.argv[1:])

@@ -9,9 +9,6 @@ open, and closer to the bit the lower the temperature.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 import torch
@@ -24,45 +21,12 @@ from lightning_fl_ext.gates.bernoulli import (
     sample_gates,
     uniform_like,
 )
+from lightning_fl_ext.gates.relaxed import RELAXED, relaxed_sample
 
 __all__ = ["Estimator", "bernoulli_sample", "open_probability"]
 
 Estimator = Literal["probability", "identity", "reinmax", "concrete", "hard_concrete", "gaussian"]
 """The names that `bernoulli_sample` knows."""
-
-
-@dataclass(frozen=True)
-class Relaxation:
-    quantile: Callable[[Tensor], Tensor]  # Q, of the noise
-    cdf: Callable[[Tensor], Tensor]  # its inverse
-    squash: Callable[[Tensor], Tensor]  # h
-    temperature: float  # tau, as in the source
-    zero: float | None  # h is 0 up to here; None: h is nowhere 0
-
-
-def _logit(probs: Tensor) -> Tensor:
-    return torch.logit(probs, eps=torch.finfo(probs.dtype).eps)
-
-
-def _probit(probs: Tensor) -> Tensor:
-    eps = torch.finfo(probs.dtype).eps
-    return cast(Tensor, torch.special.ndtri(probs.clamp(eps, 1 - eps)))
-
-
-def _stretched_sigmoid(x: Tensor) -> Tensor:
-    return (1.2 * torch.sigmoid(x) - 0.1).clamp(0, 1)
-
-
-def _hard_sigmoid(x: Tensor) -> Tensor:
-    return (x + 0.5).clamp(0, 1)
-
-
-RELAXED = {
-    "concrete": Relaxation(_logit, torch.sigmoid, torch.sigmoid, 0.3, None),
-    "hard_concrete": Relaxation(_logit, torch.sigmoid, _stretched_sigmoid, 2 / 3, math.log(0.1 / 1.1)),
-    # The source writes clamp(mu + 1/2 + sigma * noise, 0, 1), here tau = 1 / sigma and mu = sigma * Q(p).
-    "gaussian": Relaxation(_probit, torch.special.ndtr, _hard_sigmoid, 2.0, -0.5),
-}
 
 
 def check_estimator(estimator: str, temperature: float | None, hard: bool) -> None:
@@ -78,9 +42,10 @@ def check_estimator(estimator: str, temperature: float | None, hard: bool) -> No
         raise ValueError(f"`temperature` must be positive. Got {temperature}.")
 
 
-def _straight_through(sample: Tensor, carrier: Tensor, factor: Tensor | float = 1.0) -> Tensor:
+def _straight_through(sample: Tensor, carrier: Tensor, factor: Tensor | None = None) -> Tensor:
     """`sample`, with `factor` times the derivatives of `carrier`."""
-    return sample + factor * (carrier - carrier.detach())
+    nothing = carrier - carrier.detach()
+    return sample + nothing if factor is None else torch.addcmul(sample, factor, nothing)
 
 
 def bernoulli_sample(
@@ -138,7 +103,7 @@ def bernoulli_sample(
         tensor([0., 1., 1.], grad_fn=<AddBackward0>)
         >>> _ = torch.manual_seed(1)
         >>> bernoulli_sample(probs, "hard_concrete")
-        tensor([0.0000, 0.8667, 1.0000], grad_fn=<ClampBackward1>)
+        tensor([0.0000, 0.8667, 1.0000], grad_fn=<_InPlaceBackward>)
     """
     check_estimator(estimator, temperature, hard)
     if estimator == "probability":
@@ -147,14 +112,15 @@ def bernoulli_sample(
         return _straight_through(sample_gates(probs), probs)
     if estimator == "reinmax":
         sample = sample_gates(probs)
-        of_sample = torch.where(sample > 0, probs, 1 - probs).detach()
-        return _straight_through(sample, probs, 0.5 / of_sample.clamp(min=torch.finfo(probs.dtype).tiny))
+        tiny = torch.finfo(probs.dtype).tiny
+        of_sample = (1 - sample).sub_(probs.detach()).abs_()  # p if open, else 1 - p, to the bit
+        return _straight_through(sample, probs, of_sample.clamp(min=tiny).reciprocal_().mul_(0.5))
     check_probabilities(probs)
     uniform = uniform_like(probs)
     relaxation = RELAXED[estimator]
-    noisy = relaxation.quantile(probs.to(uniform.dtype)) - relaxation.quantile(uniform)
-    relaxed = relaxation.squash(noisy / (temperature or relaxation.temperature)).to(probs.dtype)
-    return _straight_through((uniform < probs).to(probs.dtype), relaxed) if hard else relaxed
+    bits = (uniform < probs).to(probs.dtype) if hard else None
+    relaxed = relaxed_sample(probs, uniform, relaxation, temperature or relaxation.temperature)
+    return relaxed if bits is None else _straight_through(bits, relaxed)
 
 
 def open_probability(

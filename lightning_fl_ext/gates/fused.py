@@ -113,13 +113,18 @@ def agrees_with_torch(loop: Loop) -> bool:
 
 def _is_plain(probs: Tensor) -> bool:
     """Whether there are values in memory, in the order in which `torch.bernoulli` goes over them."""
-    if torch.compiler.is_compiling() or type(probs) not in (Tensor, torch.nn.Parameter):
+    return has_values(probs) and probs.is_contiguous() and not probs.is_neg()
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor is an ordinary one in this process's memory, and nothing traces or transforms it."""
+    if torch.compiler.is_compiling() or type(tensor) not in (Tensor, torch.nn.Parameter):
         return False
     try:
-        probs.detach().numpy()
+        tensor.detach().numpy()
     except (RuntimeError, TypeError):  # vmapped, fake, meta, on another device
         return False
-    return probs.is_contiguous() and not probs.is_neg()
+    return True
 
 
 def _compile() -> Loop:

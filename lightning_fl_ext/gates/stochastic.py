@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from lightning_fl_ext.gates.bernoulli import at_least_float32
 from lightning_fl_ext.gates.estimators import (
-    RELAXED,
     Estimator,
     bernoulli_sample,
     check_estimator,
     open_probability,
 )
+from lightning_fl_ext.gates.relaxed import RELAXED
 from lightning_fl_ext.gates.shrinking.plain import multiplied
 
 __all__ = ["Evaluation", "StochasticGateModule"]

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_fl_ext.metric_names import better, family_of, foremost, title_of
+from lightning_fl_ext.metric_names import foremost, of_each_site
+from lightning_fl_ext.report.ranking import badness, extremes, left_behind, rank_of, sentence_of
 from lightning_fl_ext.report.scales import show_number
 from lightning_fl_ext.server.record import RoundRecord, SiteEvaluation
 
@@ -17,9 +18,6 @@ MAX_MULTIPLES = 24
 
 MAX_LINES = 60
 """Lines behind each small chart: those of the sites that do worst."""
-
-_NAMED = 3
-_CLEARLY = 0.05  # of the middle site's value: sites that are nearer to it than that are as good
 
 MAX_ROWS = 200
 """Rows of the table; of more sites, those that do worst."""
@@ -117,9 +115,11 @@ def view_sites(rounds: Sequence[RoundRecord], monitor: str | None = None) -> Sit
         return None
     newest = max(of_round.values())
     earlier = {client: number for client, number in of_round.items() if number < newest}
-    columns = foremost({name for site in last.values() for name in site.metrics}, monitor, MAX_METRICS)
-    ends = [_ends(name, last) for name in columns]
-    order = sorted(last, key=lambda client: (_badness(columns[:1], last[client]), client))
+    there = {name for site in last.values() for name in site.metrics}
+    columns = foremost(there, monitor and of_each_site(monitor), MAX_METRICS)
+    ends = [extremes(name, last) for name in columns]
+    now = {client: site for client, site in last.items() if client not in earlier}
+    order = sorted(last, key=lambda client: (badness(columns[:1], last[client]), client))
     history = {client: _by_round(rounds, client, columns[0]) for client in order} if columns else {}
     rows = [
         SiteRow(
@@ -127,7 +127,7 @@ def view_sites(rounds: Sequence[RoundRecord], monitor: str | None = None) -> Sit
             last[client].num_examples,
             tuple(show_number(last[client].metrics.get(name)) for name in columns),
             tuple(
-                _rank(last[client].metrics.get(name), end) for name, end in zip(columns, ends, strict=True)
+                rank_of(last[client].metrics.get(name), end) for name, end in zip(columns, ends, strict=True)
             ),
             of_round[client] if earlier else None,
             _gained(history.get(client, {}), last[client].metrics.get(columns[0]) if columns else None),
@@ -137,8 +137,8 @@ def view_sites(rounds: Sequence[RoundRecord], monitor: str | None = None) -> Sit
     view = SitesView(
         tuple(columns),
         tuple(rows[:MAX_ROWS]),
-        tuple(_sentence(name, last, earlier) for name in columns),
-        behind=_behind(columns[0], {c: s for c, s in last.items() if c not in earlier}) if columns else "",
+        tuple(sentence_of(name, last, earlier) for name in columns),
+        behind=left_behind(columns[0], now) if columns else "",
         silent=sum(not site.metrics for site in last.values()),
         hidden=max(0, len(rows) - MAX_ROWS),
     )
@@ -189,81 +189,8 @@ def _by_round(rounds: Sequence[RoundRecord], client: str, name: str) -> dict[int
     return found
 
 
-def _badness(names: Sequence[str], site: SiteEvaluation) -> float:
-    if not names or names[0] not in site.metrics:
-        return math.inf
-    value = site.metrics[names[0]]
-    return -math.inf if math.isnan(value) else (better(family_of(names[0])) or 1) * value
-
-
-def _ends(name: str, sites: Mapping[str, SiteEvaluation]) -> tuple[float, float] | None:
-    """The worst and the best value; None if they are equal, or nothing says which is which."""
-    values, without = _numbers(name, sites)
-    sign = better(family_of(name))
-    if not sign or not values or (values[0][0] == values[-1][0] and not without):
-        return None
-    (worst, _), (best, _) = (values[0], values[-1])[::sign]
-    return (math.nan if without else worst), best
-
-
-def _numbers(name: str, sites: Mapping[str, SiteEvaluation]) -> tuple[list[tuple[float, str]], list[str]]:
-    """Give the values of a metric with their sites, ascending, and the sites whose value is no number."""
-    told = sorted((client, site.metrics[name]) for client, site in sites.items() if name in site.metrics)
-    numbers = sorted((value, client) for client, value in told if not math.isnan(value))
-    return numbers, [client for client, value in told if math.isnan(value)]
-
-
-def _rank(value: float | None, ends: tuple[float, float] | None) -> str:
-    if value is None or ends is None:
-        return ""
-    return "worst" if value == ends[0] or math.isnan(value) else "best" if value == ends[1] else ""
-
-
 def _gained(values: Mapping[int, float], now: float | None) -> str:
     if len(values) < 2 or now is None or not math.isfinite(now):
         return ""
     change = now - next(iter(values.values()))
     return f"{'+' if change >= 0 else '−'}{show_number(abs(change))}"
-
-
-def _sentence(name: str, sites: Mapping[str, SiteEvaluation], earlier: Mapping[str, int]) -> str:
-    values, without = _numbers(name, sites)
-    title = f"{title_of(family_of(name))} ({name})"
-    none = f" No number at {_some(without)}." if without else ""
-    if not values:
-        return f"{title}:{none}"
-    (low, lowest), (high, highest) = values[0], values[-1]
-    if len(values) == 1:
-        return f"{title}: {show_number(low)} at {lowest}, the one site that tells it.{none}"
-    ends = [(low, lowest), (high, highest)]
-    words = ("lowest", "highest")
-    if (sign := better(family_of(name))) != 0:
-        ends, words = ends[::sign], ("worst", "best")
-    told = ", ".join(
-        f"{word} {show_number(v)} at {who}" + (f" (round {earlier[who]})" if who in earlier else "")
-        for word, (v, who) in zip(words, ends, strict=True)
-    )
-    return f"{title}: {told}, {show_number(high - low)} apart.{none}"
-
-
-def _some(clients: Sequence[str]) -> str:
-    more = f" and {len(clients) - _NAMED} more" if len(clients) > _NAMED else ""
-    return f"{', '.join(clients[:_NAMED])}{more}"
-
-
-def _behind(name: str, sites: Mapping[str, SiteEvaluation]) -> str:
-    """Name the sites that are further below the middle one than that is below the best, and clearly so."""
-    sign = better(family_of(name))
-    values = {client: sign * value for value, client in _numbers(name, sites)[0]}
-    if not sign or len(values) < 3:
-        return ""
-    ranked = sorted(values.values())
-    middle, best = ranked[len(ranked) // 2], ranked[-1]
-    least = max(best - middle, _CLEARLY * abs(middle))
-    far = [c for c, v in sorted(values.items(), key=lambda item: item[1]) if middle - v > least]
-    if not far:
-        return ""
-    return (
-        f"Left behind: {_some(far)}, further from the middle site"
-        f" ({show_number(sign * middle)}) than that is from the best ({show_number(sign * best)})."
-    )

@@ -32,13 +32,15 @@ from lightning_fl_ext.secure.masks import Words, mask
 from lightning_fl_ext.secure.messages import Plain, joined, members, message_fields, parts
 from lightning_fl_ext.secure.roster import Announcement, Roster, Terms
 from lightning_fl_ext.secure.shares import split
+from lightning_fl_ext.secure.survivors import SurvivorList, read_signatures, read_survivors
 
 Sign = Callable[[bytes], bytes]
 Trust = Callable[[Roster], None]
+TrustList = Callable[[Roster, bytes, Mapping[int, bytes]], None]
 
 
 @dataclass(frozen=True, eq=False)
-class ClientRound:
+class SecureClient:
     """What a client keeps of a round, from one message to the next. Nothing of it is ever shown.
 
     Attributes:
@@ -53,6 +55,7 @@ class ClientRound:
         shares: Of each neighbour whose vector is masked with this client's, and of the client itself: the
             share of the own mask's seed, followed by that of the mask key's seed.
         masked: Whether it has masked its vector.
+        confirmed: Whether it has signed a list of survivors.
         public_keys: Those that belong to the first two seeds.
     """
 
@@ -66,6 +69,7 @@ class ClientRound:
     tag_secret: bytes = field(default=b"", repr=False)
     shares: Mapping[int, bytes] = field(default_factory=dict, repr=False)
     masked: bool = False
+    confirmed: bool = False
     public_keys: tuple[bytes, bytes] = (b"", b"")
     """Computed if they are not given."""
 
@@ -84,7 +88,7 @@ class ClientRound:
             plain if sign is None else replace(plain, signature=sign(plain.signed_text(self.terms.session)))
         )
 
-    def share(self, roster: Roster, trust: Trust | None = None) -> tuple[ClientRound, Plain]:
+    def share(self, roster: Roster, trust: Trust | None = None) -> tuple[SecureClient, Plain]:
         """Check the roster, and seal shares of the secrets for the neighbours.
 
         Args:
@@ -131,7 +135,7 @@ class ClientRound:
         }
         return done, done._tagged("share", message)
 
-    def mask(self, mailbox: Mapping[str, Any], words: Words) -> tuple[ClientRound, Plain]:
+    def mask(self, mailbox: Mapping[str, Any], words: Words) -> tuple[SecureClient, Plain]:
         """Open the shares of the neighbours, and mask the vector, in place.
 
         Args:
@@ -167,31 +171,38 @@ class ClientRound:
         done = replace(self, shares=shares, masked=True)
         return done, done._tagged("masked", {}, words)
 
-    def unmask(self, request: Mapping[str, Any]) -> Plain:
+    def confirm(self, request: Mapping[str, Any], sign: Sign) -> tuple[SecureClient, Plain]:
+        """Sign the list of survivors, one in a round, so that others know that they were told the same.
+
+        Raises:
+            SecureAggregationError: As of :meth:`unmask`; or it has signed a list in this round already.
+        """
+        if self.confirmed:
+            raise SecureAggregationError("this client has signed a list of survivors in this round already")
+        signature = sign(self._survivors(request).signed_text(self._known()))
+        done = replace(self, confirmed=True)
+        return done, done._tagged("confirm", {"list-signature": signature})
+
+    def unmask(self, request: Mapping[str, Any], trust: TrustList | None = None) -> Plain:
         """Give the shares that take the masks off the sum. After this, forget the round.
 
         Of a neighbour whose vector is in the sum, that is the share of its own mask; of one that masked with
         others but dropped out, that of its key. Never both.
 
+        Args:
+            request: The list of survivors, and signatures of it, if there are any.
+            trust: Raises if too few have signed this list.
+
         Raises:
             SecureAggregationError: The request names too few survivors, not this client, one twice, or leaves
-                out a neighbour.
+                out a neighbour; or too few have signed it.
         """
-        roster, me = self._known(), self._me
-        if not self.masked:
-            raise SecureAggregationError("this client took no part in the sum of this round")
-        survivors, dropped = members(request, "survivors"), members(request, "dropped")
-        everyone = [*survivors, *dropped]
-        if len(set(everyone)) < len(everyone):
-            raise SecureAggregationError("both kinds of shares of one client would unmask it")
-        if not set(everyone) <= set(range(len(roster.members))) or me not in survivors:
-            raise SecureAggregationError("the list of survivors is not one of this client's round")
-        if len(survivors) < roster.terms.threshold:
-            raise SecureAggregationError(
-                f"{len(survivors)} survivors are under the threshold of {roster.terms.threshold}"
-            )
-        if not set(self.shares) <= set(everyone):
-            raise SecureAggregationError("the list of survivors says nothing of a neighbour")
+        told = self._survivors(request)
+        if trust is not None:
+            inside = set(told.survivors)
+            signatures = {j: s for j, s in read_signatures(request).items() if j in inside}
+            trust(self._known(), told.signed_text(self._known()), signatures)
+        survivors, dropped = told
         of_self = [j for j in sorted(survivors) if j in self.shares]
         of_key = [j for j in sorted(dropped) if j in self.shares]
         message: Plain = {
@@ -215,6 +226,7 @@ class ClientRound:
             "share-seed": self.share_seed,
             "self-seed": self.self_seed,
             "masked": self.masked,
+            "confirmed": self.confirmed,
             "tag-secret": self.tag_secret,
             "public-keys": b"".join(self.public_keys),
             "pair-keys": joined(self.pair_keys.values(), KEY_BYTES),
@@ -223,7 +235,7 @@ class ClientRound:
         }
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any], roster: Roster | None = None) -> ClientRound:
+    def from_dict(cls, state: Mapping[str, Any], roster: Roster | None = None) -> SecureClient:
         """Take what :meth:`to_dict` gave, and the roster, if the client had one."""
         neighbours = roster.neighbours(roster.number(state["client-id"])) if roster else ()
         pair_keys = parts(state, "pair-keys", KEY_BYTES, len(neighbours))
@@ -240,6 +252,7 @@ class ClientRound:
             state["tag-secret"],
             dict(zip(state["holds"], shares, strict=True)),
             state["masked"],
+            state["confirmed"],
             (mask_key, share_key),
         )
 
@@ -247,6 +260,12 @@ class ClientRound:
         if self.roster is None:
             raise SecureAggregationError("this client has not shared its keys in this round")
         return self.roster
+
+    def _survivors(self, request: Mapping[str, Any]) -> SurvivorList:
+        roster = self._known()
+        if not self.masked:
+            raise SecureAggregationError("this client took no part in the sum of this round")
+        return read_survivors(request, roster, self._me, self.shares)
 
     @property
     def _me(self) -> int:

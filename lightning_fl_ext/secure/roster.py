@@ -98,6 +98,11 @@ class Roster:
             *(name.encode() for name in self.metrics),
         )
 
+    @property
+    def signed(self) -> bool:
+        """Whether all members sign, so that they can sign the list of survivors, too."""
+        return all(member.signature for member in self.members)
+
     def neighbours(self, member: int) -> tuple[int, ...]:
         """Give the numbers of a member's neighbours."""
         return self._graph.neighbours(member)

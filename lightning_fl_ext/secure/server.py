@@ -28,9 +28,10 @@ from lightning_fl_ext.secure.masks import Words, mask
 from lightning_fl_ext.secure.messages import Plain, joined, members, message_fields, parts
 from lightning_fl_ext.secure.roster import Announcement, Roster, Terms
 from lightning_fl_ext.secure.shares import combine
+from lightning_fl_ext.secure.survivors import SIGNATURE_BYTES, joined_signatures
 
 
-class ServerRound:
+class SecureServer:
     """One round of the server. Vectors are added as they come; none is kept.
 
     Args:
@@ -70,6 +71,7 @@ class ServerRound:
         self._key_shares: dict[int, dict[int, bytes]] = {}
         self._answered: set[int] = set()
         self._requested = False
+        self._signatures: dict[int, bytes] = {}
 
     def take_shares(self, member: int, message: Mapping[str, Any]) -> None:
         """Take a client's sealed shares.
@@ -118,6 +120,26 @@ class ServerRound:
         self._requested = True
         dropped = sorted(set(self.sharers) - set(self.survivors))
         return {"survivors": sorted(self.survivors), "dropped": dropped}
+
+    def take_confirmation(self, member: int, message: Mapping[str, Any]) -> None:
+        """Take a survivor's signature of the list that `request` gave. Only other clients can check it.
+
+        Raises:
+            SecureAggregationError: It is not what this client sent in this round, or came already.
+        """
+        if member not in self.survivors:
+            raise SecureAggregationError("its masked update is not in the sum")
+        self._check(member, "confirm", message, self._signatures)
+        (self._signatures[member],) = parts(message, "list-signature", SIGNATURE_BYTES, 1)
+
+    def signed_request(self) -> Plain:
+        """Give what `request` gave, signed.
+
+        Raises:
+            SecureAggregationError: Fewer have signed than the threshold says.
+        """
+        self._require(len(self._signatures), "signatures of the list of survivors")
+        return {**self.request(), **joined_signatures(self._signatures)}
 
     def take_unmask(self, member: int, message: Mapping[str, Any]) -> None:
         """Take the shares that a survivor gives.

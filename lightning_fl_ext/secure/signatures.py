@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -62,6 +63,32 @@ class SiteKeys:
                 raise SecureAggregationError(
                     f"the keys of client `{member.client_id}` are not signed by its trusted key"
                 ) from None
+
+    def check_list(self, roster: Roster, text: bytes, signatures: Mapping[int, bytes]) -> None:
+        """Check that as many members as must survive have signed the same list of survivors.
+
+        Args:
+            roster: Of the round.
+            text: What the list is signed by.
+            signatures: Of survivors, by number. One that is wrong does not count, whoever altered it.
+
+        Raises:
+            SecureAggregationError: Too few have.
+        """
+        if self._trusted is None:
+            return
+        valid = 0
+        for member, signature in signatures.items():
+            try:
+                self._trusted[roster.members[member].client_id].verify(signature, text)
+            except (InvalidSignature, KeyError):
+                continue
+            valid += 1
+        if valid < roster.terms.threshold:
+            raise SecureAggregationError(
+                f"{valid} of the sites that are trusted have signed the list of survivors, expected"
+                f" {roster.terms.threshold}: others may have been told another list"
+            )
 
 
 def write_site_keys(folder: str | os.PathLike[str], client_id: str) -> tuple[Path, Path]:

@@ -18,7 +18,11 @@ from lightning_fl_ext.files import CHECKPOINTS, TornFilesError, list_checkpoints
 from lightning_fl_ext.lightnings import overrides
 from lightning_fl_ext.metrics.discovery import weights_of
 from lightning_fl_ext.seeds import derive_seed, seeded
-from lightning_fl_ext.server.durability.checkpoint import CheckpointError, Decoded, decode_checkpoint
+from lightning_fl_ext.server.durability.checkpoint import (
+    CheckpointError,
+    DecodedCheckpoint,
+    decode_checkpoint,
+)
 from lightning_fl_ext.server.durability.lightning_checkpoint import ExportError, lightning_checkpoint
 from lightning_fl_ext.server.trainer_arguments import make_module
 from lightning_fl_ext.text import shown
@@ -138,7 +142,7 @@ def restore_model(
     return module
 
 
-def _read(folder: Path, server_round: int | None) -> Decoded:
+def _read(folder: Path, server_round: int | None) -> DecodedCheckpoint:
     kept = dict(list_checkpoints(folder / CHECKPOINTS))
     if (folder / "state.json").is_file():
         return decode_checkpoint(read_folder(folder))

@@ -22,7 +22,7 @@ from lightning_fl_ext.wire import Exchange
 log = logging.getLogger(__name__)
 
 _ALONE = (RoundCheckpoint, RoundLedger, RoundProgressBar)
-_GRID = ("get_node_ids", "push_messages", "pull_messages")
+_GRID = ("get_node_ids", "get_nodes", "push_messages", "pull_messages")
 _LOGGER = ("log_metrics", "save", "finalize")
 
 
@@ -158,8 +158,13 @@ def check_grid(grid: Any) -> None:
     Raises:
         TypeError: It is not.
     """
-    if isinstance(grid, type) or not all(hasattr(grid, name) for name in _GRID):
-        hint = " Put it into one: `LocalGrid(client, num_clients=10)`." if isinstance(grid, ClientApp) else ""
+    missing = [name for name in _GRID if not hasattr(grid, name)]
+    if isinstance(grid, type) or missing:
+        hint = ""
+        if isinstance(grid, ClientApp):
+            hint = " Put it into one: `LocalGrid(client, num_clients=10)`."
+        elif 0 < len(missing) < len(_GRID):
+            hint = f" It has no `{missing[0]}`: derive it from `flwr.serverapp.Grid`."
         raise TypeError("`grid` must be a Flower Grid." + got(grid) + hint)
 
 

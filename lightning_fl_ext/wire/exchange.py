@@ -30,7 +30,13 @@ class StateMismatchError(LightningFLError):
 
 
 class NotHeldError(LightningFLError):
-    """A client was sent a change of what it does not hold. The server then sends it the whole."""
+    """A client was sent a change of what it does not hold. The server then sends it the whole.
+
+    Attributes:
+        words: By which a server knows it, whatever of an exception its engine passes on.
+    """
+
+    words = "which this client does not hold"
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,8 @@ class LateTheta(Mapping[str, NDArray[Any]]):
             return theta_arrays(decode_theta(self.payload, self.size, self.key))
         if self._held is None:
             raise NotHeldError(
-                f"round {self.key.round}: the server sent a change of the θ {self._base.hex()}, which this"
-                " client does not hold: it has missed a round, or was started again. A `FederatedTrainer`"
+                f"round {self.key.round}: the server sent a change of the θ {self._base.hex()},"
+                f" {NotHeldError.words}: it has missed a round, or was started again. A `FederatedTrainer`"
                 " sends it the whole at once; another server has to."
             )
         return theta_arrays(decode_change(self.payload, self._held, self.key))

@@ -17,6 +17,7 @@ from lightning_fl_ext.wire.codes import (
     MaskKey,
     check_code,
     decode_mask,
+    encode_counts_change,
     encode_mask,
     encode_relay,
     encode_same,
@@ -64,9 +65,10 @@ class MaskExchange(Exchange):
         exclude: Names outside the masks that stay.
         down: What a client may be sent that holds the θ of the round before. ``"alone"``: θ as for any other.
             ``"sum"``: the sum of the flips by which all clients' masks differ from what it can guess, which
-            shows it little more than θ does: the ids of those whose masks are counted. ``"relay"``: all
-            clients' masks, which shows each client those of the others. The shortest of what is allowed is
-            sent. The server's ``down`` says which; a client's ``"alone"`` has it keep no θ.
+            shows it little more than θ does: the ids of those whose masks are counted; or the counts given
+            those before, which show it nothing more. ``"relay"``: all clients' masks, which shows each client
+            those of the others. The shortest of what is allowed is sent. The server's ``down`` says which; a
+            client's ``"alone"`` has it keep no θ.
 
     Raises:
         ValueError: The code or ``down`` is unknown, ``stratified`` is not a bool, or combined with
@@ -162,7 +164,7 @@ class MaskExchange(Exchange):
         key, theta, base = self._key(arrays, info, down=True), _theta(arrays), _theta(held.arrays)
         if held.counted is None:
             return _on_the_way(encode_same(theta, key), arrays)
-        written = [encode_sum_change(theta, base, held.counted, key)]
+        written = [encode_sum_change(theta, base, held.counted, key), encode_counts_change(theta, base, key)]
         if self.relays and held.payloads:
             written.append(encode_relay(theta, base, held.counted, held.payloads, key))
         shortest = min(filter(None, written), key=len, default=None)

@@ -14,4 +14,5 @@ MASKED = "masked"
 STEP, REFUSED = "step", "refused"
 """In `SECURE`: which step is asked for, and that the client refuses it."""
 
-ANNOUNCE, SHARE, MASK, UNMASK = "announce", "share", "mask", "unmask"
+ANNOUNCE, SHARE, MASK, CONFIRM, UNMASK = "announce", "share", "mask", "confirm", "unmask"
+"""The steps. The last but one is asked of clients that sign, alone."""

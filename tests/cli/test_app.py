@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import lightning_fl_ext
+from lightning_fl_ext.cli.app import app
 from lightning_fl_ext.server.durability.ledger import GENESIS, make_line
 
 ROOT = Path(lightning_fl_ext.__file__).parents[1]
-COMMANDS = ("run", "show", "verify", "key", "compare", "new")
+COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 
 
 def test_the_entry_point_is_declared_and_resolves():

@@ -266,7 +266,11 @@ WRONG = {
     "data of other arguments": ((), {"data": "lit:index_and_number"}, "return index_and_number(...)`"),
     "data that is none": ((), {"data": "lit:number"}, "must be a function of the client's Context. Got int."),
     "no clients": ((), {"clients": 0}, "`--clients` must be at least 1. Got 0."),
-    "too few clients": ((), {"clients": 1}, "At least 2 are needed: ExactFedAvg(min_available_nodes=2)"),
+    "too few clients": (
+        ("--strategy-option", "min_available_nodes=4"),
+        {},
+        "At least 4 are needed: ExactFedAvg(min_available_nodes=4)",
+    ),
     "rounds in words": ((), {"rounds": "three"}, "'three' is not a valid integer"),
     "a negative seed": (("--seed", -1), {}, "`--seed` must be at least 0. Got -1."),
     "no strategy": (("--strategy", "FedSomething"), {}, "there is no `FedSomething`. There are Exact"),
@@ -367,7 +371,9 @@ def test_the_report_is_written_while_the_run_goes_on(project, federate, monkeypa
         pages.append((folder / "report.html").read_text())
 
     monkeypatch.setattr(callbacks.LiveReport, "_write", staticmethod(watch))
-    assert federate("run", "--live").code == 0
+    done = federate("run", "--live")
+    assert done.code == 0
+    assert done.out.startswith("report, anew after each round: run/report.html\n")
     assert ["1 round " in page for page in pages] == [True, False, False]
     assert ['http-equiv="refresh"' in page for page in pages] == [True, True, False]
     assert "all rounds are done" in pages[-1]
@@ -378,6 +384,12 @@ def test_the_page_of_a_run_that_was_stopped_no_longer_looks_again(project, feder
     page = (project / "run" / "report.html").read_text()
     assert "not finished" in page
     assert 'http-equiv="refresh"' not in page
+
+
+@pytest.mark.parametrize("strategy", ["ExactFedAvg", "FedAdam"])
+def test_one_client_is_enough_to_try_a_module(project, federate, strategy):
+    done = federate("run", "--strategy", strategy, clients=1)
+    assert (done.code, "clients 1/1" in done.out) == (0, True), done.err
 
 
 def test_a_folder_that_is_a_file_is_refused(project, federate):

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from lightning_fl_ext.cli.config import merge, read_config, to_toml
 from lightning_fl_ext.cli.errors import WrongInput
-from lightning_fl_ext.cli.settings import SETTINGS, RunSettings, flag_of, merge, read_config, to_toml
+from lightning_fl_ext.cli.settings import SETTINGS, RunSettings, flag_of
 
 LEAST = {"model": "m:M", "data": "m:d", "clients": 3}
 EXAMPLES = {

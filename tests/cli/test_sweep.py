@@ -1,11 +1,10 @@
 """`sweep` runs every combination, goes on after a stop, and ends with the page; `show` of several runs."""
 
 import csv
-import os
+import io
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +25,7 @@ def in_process(monkeypatch, call):
 
     def start(arguments):
         code = main(["run", *arguments])
-        return SimpleNamespace(communicate=lambda: ("", "as it said"), returncode=code)
+        return SimpleNamespace(poll=lambda: code, returncode=code), io.BytesIO(b"at first\nas it said\n")
 
     monkeypatch.setattr(module, "_start", start)
 
@@ -90,21 +89,31 @@ def test_if_all_fail_there_is_no_page_and_no_table(project, call, in_process):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_runs_too_and_begins_no_other(project, call, monkeypatch, number, code):
-    started = []
+    runs = []
+
+    class Run:
+        """Stands for a process that goes on until it is ended; the second one brings the signal."""
+
+        ended = waited_for = False
+
+        def poll(self):
+            if self is runs[-1]:
+                signal.raise_signal(number)
+
+        def terminate(self):
+            self.ended = True
+
+        def wait(self):
+            self.waited_for = self.ended
 
     def start(arguments):
-        """Stand for a process that goes on until it is ended; the second one brings the signal."""
-        ended = threading.Event()
-        started.append(ended)
-        if len(started) == 2:
-            os.kill(os.getpid(), number)
-        wait = lambda: ("", f"ended: {ended.wait(30)}")  # noqa: E731
-        return SimpleNamespace(communicate=wait, terminate=ended.set, returncode=-number)
+        runs.append(Run())
+        return runs[-1], io.BytesIO()
 
     monkeypatch.setattr(module, "_start", start)
     done = call("sweep", *FIXED, "--vary", "seed=0,1,2,3", "--jobs", 2)
     assert (done.code, done.err) == (code, "stopped; the same command goes on\n")
-    assert [ended.is_set() for ended in started] == [True, True]
+    assert [run.waited_for for run in runs] == [True, True]
 
 
 @pytest.mark.slow

@@ -5,69 +5,51 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as L
 import torch
+from _lines import InShards, Line, loader
 from _modules import QUIET
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_fl_ext import FlowerBridge, LightningFLError, client_app, digest
+from lightning_fl_ext import (
+    FlowerBridge,
+    LightningFLError,
+    MaskedModule,
+    MaskExchange,
+    client_app,
+    digest,
+)
 from lightning_fl_ext.engines.private import ensure_identity, set_message_id
 from lightning_fl_ext.seeds import derive_seed, seeded_ranks
-from lightning_fl_ext.wire import from_record, to_record
+from lightning_fl_ext.wire import Held, RoundInfo, from_record, to_record
 
 
-class Lit(L.LightningModule):
+class Lit(Line):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.layer = nn.Linear(3, 1)
+        self.layer = torch.nn.Linear(3, 1)
         self.fail_in_epoch = None
 
     def training_step(self, batch, batch_idx):
         if self.current_epoch == self.fail_in_epoch:
             raise OSError("disk")
-        loss = (self.layer(batch[0]) - batch[1]).square().mean()
-        # Reduced over the ranks only when it is read: a read on one rank alone would wait for ever.
-        self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True)
-        return loss
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_loss", (self.layer(batch[0]) - batch[1]).square().mean(), sync_dist=True)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
+        return super().training_step(batch, batch_idx)
 
 
-class Sharded(Lit):
-    """Fully sharded (FSDP2) over both processes."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = None
-
-    def configure_model(self):
-        from torch.distributed.fsdp import fully_shard
-
-        if self.layer is None:
-            self.layer = nn.Linear(3, 1)
-            fully_shard(self.layer, mesh=self.device_mesh["data_parallel"])
+class Sharded(InShards, Lit):
+    pass
 
 
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(loader(20).dataset)
-
-
-def loader(n):
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(n, 3, generator=generator)
-    return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=10)
 
 
 def trainer(strategy, *callbacks, epochs=2, **options):
@@ -161,6 +143,31 @@ def app(strategy):
         "weights": {k: v.ravel().tolist() for k, v in from_record(reply.content["arrays"]).items()},
         "counts": [reply.content["metrics"]["num-examples"], evaluated.content["metrics"]["num-examples"]],
         "metrics": sorted(evaluated.content["metrics"]),
+    }
+
+
+class Masked(Lit):
+    def __init__(self):
+        super().__init__()
+        self.layer = MaskedModule(torch.nn.Linear(3, 1), seed=0)
+
+
+def masks(strategy):
+    """The server says that θ is what the module starts from, which only the workers have built."""
+    exchange, info = MaskExchange(), RoundInfo(server_round=1)
+    first = exchange.start(Masked().state_dict())
+    wire = exchange.to_holder(first, info, Held(exchange.keepsake(first)))
+    message = instruction("train")
+    message.content["arrays"] = to_record(wire, exchange.coded)
+    given = {"accelerator": "cpu", "devices": 2, "strategy": strategy}
+    client, home = client_app(Masked, lambda _: loader(101), given, exchange=exchange), context()
+    reply = client(message, home)
+    read = exchange.from_client(from_record(reply.content["arrays"]), first, replace(info, client_id="a"))
+    held = from_record(home.state["held"])
+    return {
+        "mask": len(read["masks"]),
+        "held": held["masks.counts"].tolist(),
+        "first": first["masks.counts"].tolist(),
     }
 
 

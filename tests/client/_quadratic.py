@@ -54,7 +54,8 @@ def data(context):
 
 
 def app(model=Quadratic, trainer=None, **options):
-    return client_app(model, data, {**CPU, "max_epochs": EPOCHS, **(trainer or {})}, **options)
+    own = trainer if callable(trainer) else {**CPU, "max_epochs": EPOCHS, **(trainer or {})}
+    return client_app(model, data, own, **options)
 
 
 def handwritten(kit):

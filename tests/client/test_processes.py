@@ -58,7 +58,7 @@ def check_fit(out):
 
 @pytest.fixture(scope="module")
 def forked():
-    return run("ddp_fork", "fit", "validate", "spool", "app", "keeps")
+    return run("ddp_fork", "fit", "validate", "spool", "app", "masks", "keeps")
 
 
 def test_results_come_back_from_forked_workers(forked):
@@ -80,6 +80,12 @@ def test_a_client_app_over_forked_workers(forked):
     assert forked["app"]["metrics"] == ["num-examples", "val_loss"]
     shuffle = derive_seed(0, 1, "a", "train")
     assert_trained_as(reference(101, epochs=1, seed=shuffle), forked["app"]["weights"])
+
+
+def test_a_theta_that_only_the_workers_could_read_is_kept_and_coded_by(forked):
+    masks = forked["masks"]
+    assert masks["held"] == masks["first"]
+    assert masks["mask"] == len(masks["first"]) == 4
 
 
 def test_an_optimizer_kept_by_forked_workers_goes_on(forked):

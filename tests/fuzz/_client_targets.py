@@ -235,7 +235,7 @@ def launcher_files():
 
 
 MESSAGES = launcher_files()
-ERROR = json.dumps({"rank": 1, "among": "2", "time": 3.5, "traceback": "ValueError: no"}).encode()
+ERROR = json.dumps({"rank": 1, "world_size": "2", "time": 3.5, "traceback": "ValueError: no"}).encode()
 
 
 def make_launcher_file(rng):

@@ -20,7 +20,7 @@ from lightning_fl_ext.client.instruction_limits import check_step
 from lightning_fl_ext.metrics import pack_metrics
 from lightning_fl_ext.metrics.stage_metrics import Scalar, StageMetrics
 from lightning_fl_ext.metrics.summing import common_entries, read_sum, size_of, summable
-from lightning_fl_ext.secure import ClientRound, Roster, ServerRound, Terms
+from lightning_fl_ext.secure import Roster, SecureClient, SecureServer, Terms
 from lightning_fl_ext.server.screening.announcements import read_announcement, step_record
 from lightning_fl_ext.server.screening.rejection import Rejected
 from lightning_fl_ext.server.screening.secure_steps import (
@@ -41,7 +41,7 @@ class Round:
     """An honest round, stopped before the liar's answer to each step."""
 
     def __init__(self):
-        clients = [ClientRound(name, TERMS) for name in NAMES]
+        clients = [SecureClient(name, TERMS) for name in NAMES]
         announced = [client.announce() for client in clients]
         self.announcement = {
             "client-id": NAMES[LIAR],
@@ -51,7 +51,7 @@ class Round:
             "wide": False,
             "metrics": ['["mean", "train", "loss"]'],
         }
-        self.server = server = ServerRound(TERMS, announced, False, ["loss"])
+        self.server = server = SecureServer(TERMS, announced, False, ["loss"])
         self.before, self.honest, self.asked, self.liar = {}, {}, {"share": server.roster.to_dict()}, {}
         order = [i for i in range(NUMBER) if i != LIAR] + [LIAR]
         for i in order:

@@ -43,6 +43,7 @@ from lightning_fl_ext.wire.codes import (
     decode_change,
     decode_mask,
     decode_theta,
+    encode_counts_change,
     encode_mask,
     encode_relay,
     encode_same,
@@ -223,6 +224,7 @@ SUM = ThetaCounts(np.sum(OPENED, axis=0, dtype=np.uint16), 3)
 CHANGES = [
     encode_same(PUBLIC, DOWN),
     encode_sum_change(SUM, PUBLIC, COUNTED, DOWN),
+    encode_counts_change(SUM, PUBLIC, DOWN),
     encode_relay(SUM, PUBLIC, COUNTED, WRITTEN, DOWN),
 ]
 HEADER_BYTES = 28

@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.func import jacfwd, jacrev, vmap
 
 from lightning_fl_ext.gates import BernoulliSample, bernoulli_sample, open_probability
+from lightning_fl_ext.gates import relaxed as relaxed_module
+from lightning_fl_ext.gates.relaxed import RELAXED as RELAXED_FAMILIES
+from lightning_fl_ext.gates.relaxed import relaxed_sample
 
 BINARY = ("probability", "identity", "reinmax")
 RELAXED = ("concrete", "hard_concrete", "gaussian")
@@ -229,6 +232,43 @@ def test_a_uniform_number_of_zero_makes_no_nan(estimator: str, monkeypatch: pyte
 # --- Under torch's transforms. ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("estimator", RELAXED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_computed_in_place_samples_and_derivatives_are_those_of_the_formula(
+    estimator: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relaxation, generator = RELAXED_FAMILIES[estimator], torch.Generator().manual_seed(0)
+    probs = torch.rand(2000, generator=generator, dtype=dtype)
+    probs[:3] = torch.tensor([0.5, 1e-4, 1 - 1e-4])
+    probs.requires_grad_()
+    uniform, weights, more = (torch.rand(2000, generator=generator, dtype=dtype) for _ in range(3))
+
+    def outcome() -> list[Tensor]:
+        sample = relaxed_sample(probs, uniform.clone(), relaxation, 0.7)
+        (first,) = torch.autograd.grad(sample, probs, weights, retain_graph=True)
+        (again,) = torch.autograd.grad(sample, probs, weights, create_graph=True)
+        (second,) = torch.autograd.grad(again, probs, more)
+        return [sample.detach(), first, again.detach(), second]
+
+    in_place = outcome()
+    monkeypatch.setattr(relaxed_module, "has_values", lambda tensor: False)
+    formula = outcome()
+    loose = 1e-9 if dtype == torch.float64 else 1e-3
+    for one, two in zip(in_place, formula, strict=True):
+        torch.testing.assert_close(one, two, rtol=loose, atol=loose * float(two.abs().median()))
+    assert formula[3].abs().max() > 0
+
+
+@pytest.mark.parametrize("estimator", RELAXED)
+def test_gradients_in_batches_are_those_one_by_one(estimator: str) -> None:
+    probs = torch.rand(6, dtype=torch.float64, requires_grad=True)
+    sample = bernoulli_sample(probs, estimator)
+    eye = torch.eye(6, dtype=torch.float64)
+    (together,) = torch.autograd.grad(sample, probs, eye, is_grads_batched=True, retain_graph=True)
+    alone = [torch.autograd.grad(sample, probs, row, retain_graph=True)[0] for row in eye]
+    torch.testing.assert_close(together, torch.stack(alone))
+
+
 @pytest.mark.parametrize("estimator", EVERY)
 def test_vmap(estimator: str) -> None:
     probs = torch.full((3, 40), 0.5)
@@ -301,7 +341,7 @@ def test_open_probability_grows_with_the_probability(estimator: str) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"estimator": "reinforce"}, r"one of probability, identity, .*gaussian. Got 'reinforce'"),
+        ({"estimator": "reinforce"}, r"one of probability, identity, .*Got 'reinforce'"),
         (
             {"estimator": "identity", "temperature": 0.5},
             r"Got temperature=0.5, hard=False with estimator='identity'",

@@ -6,7 +6,7 @@ import numpy as np
 
 from lightning_fl_ext.aggregation import ExactMean
 from lightning_fl_ext.aggregation.words import words_of_numbers
-from lightning_fl_ext.secure import ClientRound, ServerRound, Terms
+from lightning_fl_ext.secure import SecureClient, SecureServer, Terms
 from lightning_fl_ext.secure.checks import check_update
 from lightning_fl_ext.secure.vector import decode, encode
 
@@ -19,7 +19,7 @@ class Seen:
 
     vectors: dict = field(default_factory=dict)
     messages: list = field(default_factory=list)
-    server: ServerRound | None = None
+    server: SecureServer | None = None
 
 
 def name(i):
@@ -69,14 +69,14 @@ def run(updates, like, threshold=None, drops=None, numbers=None):
         means[name(i)] = ExactMean(like)
         means[name(i)].add(arrays, weight)
     wide = any(check_update(arrays, like, weight, number) for arrays, weight in updates)
-    clients = {name(i): ClientRound(name(i), terms) for i in range(number) if alive(i, "announce")}
-    server = ServerRound(terms, [c.announce() for c in clients.values()], wide)
+    clients = {name(i): SecureClient(name(i), terms) for i in range(number) if alive(i, "announce")}
+    server = SecureServer(terms, [c.announce() for c in clients.values()], wide)
     seen.server = server
     ids = [m.client_id for m in server.roster.members]
     number_of = {client: int(client.removeprefix("site-")) for client in ids}
 
     def at_rest(client):
-        return ClientRound.from_dict(client.to_dict(), client.roster)
+        return SecureClient.from_dict(client.to_dict(), client.roster)
 
     for j, client in enumerate(ids):
         if alive(number_of[client], "share"):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lightning_fl_ext.secure import ClientRound, SecureAggregationError, ServerRound, Terms
+from lightning_fl_ext.secure import SecureAggregationError, SecureClient, SecureServer, Terms
 from lightning_fl_ext.secure.keys import SEALED_BYTES
 from lightning_fl_ext.secure.messages import parts
 from lightning_fl_ext.secure.roster import Roster
@@ -18,8 +18,8 @@ class Federation:
     """Four clients and a server, taken to any step."""
 
     def __init__(self, terms=TERMS, names="abcd"):
-        self.clients = {n: ClientRound(n, terms) for n in names}
-        self.server = ServerRound(terms, [c.announce() for c in self.clients.values()])
+        self.clients = {n: SecureClient(n, terms) for n in names}
+        self.server = SecureServer(terms, [c.announce() for c in self.clients.values()])
         self.roster = self.server.roster
         self.words = {n: np.full(4, i, np.uint64) for i, n in enumerate(names)}
         self.shared, self.masked = {}, {}
@@ -46,13 +46,13 @@ def refuses(match):
 @pytest.mark.parametrize("asked", [1, 2])
 def test_a_sum_of_two_is_refused(asked):
     with refuses("at least 3 clients"):
-        ClientRound("a", Terms(b"", asked, asked)).announce()
+        SecureClient("a", Terms(b"", asked, asked)).announce()
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 2, 5])
 def test_a_threshold_that_is_no_majority_is_refused(threshold):
     with refuses("majority"):
-        ClientRound("a", replace(TERMS, threshold=threshold)).announce()
+        SecureClient("a", replace(TERMS, threshold=threshold)).announce()
 
 
 # The roster
@@ -268,7 +268,7 @@ def test_one_that_comes_back_late_is_not_in_the_sum():
 
 def test_too_few_announcements_are_refused():
     with refuses("expected 3 to 4 clients with keys, got 2"):
-        ServerRound(TERMS, [ClientRound(n, TERMS).announce() for n in "ab"])
+        SecureServer(TERMS, [SecureClient(n, TERMS).announce() for n in "ab"])
 
 
 def test_a_client_that_gives_false_shares_voids_the_round():

@@ -1,6 +1,7 @@
 """Wrong arguments: each is named, with what came instead and what to write."""
 
 import re
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import numpy as np
@@ -111,6 +112,12 @@ def test_what_is_no_grid_is_named(toy):
         toy.make_trainer().fit(toy.Net, toy.make_app())
     with pytest.raises(TypeError, match=r"`grid` must be a Flower Grid. Got None"):
         toy.make_trainer().validate(toy.Net, None)
+
+
+def test_an_engine_that_lacks_a_method_is_told_which(toy):
+    methods = dict.fromkeys(("get_node_ids", "push_messages", "pull_messages"), print)
+    with pytest.raises(TypeError, match=r"It has no `get_nodes`: derive it from `flwr.serverapp.Grid`."):
+        toy.make_trainer().fit(toy.Net, SimpleNamespace(**methods))
 
 
 def test_a_server_app_is_made_around_a_federated_trainer_only(toy):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from lightning_fl_ext.client.algorithms.alternating import AlternatingParts
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm
 from lightning_fl_ext.client.algorithms.drift import ControlVariates, DynamicRegularizer, NormalizedSteps
 from lightning_fl_ext.client.algorithms.proximal import ProximalTerm
 from lightning_fl_ext.client.instruction_limits import InstructionError, name, number
+from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.text import shown
-from lightning_fl_ext.wire.algorithm_names import ALGORITHM
+from lightning_fl_ext.wire.algorithm_names import ALGORITHM, EXTRA
 
 PLAIN = "fedavg"
 """Value of the configuration's `algorithm` that asks for plain training."""
@@ -61,6 +64,30 @@ def algorithm_of(
     if asked is None:
         return ProximalTerm(settings) if mu else None
     return None if asked == PLAIN else halves[asked](settings)
+
+
+def check_received(half: ClientAlgorithm | None, received: Arrays) -> None:
+    """Refuse what a server sends beside the weights that no fit should begin with.
+
+    Args:
+        half: At work; None for plain training, which takes nothing.
+        received: What came, by name.
+
+    Raises:
+        InstructionError: Nobody takes it, or a value is not finite.
+    """
+    for entry, array in received.items():
+        key = shown(f"{EXTRA}{entry}")
+        if half is None:
+            raise InstructionError(
+                f"the server sends `{key}` beside the weights, and its config's `{ALGORITHM}` names no half"
+                " that takes it. Nothing was trained: plain training would be another algorithm."
+            )
+        if array.dtype.kind not in "biu" and not np.isfinite(array).all():
+            raise InstructionError(
+                f"the server's `{key}`, for `{half.name}`: expected finite values, got others. Nothing was"
+                " trained."
+            )
 
 
 def check_halves(halves: object) -> tuple[type[ClientAlgorithm], ...]:

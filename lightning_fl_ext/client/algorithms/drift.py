@@ -10,7 +10,7 @@ import torch
 
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm, LocalFit, Parameters
 from lightning_fl_ext.client.algorithms.proximal import Scratch
-from lightning_fl_ext.client.instruction_limits import number
+from lightning_fl_ext.client.instruction_limits import InstructionError, number
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.text import shown
 
@@ -31,8 +31,9 @@ class ControlVariates(ClientAlgorithm):
         """Note how the server's control variate differs from this client's.
 
         Raises:
-            LightningFLError: The server's is of other parameters than those trained here.
+            LightningFLError: The server's is of other parameters than those trained here, or one is complex.
         """
+        refuse_complex(self, fit)
         buffers = dict(fit.module.named_buffers())  # Flower's own `start` does not tell them from parameters
         received = {name: c for name, c in fit.received.items() if name not in buffers}
         self._still = {name: torch.zeros_like(c) for name, c in fit.received.items() if name in buffers}
@@ -138,13 +139,14 @@ class DynamicRegularizer(ClientAlgorithm):
     """FedDyn (Acar et al. 2021, arXiv:2111.04263, algorithm 1).
 
     Adds ``alpha * (w - w_global) - g_i`` to gradients. Afterwards ``g_i`` becomes
-    ``g_i - alpha * (w - w_global)``, and is kept.
+    ``g_i - alpha * (w - w_global)``, and is kept. Both are a pull towards ``w_global + g_i / alpha``, the one
+    thing held in memory.
 
     Args:
         settings: The server's config; ``feddyn-alpha`` says how strongly.
 
     Raises:
-        InstructionError: It is missing, negative or not finite.
+        InstructionError: It is missing, not above 0 or not finite.
     """
 
     name = "feddyn"
@@ -154,39 +156,58 @@ class DynamicRegularizer(ClientAlgorithm):
     def __init__(self, settings: Mapping[str, object]) -> None:
         super().__init__(settings)
         self.alpha = number("feddyn-alpha", settings.get("feddyn-alpha"))
+        if not self.alpha:
+            raise InstructionError("the server's config `feddyn-alpha`: expected a number above 0, got 0")
         self._scratch = Scratch()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(alpha={self.alpha:g})"
 
     def on_fit_start(self, fit: LocalFit) -> None:
-        """Note the global weights, and this client's linear term.
+        """Note what to pull towards.
 
         Raises:
-            LightningFLError: That is of other parameters than those trained here.
+            LightningFLError: This client's linear term is of other parameters than those that travel, or one
+                of these is complex.
         """
+        refuse_complex(self, fit)
         if fit.kept:
             refuse_others(fit, fit.kept, "this client's linear terms")
-        self._near = {name: parameter.detach().clone() for name, parameter in fit.parameters.items()}
-        self._linear = {
-            name: fit.kept[name].to(near.device, near.dtype) if name in fit.kept else torch.zeros_like(near)
-            for name, near in self._near.items()
-            if near.is_floating_point()
-        }
+        self._towards: dict[str, torch.Tensor] = {}
+        for name, parameter in fit.parameters.items():
+            if parameter.is_floating_point():
+                wide = torch.promote_types(parameter.dtype, torch.float32)  # terms are small beside weights
+                towards = parameter.detach().to(wide, copy=True)
+                if name in fit.kept:
+                    towards.add_(fit.kept[name].to(towards.device, wide), alpha=1 / self.alpha)
+                self._towards[name] = towards
 
     def before_step(self, fit: LocalFit, parameters: Parameters, optimizer: Any) -> None:
         """Add both terms."""
         for name, parameter in parameters.items():
             assert parameter.grad is not None
-            moved = self._scratch.difference(parameter, self._near[name])
-            parameter.grad.add_(moved, alpha=self.alpha).sub_(self._linear[name])
+            moved = self._scratch.difference(parameter, self._towards[name])
+            parameter.grad.add_(moved, alpha=self.alpha)
 
     def on_fit_end(self, fit: LocalFit) -> Mapping[str, torch.Tensor]:
         """Make the new linear term."""
-        for name, linear in self._linear.items():
-            moved = fit.parameters[name].detach() - self._near[name]
-            fit.kept[name] = (linear - self.alpha * moved).cpu()
+        for name, towards in self._towards.items():
+            fit.kept[name] = ((towards - fit.parameters[name].detach()) * self.alpha).cpu()
         return {}
+
+
+def refuse_complex(half: ClientAlgorithm, fit: LocalFit) -> None:
+    """Refuse parameters that travel and are complex: the server's half knows real ones alone.
+
+    Raises:
+        LightningFLError: Names one.
+    """
+    if taken := [name for name, parameter in fit.parameters.items() if parameter.is_complex()]:
+        raise LightningFLError(
+            f"`{half.name}`, which the server asks for, is defined for real parameters. Got the complex"
+            f" `{shown(taken[0])}`: hold its parts as real numbers, leave it at home, or use another"
+            " strategy."
+        )
 
 
 def refuse_others(fit: LocalFit, arrays: Mapping[str, torch.Tensor], whose: str) -> None:
@@ -210,8 +231,14 @@ def refuse_others(fit: LocalFit, arrays: Mapping[str, torch.Tensor], whose: str)
         or not arrays[name].is_floating_point()
     )
     if wrong:
+        first = wrong[0]
         raise LightningFLError(
             f"{whose} are for {len(arrays)} parameters, and {len(floats)} travel here. They differ at"
-            f" {shown(wrong[:5])}. Both sides must use the same model and the same exchange, in all rounds of"
-            " a run."
+            f" {shown(wrong[:5])}: `{shown(first)}` is {_kind(arrays.get(first))}, expected"
+            f" {_kind(floats.get(first))}. Both sides must use the same model and the same exchange, in all"
+            " rounds of a run."
         )
+
+
+def _kind(tensor: torch.Tensor | None) -> str:
+    return "missing" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

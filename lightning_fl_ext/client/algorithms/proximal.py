@@ -24,10 +24,10 @@ class Scratch:
 
     def difference(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """Give ``one - other``, which holds until the next call."""
-        key, size = (one.dtype, one.device), one.numel()
-        room = self._room.get(key)
+        dtype, size = torch.promote_types(one.dtype, other.dtype), one.numel()
+        room = self._room.get(key := (dtype, one.device))
         if room is None or room.numel() < size:
-            room = self._room[key] = torch.empty(size, dtype=one.dtype, device=one.device)
+            room = self._room[key] = torch.empty(size, dtype=dtype, device=one.device)
         return torch.sub(one, other, out=room[:size].view(one.shape))
 
 

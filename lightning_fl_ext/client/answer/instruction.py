@@ -14,7 +14,7 @@ from flwr.app import Context, Message
 
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm
 from lightning_fl_ext.client.algorithms.memory import AlgorithmMemory, ContextMemory
-from lightning_fl_ext.client.answer.process import collected, threads
+from lightning_fl_ext.client.answer.process_state import garbage_collected, threads
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.bridge.refusals import refuse_other_data, refuse_script_launcher
 from lightning_fl_ext.client.launcher.needs import processes_needed
@@ -111,19 +111,19 @@ class Instruction:
             bridge._part.memory = self._memory(bridge._part.half.name)
         with ExitStack() as around:
             around.enter_context(signed(bridge.client_id))
-            kept = self._persistence
-            if kept and self.fits and not is_inside():  # there, the client itself holds it
-                around.enter_context(kept.alone())
-            for manager in (bridge.seeded(), threads(recipe.num_threads), quiet(), collected()):
+            persistence = self._persistence
+            if persistence and self.fits and not is_inside():  # there, the client itself holds it
+                around.enter_context(persistence.locked())
+            for manager in (bridge.seeded(), threads(recipe.num_threads), quiet(), garbage_collected()):
                 around.enter_context(manager)
             personal = None
             if is_personal(bridge):
                 personal = PersonalModel(bridge, self._memory(PersonalHalf.name), self._make)
-            callbacks = [bridge, kept] if kept else [bridge]
+            callbacks = [bridge, persistence] if persistence else [bridge]
             yield Built(*self._make(self._kind, callbacks), bridge, personal)
             self._warn_if_seeded()  # in a hook of data module or model
-            if kept:
-                kept.remember_round(self._context)
+            if persistence:
+                persistence.remember_round(self._context)
 
     @contextmanager
     def hand_over(self, given: Mapping[str, Any]) -> Iterator[None]:
@@ -136,7 +136,7 @@ class Instruction:
             around.enter_context(signed(self.bridge.client_id))
             self._give_folder(trainer_arguments(given), self._kind, clear=True)
             if self._persistence and self.fits:
-                around.enter_context(self._persistence.alone())
+                around.enter_context(self._persistence.locked())
             yield
 
     def _make(self, kind: str, callbacks: list[Any]) -> tuple[Any, Any, Any]:

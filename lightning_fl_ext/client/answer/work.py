@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 
 from lightning_fl_ext.client.answer.instruction import Instruction, ProcessesNeeded, Recipe
 from lightning_fl_ext.client.bridge.refusals import refuse_without_test, refuse_without_validation
-from lightning_fl_ext.client.launcher.launchers import Launcher, Processes
+from lightning_fl_ext.client.launcher.launchers import Launcher, Processes, refuse_other_machines
 from lightning_fl_ext.client.launcher.remote import answer_in_processes
 from lightning_fl_ext.client.messages import read_stage
 from lightning_fl_ext.client.notices import warn_of_training_rows
@@ -42,6 +42,7 @@ class Answerer:
         except ProcessesNeeded as needed:
             with Instruction(self.recipe, message, context).hand_over(needed.given):
                 launcher = self.launcher or Processes()
+                refuse_other_machines(launcher, needed.given)
                 return answer_in_processes(app, message, context, launcher, needed.count, self.timeout)
         assert reply is not None  # rank 0 is here
         return reply

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from numpy.typing import NDArray
 
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm
-from lightning_fl_ext.client.algorithms.choice import algorithm_of, check_halves
+from lightning_fl_ext.client.algorithms.choice import algorithm_of, check_halves, check_received
 from lightning_fl_ext.client.algorithms.memory import ContextMemory
 from lightning_fl_ext.client.algorithms.part import KEPT, AlgorithmPart
 from lightning_fl_ext.client.algorithms.rate import learning_rate_of
 from lightning_fl_ext.client.bridge.counting import REMEDY
 from lightning_fl_ext.client.bridge.fit_hooks import FitHooks
-from lightning_fl_ext.client.bridge.held import read_held, write_held
+from lightning_fl_ext.client.bridge.held import HELD, read_held, write_held
 from lightning_fl_ext.client.bridge.reported_size import ReportedSize
 from lightning_fl_ext.client.bridge.script_launcher import guard_script_launchers
 from lightning_fl_ext.client.identity import client_id
@@ -198,6 +199,8 @@ class FlowerBridge(FitHooks):
                 message, bridge.client_id, bridge.exchange, read_held(context)
             )
             bridge.receive(arrays, bridge._info.server_round)
+            if asks:
+                check_received(half, extras)
             if half is not None:
                 memory = ContextMemory(context, read_run_id(message, context), half.name)
                 bridge._part = AlgorithmPart(half, extras, memory, read_counted(message))
@@ -311,9 +314,13 @@ class FlowerBridge(FitHooks):
             )
         with self._signed():
             outcome = self._store.get(outcome_kind(self._message))
+            kept = self._store.get(HELD).arrays if self._store.has(HELD) else {}
             if outcome.arrays:
                 weights, extras = parted(outcome.arrays)
-                weights = dict(self.exchange.to_server(weights, self._global, self._info))
+                received = self._global
+                if kept and received is not None:
+                    received = ChainMap(dict(kept), cast(Any, received))
+                weights = dict(self.exchange.to_server(weights, received, self._info))
                 outcome = replace(outcome, arrays=joined(weights, extras))
             if self._part is not None and self._part.half.keeps:
                 self._part.keep(self.server_round, self._store.get(KEPT).arrays)
@@ -322,8 +329,7 @@ class FlowerBridge(FitHooks):
             )
             held = (s for s in STAGES if self._store.has(s))
             stages = {s: self._store.get(s).arrays[METRIC_STATES].tobytes() for s in held}
-            if self._global is not None:
-                write_held(self.round.context, self.exchange.keepsake(self._global))
+            write_held(self.round.context, kept)
             return outcome_reply(self._message, outcome, stages, self.exchange.coded)
 
     def _signed(self) -> AbstractContextManager[None]:

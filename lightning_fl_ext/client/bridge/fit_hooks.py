@@ -12,6 +12,7 @@ from lightning_fl_ext.client.algorithms.part import KEPT, AlgorithmPart
 from lightning_fl_ext.client.algorithms.rate import set_learning_rate
 from lightning_fl_ext.client.bridge.counting import ExampleCounter, loader_of
 from lightning_fl_ext.client.bridge.evaluation_hooks import EvaluationHooks
+from lightning_fl_ext.client.bridge.held import HELD
 from lightning_fl_ext.client.bridge.model_state import (
     is_built_later,
     is_sharded,
@@ -33,11 +34,12 @@ from lightning_fl_ext.client.bridge.refusals import (
 from lightning_fl_ext.client.bridge.spawned import leave_group_at_exit
 from lightning_fl_ext.client.bridge.unrepeated import evaluate_unrepeated, spread_as_before
 from lightning_fl_ext.client.metrics.logged import count_in_floats
-from lightning_fl_ext.client.notices import warn_of_known_noise, warn_of_unsharded, warn_once
+from lightning_fl_ext.client.notices import warn_of_known_noise, warn_of_unsharded
 from lightning_fl_ext.client.results.retention import Retention
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import described, sign
+from lightning_fl_ext.once import warn_once
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult
 from lightning_fl_ext.seeds import derive_seed
 from lightning_fl_ext.wire import Exchange, RoundInfo
@@ -278,6 +280,8 @@ class FitHooks(EvaluationHooks):
             **counts,
         )
         self._store.put(kind, outcome)
+        if self._global is not None and (kept := self.exchange.keepsake(self._global)):
+            self._store.put(HELD, ClientUpdate(kept, 0))  # read with the module, which may be elsewhere
 
 
 def _scalars(trainer: Any) -> dict[str, float]:

@@ -7,12 +7,13 @@ from flwr.app import ArrayRecord, Context
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.wire import PayloadError, from_record, to_record
 
-_NAME = "held"
+HELD = "held"
+"""The outcome of a fit or evaluation, and the record in a context, that hold what is kept."""
 
 
 def read_held(context: Context) -> Arrays:
     """Give what was kept last; nothing if there is none or it is damaged: the server then sends the whole."""
-    record = context.state.get(_NAME)
+    record = context.state.get(HELD)
     try:
         return from_record(record) if isinstance(record, ArrayRecord) else {}
     except PayloadError:
@@ -34,6 +35,6 @@ def write_held(context: Context, arrays: Arrays) -> None:
         0
     """
     if arrays:
-        context.state[_NAME] = to_record(arrays)
-    elif _NAME in context.state:
-        del context.state[_NAME]
+        context.state[HELD] = to_record(arrays)
+    elif HELD in context.state:
+        del context.state[HELD]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
-from lightning_fl_ext.client.notices import warn_once
+from lightning_fl_ext.once import warn_once
 
 log = logging.getLogger(__name__)
 

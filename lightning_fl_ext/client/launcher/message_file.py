@@ -85,13 +85,13 @@ class WorkerFailure(NamedTuple):
     Attributes:
         time: When, in seconds by a clock that does not go back.
         rank: Which of the processes it is.
-        among: How many there are.
+        world_size: How many there are.
         traceback: What it raised.
     """
 
     time: float
     rank: int
-    among: str
+    world_size: str
     traceback: str
 
 

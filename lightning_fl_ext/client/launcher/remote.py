@@ -8,13 +8,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Message
 
+from lightning_fl_ext.client.launcher.ending import POLL, end_all
+from lightning_fl_ext.client.launcher.kept import KeptProcesses
 from lightning_fl_ext.client.launcher.launchers import WORKER, Launcher
 from lightning_fl_ext.client.launcher.message_file import read_reply, read_worker_failure, write_message
 from lightning_fl_ext.client.launcher.naming import app_name
@@ -22,7 +24,6 @@ from lightning_fl_ext.errors import LightningFLError
 
 Started = subprocess.Popen[bytes]
 
-_POLL = 0.02
 _LAST_WORDS = 1.0
 """Seconds that the other processes have to say what became of them, after the first has failed."""
 
@@ -56,17 +57,10 @@ def answer_in_processes(
         given, out = Path(folder, "message.safetensors"), Path(folder, "out")
         out.mkdir(mode=0o700)
         write_message(given, message, context)
-        read_end, write_end = os.pipe()  # closed with this process: then they end
-        started: list[Started] = []
-        try:
-            started = _start(launcher, [*WORKER, str(given), str(out), name], count, read_end)
-            failed = _wait(started, timeout)
-            if failed is not None:
-                raise ProcessesFailedError(_why(failed, started, out, timeout))
-        finally:
-            os.close(write_end)
-            os.close(read_end)
-            _end(started, launcher.grace)
+        if isinstance(launcher, KeptProcesses):
+            _answer_by_kept(launcher, name, count, given, out, timeout)
+        else:
+            _answer_by_new(launcher, name, count, given, out, timeout)
         if not (out / "reply.safetensors").exists():
             raise ProcessesFailedError(
                 f"{launcher!r} ended well, and no process of rank 0 has left a reply in `{out}`. On several"
@@ -76,47 +70,70 @@ def answer_in_processes(
         return Message(content, reply_to=message)
 
 
-def _start(launcher: Launcher, worker: Sequence[str], count: int, stdin: int) -> list[Started]:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}
+def _answer_by_new(
+    launcher: Launcher, name: str, count: int, given: Path, out: Path, timeout: float | None
+) -> None:
+    read_end, write_end = os.pipe()  # closed with this process: then they end
+    started: list[Started] = []
     try:
-        return launcher.start(worker, count, env=env, stdin=stdin, start_new_session=True)
+        with _startable(launcher):
+            worker = [*WORKER, str(given), str(out), name]
+            started = launcher.start(worker, count, env=_env(), stdin=read_end, start_new_session=True)
+        failed = _wait(started, lambda: all(process.poll() == 0 for process in started), timeout)
+        if failed is not None:
+            raise ProcessesFailedError(_why(failed, started, out, timeout))
+    finally:
+        os.close(write_end)
+        os.close(read_end)
+        end_all(started, launcher.grace)
+
+
+def _answer_by_kept(
+    launcher: KeptProcesses, name: str, count: int, given: Path, out: Path, timeout: float | None
+) -> None:
+    with (
+        _startable(launcher),
+        launcher.at_work(name, count, given, out, env=_env(), start_new_session=True) as started,
+    ):
+
+        def is_done() -> bool:
+            ended = any(process.poll() == 0 for process in started)  # by the user's own code
+            return ended or len(list(out.glob("done-*"))) == count
+
+        failed = _wait(started, is_done, timeout)
+        if failed is not None:
+            raise ProcessesFailedError(_why(failed, started, out, timeout))
+
+
+def _env() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}
+
+
+@contextmanager
+def _startable(launcher: Launcher) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ProcessesFailedError(f"{launcher!r} could not be started: {error}") from None
 
 
-def _wait(started: list[Started], timeout: float | None) -> int | None:
-    """Wait for all to end well; give the index of the first that did not, or -1 if time is up."""
+def _wait(started: Sequence[Started], is_done: Callable[[], bool], timeout: float | None) -> int | None:
+    """Wait until all is done; give the index of the first process that failed, or -1 if time is up."""
     deadline = None if timeout is None else time.monotonic() + timeout
-    while True:
+    while not is_done():
         codes = [process.poll() for process in started]
-        if all(code == 0 for code in codes):
-            return None
         if any(codes):
             end = time.monotonic() + _LAST_WORDS
             while time.monotonic() < end and any(process.poll() is None for process in started):
-                time.sleep(_POLL)
+                time.sleep(POLL)
             return next(i for i, code in enumerate(codes) if code)
         if deadline is not None and time.monotonic() > deadline:
             return -1
-        time.sleep(_POLL)
+        time.sleep(POLL)
+    return None
 
 
-def _end(started: list[Started], grace: float) -> None:
-    """End what is left, with all that it has started."""
-    if grace:
-        for process in started:
-            if process.poll() is None:
-                process.terminate()
-        end = time.monotonic() + grace
-        while time.monotonic() < end and any(process.poll() is None for process in started):
-            time.sleep(_POLL)
-    for process in started:
-        with suppress(ProcessLookupError, PermissionError):  # all gone
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _why(failed: int, started: list[Started], out: Path, timeout: float | None) -> str:
+def _why(failed: int, started: Sequence[Started], out: Path, timeout: float | None) -> str:
     for i, process in enumerate(started):
         name = signal.Signals(-process.returncode).name if (process.returncode or 0) < 0 else ""
         if name not in ("", "SIGABRT"):  # a rank aborts when another is gone
@@ -125,7 +142,7 @@ def _why(failed: int, started: list[Started], out: Path, timeout: float | None) 
     told = [read_worker_failure(path) for path in out.glob("error-*.json")]
     if told:
         first = min(told)
-        return f"process {first.rank} of {first.among} raised:\n{first.traceback.rstrip()}"
+        return f"process {first.rank} of {first.world_size} raised:\n{first.traceback.rstrip()}"
     if failed < 0:
         return (
             f"a fit or evaluation in several processes took more than `fit_timeout={timeout}` seconds and was"

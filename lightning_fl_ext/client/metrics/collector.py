@@ -7,7 +7,6 @@ and reset by hand do so in the module's own hook. A callback's ``on_validation_e
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
@@ -25,9 +24,9 @@ from lightning_fl_ext.metrics.computed_values import computed_values, copy_metri
 from lightning_fl_ext.metrics.configuration import class_path, configuration
 from lightning_fl_ext.metrics.discovery import covered, hidden_metrics, named_metrics, require_names
 from lightning_fl_ext.metrics.stage_metrics import Scalar, StageMetrics
+from lightning_fl_ext.once import warn_once
 
 log = logging.getLogger(__name__)
-warn_once = functools.cache(log.warning)  # not in every round
 
 
 @dataclass
@@ -89,11 +88,12 @@ class MetricCollector:
             module, allow_example_states=self.allow_example_states, exclude_metrics=self.exclude_metrics
         )
         for name in hidden_metrics(module):
-            warn_once(
-                "`%s` of %s holds metrics in a plain list or dict, where no module finds them. What is logged"
-                " of them is averaged like any number. Use a `torch.nn.ModuleDict` or `ModuleList`.",
-                *(name, type(module).__name__),
+            text = (
+                f"`{name}` of {type(module).__name__} holds metrics in a plain list or dict, where no module"
+                " finds them. What is logged of them is averaged like any number. Use a"
+                " `torch.nn.ModuleDict` or `ModuleList`."
             )
+            warn_once(log, "", text)
 
     def evaluation_begins(self, module: nn.Module) -> None:
         """Note, before the first batch, what the metrics have seen: those of a training epoch are at work."""
@@ -182,11 +182,11 @@ class MetricCollector:
 
     def _note_shared(self, shared: set[str]) -> None:
         for name in sorted(shared - self._shared):
-            warn_once(
-                "metric `%s` is logged in training and updated in validation too. Each mixes with the other,"
-                " so it is left out of this fit's pooled metrics. Give each its own: `metric.clone()`.",
-                name,
+            text = (
+                f"metric `{name}` is logged in training and updated in validation too. Each mixes with the"
+                " other, so it is left out of this fit's pooled metrics. Give each its own: `metric.clone()`."
             )
+            warn_once(log, "", text)
         self._shared |= shared
 
     def _changed(self, trainer: Any, metrics: Mapping[str, Metric]) -> set[str]:

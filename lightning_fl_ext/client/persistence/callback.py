@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning_fl_ext.client.bridge.model_state import is_built_later, is_sharded, true_dtype
 from lightning_fl_ext.client.bridge.refusals import refuse_to_keep_shards
 from lightning_fl_ext.client.messages import outcome_kind, read_run_id
-from lightning_fl_ext.client.notices import warn_once
 from lightning_fl_ext.client.persistence.local_entries import (
     changed_entries,
     describe_local,
@@ -33,6 +32,7 @@ from lightning_fl_ext.client.persistence.training_state import (
 )
 from lightning_fl_ext.client.results.store import UPDATE
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.once import warn_once
 
 if TYPE_CHECKING:
     from lightning_fl_ext.client.bridge.bridge import FlowerBridge
@@ -53,27 +53,27 @@ class StatePersistence(Callback):
         bridge: Of the same fit or evaluation.
         folder: Where the states of this client and run lie.
         last_kept: A round after which the client is known to have kept its state; 0 if there is none.
-        training: Whether optimizers, schedulers, scaler, counters and the data module's state are kept too.
-            If so, a state that cannot be kept is an error; if not, a warning.
+        keeps_training: Whether optimizers, schedulers, scaler, counters and the data module's state are kept
+            too. If so, a state that cannot be kept is an error; if not, a warning.
     """
 
     def __init__(
-        self, bridge: FlowerBridge, folder: StateFolder, last_kept: int = 0, training: bool = True
+        self, bridge: FlowerBridge, folder: StateFolder, last_kept: int = 0, keeps_training: bool = True
     ) -> None:
         self._bridge = bridge
         self._folder = folder
         self._last_kept = last_kept
-        self._training = training
+        self._keeps_training = keeps_training
         self._built: dict[str, str] = {}
         self._kept: SavedState | None = None
         self._previous = 0
         self._written = False
         self._limits: tuple[int | None, int] | None = None
-        bridge.keeps_local, bridge.keeps_optimizer = True, training
+        bridge.keeps_local, bridge.keeps_optimizer = True, keeps_training
 
     @classmethod
     def from_message(
-        cls, bridge: FlowerBridge, message: Message, context: Context, root: Path, training: bool = True
+        cls, bridge: FlowerBridge, message: Message, context: Context, root: Path, keeps_training: bool = True
     ) -> StatePersistence:
         """Make the callback for one message.
 
@@ -82,12 +82,12 @@ class StatePersistence(Callback):
             message: Tells the run.
             context: Its state remembers the round of the last state that was kept.
             root: Where states of all clients lie.
-            training: See the class.
+            keeps_training: See the class.
 
         Raises:
-            LightningFLError: A train message does not tell its round, and ``training`` is to be kept.
+            LightningFLError: A train message does not tell its round, and optimizers are to be kept.
         """
-        if training and outcome_kind(message) == UPDATE and bridge.server_round < 1:
+        if keeps_training and outcome_kind(message) == UPDATE and bridge.server_round < 1:
             raise LightningFLError(
                 "`keep_optimizer` needs to know the round: the server's config must hold `server-round`, as"
                 " that of `FederatedTrainer` and of Flower's strategies does."
@@ -98,15 +98,15 @@ class StatePersistence(Callback):
         last_kept = 0
         if isinstance(note, ConfigRecord) and note["run-id"] == run_id:
             last_kept = int(str(note["round"]))
-        return cls(bridge, StateFolder(root, owner, run_id), last_kept, training)
+        return cls(bridge, StateFolder(root, owner, run_id), last_kept, keeps_training)
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Keep the client's folder for one fit, so that no other process goes on from the same state.
+    def locked(self) -> AbstractContextManager[None]:
+        """Lock the client's folder for one fit, so that no other process goes on from the same state.
 
         Raises:
             LightningFLError: Another one is at work with it, or a fit that needs it cannot make it.
         """
-        return self._folder.alone(make=self._training)
+        return self._folder.locked(make=self._keeps_training)
 
     def remember_round(self, context: Context) -> None:
         """Remember in the context that there is a state of this round, if there is."""
@@ -119,14 +119,14 @@ class StatePersistence(Callback):
         """Called when a fit begins: finds the state, and loads weights that do not travel."""
         if stage != "fit":
             return
-        if self._training:
+        if self._keeps_training:
             refuse_to_keep_shards(trainer)
             self._folder.make()
             self._limits = span_run(trainer, self._bridge.round.max_rounds)
         if not is_sharded(trainer):
             later = list(pl_module.state_dict()) if is_built_later(pl_module) else []
             self._built = fingerprints(pl_module, self._bridge.local_entries or later, true_dtype(trainer))
-        if self._training or self._bridge.local_entries or is_built_later(pl_module):
+        if self._keeps_training or self._bridge.local_entries or is_built_later(pl_module):
             self._kept = self._folder.find(self._bridge.server_round, self._last_kept)
         if self._kept is not None:
             self._previous = self._kept.server_round
@@ -138,13 +138,13 @@ class StatePersistence(Callback):
         if self._limits is not None:
             limit_fit(trainer, *self._limits)
         if self._kept is None:
-            if self._training:  # complains now, if it does
+            if self._keeps_training:  # complains now, if it does
                 encode_state(self._state(trainer, pl_module))
             return
         local = [name for name in self._kept.state["local"] if name in local_entries]
         self._folder.refuse_another_model(self._kept, self._model(trainer, pl_module, local))
-        if self._training:
-            restore_training(trainer, pl_module, self._kept.state)
+        if self._keeps_training:
+            restore_training(trainer, self._kept.state)
         load_local(pl_module, self._kept.state["local"])
         self._kept = None  # the optimizers have it now
 
@@ -160,21 +160,21 @@ class StatePersistence(Callback):
         """Called when a fit or evaluation ends well: after a fit, keeps the state."""
         if stage != "fit":
             return
-        if self._training:
+        if self._keeps_training:
             state = self._state(trainer, pl_module)  # every rank has its part in it
             if trainer.is_global_zero:
                 self._write(trainer, pl_module, state)
                 if is_sharded(trainer) and self._bridge.local_entries:
                     self._warn_of_shards(trainer)
         elif self._bridge.local_entries:
-            self._keep_home(trainer, pl_module)
+            self._keep_local(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Called when the fit raised: takes back the state, if another callback raised after it was kept."""
         if self._written:
             self._folder.remove(self._bridge.server_round)
 
-    def _keep_home(self, trainer: Any, module: Any) -> None:
+    def _keep_local(self, trainer: Any, module: Any) -> None:
         if is_sharded(trainer) or trainer.num_nodes > 1:
             self._warn_of_shards(trainer)
         elif self._bridge.server_round < 1:
@@ -205,10 +205,10 @@ class StatePersistence(Callback):
     def _state(self, trainer: Any, module: Any) -> dict[str, Any]:
         sharded = is_sharded(trainer)
         local = {} if sharded else changed_entries(module, self._bridge.local_entries, self._built)
-        return {"local": local, **(read_training(trainer, module) if self._training else {})}
+        return {"local": local, **(read_training(trainer) if self._keeps_training else {})}
 
     def _model(self, trainer: Any, module: Any, local: Iterable[str]) -> dict[str, str]:
-        described = describe_training(trainer, module) if self._training else {}
+        described = describe_training(trainer, module) if self._keeps_training else {}
         return described | describe_local(module, list(local))
 
     def _write(self, trainer: Any, module: Any, state: dict[str, Any]) -> None:

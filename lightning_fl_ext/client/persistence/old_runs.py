@@ -32,8 +32,7 @@ def let_go_of_old_runs(current: Path) -> None:
         current: The folder of the run that begins, just written to, beside those of the others.
     """
     try:
-        now = current.stat().st_mtime  # it has just been written to: a clock that goes back removes nothing
-        now = current.stat().st_mtime  # by the clock that wrote the others
+        now = current.stat().st_mtime  # just written to, by the clock that wrote the others
         found = [(path.stat().st_mtime, path) for path in _runs_beside(current)]
     except OSError:
         return

@@ -65,8 +65,8 @@ class StateFolder:
             raise LightningFLError(self._unwritable(error)) from error
 
     @contextmanager
-    def alone(self, make: bool = True) -> Iterator[None]:
-        """Keep the folder for one fit.
+    def locked(self, make: bool = True) -> Iterator[None]:
+        """Lock the folder for one fit.
 
         Args:
             make: Whether to make it; else one that is not there, or cannot be opened, is nobody's.

@@ -12,12 +12,11 @@ from lightning_fl_ext.client.persistence.local_entries import describe
 from lightning_fl_ext.client.persistence.sharded_state import gather_optimizer, spread_optimizer
 
 
-def read_training(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
+def read_training(trainer: Any) -> dict[str, Any]:
     """Read the state of optimizers, schedulers, scaler and data module, and the counters.
 
     Args:
         trainer: A Lightning Trainer that has just fitted. In several processes every rank makes this call.
-        module: Its LightningModule.
 
     Returns:
         A tree that shares its tensors with the optimizers.
@@ -36,12 +35,11 @@ def read_training(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
     }
 
 
-def restore_training(trainer: Any, module: torch.nn.Module, state: Mapping[str, Any]) -> None:
+def restore_training(trainer: Any, state: Mapping[str, Any]) -> None:
     """Put back what :func:`read_training` read. The fit then trains as many epochs and steps as it was to.
 
     Args:
         trainer: A Lightning Trainer whose fit is about to start, with optimizers and schedulers made.
-        module: Its LightningModule.
         state: Read in a fit of the same model; see :func:`describe_training`.
     """
     optimizers, states = trainer.strategy.optimizers, state["optimizers"]

@@ -60,7 +60,7 @@ class RoundLedger(RoundCallback):
 
             self._key = private_key(sign)
         self._head, self._index = GENESIS, 0
-        self._noted: dict[str, Any] = {}
+        self._of_checkpoint: dict[str, Any] = {}
         self._accepted: dict[str, dict[str, Any]] = {}
         self._files: dict[str, bytes] = {}
 
@@ -145,7 +145,7 @@ class RoundLedger(RoundCallback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take what :meth:`state_dict` gave."""
         self._head, self._index = state.get("head", GENESIS), state.get("index", 0)
-        self._noted = {name: state[name] for name in ("key", "signature") if name in state}
+        self._of_checkpoint = {name: state[name] for name in ("key", "signature") if name in state}
 
     def _resume(self, path: Path) -> None:
         if self._head == GENESIS:
@@ -169,7 +169,7 @@ class RoundLedger(RoundCallback):
         Raises:
             LedgerError: Says which key was used.
         """
-        then = self._noted.get("key")
+        then = self._of_checkpoint.get("key")
         if self._key is None:
             if then is None:
                 return
@@ -185,7 +185,7 @@ class RoundLedger(RoundCallback):
                 f"the ledger is signed with the key {then[:16]}…, and `sign` is the key {now[:16]}…."
                 " Resume with the first."
             )
-        if not is_signed(public, CHECKPOINT, self._head, self._noted.get("signature")):
+        if not is_signed(public, CHECKPOINT, self._head, self._of_checkpoint.get("signature")):
             raise LedgerError(
                 f"the checkpoint's note of the ledger's head, {self._head[:12]}…, is not signed by the key"
                 f" {now[:16]}…: it was altered. Go on from an earlier checkpoint."

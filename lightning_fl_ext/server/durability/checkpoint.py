@@ -25,12 +25,12 @@ from lightning_fl_ext.files import (
     write_folder,
 )
 from lightning_fl_ext.metrics.discovery import weights_of
-from lightning_fl_ext.metrics.metric_states import shorten
 from lightning_fl_ext.results import digest
 from lightning_fl_ext.server.durability.lightning_checkpoint import lightning_checkpoint
 from lightning_fl_ext.server.durability.strategy_state import encode_strategy, restore_strategy
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.screening.limits import Limits
+from lightning_fl_ext.text import shown
 
 if TYPE_CHECKING:
     import torch
@@ -99,12 +99,12 @@ def save_checkpoint(trainer: FederatedFit, folder: Path, lightning: bool = False
             "model.safetensors": arrays_to_bytes(trainer.arrays),
             "strategy.safetensors": tensors_to_bytes(tensors),
             "state.json": json.dumps(data).encode(),
-            **({LIGHTNING: _in_lightning_s_form(trainer)} if lightning else {}),
+            **({LIGHTNING: _lightning_bytes(trainer)} if lightning else {}),
         },
     )
 
 
-def _in_lightning_s_form(trainer: FederatedFit) -> bytes:
+def _lightning_bytes(trainer: FederatedFit) -> bytes:
     weights = trainer.exchange.unpack(trainer.arrays, weights_of(trainer.model))
     trainer.model.load_state_dict(weights, strict=False)  # tied weights stand under names that do not travel
     return lightning_checkpoint(trainer.model, trainer.current_round)
@@ -150,7 +150,7 @@ def load_checkpoint(trainer: FederatedFit, path: str | Path) -> None:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedCheckpoint:
     """What a checkpoint's files hold."""
 
     run_id: str
@@ -163,7 +163,7 @@ class Decoded:
     callbacks: dict[str, Any]
 
 
-def decode_checkpoint(files: Mapping[str, bytes]) -> Decoded:
+def decode_checkpoint(files: Mapping[str, bytes]) -> DecodedCheckpoint:
     """Read a checkpoint's files.
 
     Args:
@@ -176,8 +176,8 @@ def decode_checkpoint(files: Mapping[str, bytes]) -> Decoded:
     with _torn("state"):
         data = json.loads(files["state.json"])
         if (version := data.get("version")) != _VERSION:
-            raise CheckpointError(f"checkpoint format {shorten(version)}: expected {_VERSION}")
-        kept = Decoded(
+            raise CheckpointError(f"checkpoint format {shown(version)}: expected {_VERSION}")
+        kept = DecodedCheckpoint(
             data["run_id"],
             data["round"],
             data["fingerprint"],
@@ -209,7 +209,7 @@ def _torn(part: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise TornFilesError(
-            f"the checkpoint's {part} is not as it was written: {type(error).__name__}: {shorten(str(error))}"
+            f"the checkpoint's {part} is not as it was written: {type(error).__name__}: {shown(error)}"
         ) from error
 
 

@@ -57,9 +57,7 @@ def merge_packs(
         try:
             merge_checked(module, good.values())
             break
-        except (
-            Exception
-        ) as error:  # a reduction of the user's own may raise anything; the model is not at fault
+        except Exception as error:  # a reduction of the user's own may raise anything
             named = str(getattr(error, "client_id", None))
             odd = named if named in good else _without_whom(module, good)
             if odd is not None:

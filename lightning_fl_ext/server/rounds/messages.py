@@ -173,7 +173,7 @@ class RoundMessages:
 
     def _whole(self, reply: Message, to: str) -> Message | None:
         """Give what to ask a client again with, if it lacks what its message builds on."""
-        if not reply.has_error() or NotHeldError.__name__ not in str(reply.error.reason)[-_TRACEBACK:]:
+        if not reply.has_error() or NotHeldError.words not in str(reply.error.reason)[-_TRACEBACK:]:
             return None
         asked = next((m for m in self.outgoing if m.metadata.message_id == to), None)
         return None if asked is None else self.retell(asked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
@@ -60,25 +61,17 @@ class PayloadCodec:
                     changes[id(own)] = self._change(own, outgoing) or whole
                 wire = changes[id(own)]
             self._sent[node] = wire
-            for key, value in list(message.content.items()):
-                if value is given:
-                    message.content[key] = wire
-                elif wire is not record and isinstance(value, ArrayRecord) and _holds(value, given):
-                    beside = {name: array for name, array in value.items() if name not in given}
-                    message.content[key] = ArrayRecord({**wire, **beside})
+            content = message.content.items()  # the strategy may have given one to all messages
+            coded = wire is not record
+            message.content = RecordDict({k: _swapped(value, given, wire, coded) for k, value in content})
 
     def whole(self, message: Message) -> Message | None:
         """Make a message again that needs nothing of what its client holds; None if it was so already."""
         sent, whole, told = self._sent[message.metadata.dst_node_id], self._whole, message.metadata
         if whole is None or sent is whole:
             return None
-        content = {
-            key: ArrayRecord({**value, **whole})
-            if isinstance(value, ArrayRecord) and _holds(value, sent)
-            else value
-            for key, value in message.content.items()
-        }
-        return Message(RecordDict(content), told.dst_node_id, told.message_type, group_id=told.group_id)
+        content = RecordDict({k: _swapped(value, sent, whole, True) for k, value in message.content.items()})
+        return Message(content, told.dst_node_id, told.message_type, group_id=told.group_id)
 
     def _change(self, held: Held, outgoing: Arrays) -> ArrayRecord | None:
         """Write for a client that holds something, if that is shorter than what stands alone."""
@@ -108,6 +101,15 @@ class PayloadCodec:
         except LightningFLError as error:
             raise Rejected(Reason.UNDECODABLE, name, got=str(error)) from None
         reply.content[name] = to_record(arrays)
+
+
+def _swapped(value: Any, given: ArrayRecord, wire: ArrayRecord, coded: bool) -> Any:
+    """Give what is on the wire in place of what a strategy was given; coded, also where more is beside it."""
+    if value is given:
+        return wire
+    if not coded or not isinstance(value, ArrayRecord) or not _holds(value, given):
+        return value
+    return ArrayRecord({**wire, **{name: array for name, array in value.items() if name not in given}})
 
 
 def _holds(record: ArrayRecord, given: ArrayRecord) -> bool:

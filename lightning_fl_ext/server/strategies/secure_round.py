@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,8 +17,9 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.metrics import DamagedMetricPack
 from lightning_fl_ext.metrics.stage_metrics import StageMetrics
 from lightning_fl_ext.metrics.summing import common_entries, read_sum, size_of
+from lightning_fl_ext.once import warn_once
 from lightning_fl_ext.results import Arrays, digest
-from lightning_fl_ext.secure import Announcement, SecureAggregationError, ServerRound, Terms
+from lightning_fl_ext.secure import Announcement, SecureAggregationError, SecureServer, Terms
 from lightning_fl_ext.secure.vector import decode, length
 from lightning_fl_ext.server.screening.announcements import read_announcement, step_record
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
@@ -31,10 +31,9 @@ from lightning_fl_ext.server.screening.secure_steps import (
     with_repeated_keys,
 )
 from lightning_fl_ext.text import listed, shown, shown_traceback
-from lightning_fl_ext.wire.secure_record import ACTION, MASK, SECURE, SHARE, STEP, UNMASK
+from lightning_fl_ext.wire.secure_record import ACTION, CONFIRM, MASK, SECURE, SHARE, STEP, UNMASK
 
 log = logging.getLogger(__name__)
-warn_once = functools.lru_cache(256)(log.warning)  # not in every round
 
 
 @dataclass
@@ -102,7 +101,7 @@ class SecureRound:
         outcome.stages = metrics.stages
         return mean, metrics.values
 
-    def _open(self, replies: Iterable[Message], outcome: SecureOutcome) -> tuple[ServerRound, list[str]]:
+    def _open(self, replies: Iterable[Message], outcome: SecureOutcome) -> tuple[SecureServer, list[str]]:
         found: dict[str, tuple[int, Announcement, bool, list[str]]] = {}
         for reply in replies:
             if reply.has_error():
@@ -126,14 +125,15 @@ class SecureRound:
         wide = any(needs_two for _, _, needs_two, _ in found.values())
         metrics, odd = common_entries([names for _, _, _, names in found.values()])
         if odd:
-            warn_once("%s: not summed, since not all clients of the round have it alike", listed(sorted(odd)))
+            text = f"{listed(sorted(odd))}: not summed, since not all clients of the round have it alike"
+            warn_once(log, "", text)
         self._names = {node: client for client, (node, *_) in found.items()}
         self.nodes[:] = [found[client][0] for client in order] + [
             node for node in self.nodes if node in outcome.left_out
         ]
-        return ServerRound(self.terms, [found[client][1] for client in order], wide, metrics), metrics
+        return SecureServer(self.terms, [found[client][1] for client in order], wide, metrics), metrics
 
-    def _share(self, server: ServerRound, outcome: SecureOutcome) -> None:
+    def _share(self, server: SecureServer, outcome: SecureOutcome) -> None:
         roster = self._step(SHARE, server.roster.to_dict())
 
         def take(member: int, reply: Message) -> None:
@@ -144,7 +144,7 @@ class SecureRound:
         members = range(len(server.roster.members))
         self._ask(dict.fromkeys(members, roster), take, outcome, "sharing keys")
 
-    def _mask(self, server: ServerRound, outcome: SecureOutcome, size: int) -> None:
+    def _mask(self, server: SecureServer, outcome: SecureOutcome, size: int) -> None:
         def take(member: int, reply: Message) -> None:
             record = step_record(reply.content)
             words = masked_words(reply.content, size)
@@ -154,14 +154,21 @@ class SecureRound:
         boxes = {i: self._step(MASK, server.mailbox(i)) for i in sorted(server.sharers)}
         self._ask(boxes, take, outcome, "masking", size)
 
-    def _unmask(self, server: ServerRound, survivors: list[int], outcome: SecureOutcome) -> None:
-        request = self._step(UNMASK, server.request())
+    def _unmask(self, server: SecureServer, survivors: list[int], outcome: SecureOutcome) -> None:
+        request = server.request()
         lost = SecureOutcome()  # who is lost now stays in the sum
+
+        def sign(member: int, reply: Message) -> None:
+            server.take_confirmation(member, step_record(reply.content))
 
         def take(member: int, reply: Message) -> None:
             server.take_unmask(member, step_record(reply.content))
 
-        self._ask(dict.fromkeys(survivors, request), take, lost, "unmasking")
+        if server.roster.signed:
+            told = dict.fromkeys(survivors, self._step(CONFIRM, request))
+            self._ask(told, sign, lost, "signing who is in the sum")
+            request = server.signed_request()
+        self._ask(dict.fromkeys(survivors, self._step(UNMASK, request)), take, lost, "unmasking")
         for node, why in lost.left_out.items():
             log.info("node %d is in the sum, but gave no shares to unmask it: %s", node, why.got)
 

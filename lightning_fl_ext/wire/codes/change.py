@@ -17,19 +17,20 @@ from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
 from lightning_fl_ext.wire.codes.flips import MOST_CLIENTS, decode_sum, encode_sum
 from lightning_fl_ext.wire.codes.frame import MaskCodeError, MaskKey, altered, unwrap, verify, wrap
 from lightning_fl_ext.wire.codes.masks import MASK_CODES
-from lightning_fl_ext.wire.codes.rice import read_varint, write_varint
+from lightning_fl_ext.wire.codes.rice import decode_bits, encode_bits, read_varint, write_varint
 
 __all__ = [
     "CountedRound",
     "decode_change",
+    "encode_counts_change",
     "encode_relay",
     "encode_same",
     "encode_sum_change",
     "theta_digest",
 ]
 
-_SUM, _RELAY, _SAME = 17, 18, 19
-KINDS = {"sum": _SUM, "relay": _RELAY, "same": _SAME}
+_SUM, _RELAY, _SAME, _COUNTS = 17, 18, 19, 20
+KINDS = {"sum": _SUM, "relay": _RELAY, "same": _SAME, "counts": _COUNTS}
 _DIGEST_BYTES = 16
 _ADDED, _RESET = 0, 1
 
@@ -84,6 +85,25 @@ def encode_same(theta: ThetaCounts, key: MaskKey) -> bytes:
     return wrap(_SAME, key, theta_digest(theta), _content(theta))
 
 
+def encode_counts_change(theta: ThetaCounts, base: ThetaCounts, key: MaskKey) -> bytes | None:
+    """Write θ for whoever holds an earlier one: the counts, each in the context of the one before.
+
+    That takes more than :func:`encode_sum_change`, and needs no masks that can be guessed.
+
+    Returns:
+        The payload; None if the two are of other sizes, or their counts too many to be contexts.
+    """
+    bits = theta.trials.bit_length()
+    if theta.counts.shape != base.counts.shape or (base.trials + 1) << bits > 2**16:
+        return None
+    body = theta_digest(base) + write_varint(theta.trials)
+    for level in reversed(range(bits)):
+        above = theta.counts >> np.uint16(level)
+        digits = (above & np.uint16(1)).astype(np.bool_)
+        body += encode_bits(digits, _contexts(base, bits, above >> np.uint16(1)))
+    return wrap(_COUNTS, key, body, _content(theta))
+
+
 def encode_sum_change(
     theta: ThetaCounts, base: ThetaCounts, counted: CountedRound, key: MaskKey
 ) -> bytes | None:
@@ -96,7 +116,7 @@ def encode_sum_change(
         key: Run, round and model; without a client.
 
     Returns:
-        The payload; None if θ is no such sum, or one of more than 1024 masks.
+        The payload; None if θ is no such sum, or one of more than 256 masks.
 
     Example:
         >>> from lightning_fl_ext.wire.codes import sample_mask, to_fixed_point
@@ -163,11 +183,35 @@ def decode_change(payload: bytes, base: ThetaCounts, key: MaskKey) -> ThetaCount
     named, body = _base(body)
     if named != (own := theta_digest(base)):
         raise MaskCodeError("base", f"expected a change of the θ {own.hex()}, got one of {named.hex()}")
-    theta, body = (base, body) if kind == _SAME else _decode(kind, body, base, key)
+    if kind == _SAME:
+        theta = base
+    elif kind == _COUNTS:
+        theta, body = _decode_counts(body, base)
+    else:
+        theta, body = _decode(kind, body, base, key)
     if body:
         raise altered("the body goes on after its end")
     verify(payload, key, _content(theta))
     return theta
+
+
+def _decode_counts(body: bytes, base: ThetaCounts) -> tuple[ThetaCounts, bytes]:
+    trials, body = read_varint(body)
+    bits = trials.bit_length()
+    if not trials or (base.trials + 1) << bits > 2**16:
+        raise altered(f"θ out of {trials} trials, on one of {base.trials}")
+    counts = np.zeros(base.counts.size, dtype=np.uint16)
+    for _ in range(bits):
+        digits, body = decode_bits(body, _contexts(base, bits, counts))
+        counts = counts << np.uint16(1) | digits
+    if counts.size and counts.max() > trials:
+        raise altered(f"a count exceeds {trials} trials")
+    return ThetaCounts(counts, trials), body
+
+
+def _contexts(base: ThetaCounts, bits: int, above: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """The context of a digit: the count before, and the digits above, which say at which level it is too."""
+    return (base.counts << np.uint16(bits)) + above
 
 
 def _decode(kind: int, body: bytes, base: ThetaCounts, key: MaskKey) -> tuple[ThetaCounts, bytes]:

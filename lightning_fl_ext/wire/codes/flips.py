@@ -21,7 +21,7 @@ from lightning_fl_ext.wire.codes.fixed_point import ONE, dither
 from lightning_fl_ext.wire.codes.frame import MaskKey, altered
 from lightning_fl_ext.wire.codes.rice import decode_bits, encode_bits
 
-MOST_CLIENTS = 1024
+MOST_CLIENTS = 256
 """Clients of whose masks a θ is made up; to guess them takes nanoseconds for each parameter and client."""
 
 _CHUNK = 2**16  # parameters at a time, so that what lies between stays in the cache

@@ -9,12 +9,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import lightning.pytorch as L
 import torch
+from _lines import InShards, Line, loader, rows
 from flwr.app import ConfigRecord, Message, RecordDict
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from lightning_fl_ext import client_app, digest
 from lightning_fl_ext.client.launcher.rank import is_inside, rank
@@ -22,34 +22,24 @@ from lightning_fl_ext.engines import LocalGrid
 from lightning_fl_ext.wire import from_record, to_record
 
 
-class Lit(L.LightningModule):
+class Lit(Line):
+    """What it logs and trains depends on Python's random numbers and on torch's."""
+
     def __init__(self):
         super().__init__()
-        self.layer, self.drop = nn.Linear(3, 1), nn.Dropout(0.2)
+        self.drop = nn.Dropout(0.2)
 
     def training_step(self, batch, batch_idx):
-        loss = (self.layer(self.drop(batch[0])) - batch[1]).square().mean()
+        loss = self.loss([self.drop(batch[0]), batch[1]])
         self.log("loss", loss + random.random(), on_step=False, on_epoch=True, sync_dist=True)
         return loss
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_loss", (self.layer(batch[0]) - batch[1]).square().mean(), sync_dist=True)
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), 0.1)
 
 
-class Sharded(Lit):
-    def __init__(self):
-        super().__init__()
-        self.layer = None
-
-    def configure_model(self):
-        from torch.distributed.fsdp import fully_shard
-
-        if self.layer is None:
-            self.layer = nn.Linear(3, 1)
-            fully_shard(self.layer, mesh=self.device_mesh["data_parallel"])
+class Sharded(InShards, Lit):
+    pass
 
 
 class Failing(Lit):
@@ -74,12 +64,11 @@ def failing(round):
 
 
 def data(context):
-    x = torch.randn(101, 3, generator=torch.Generator().manual_seed(1))
-    return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=10)
+    return loader(101)
 
 
 def data_of_workers(context):  # processes of processes
-    return DataLoader(data(context).dataset, batch_size=10, num_workers=1)
+    return DataLoader(rows(101), batch_size=10, num_workers=1)
 
 
 def two(**options):
@@ -90,18 +79,21 @@ def parallel(context):
     return two(strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1))
 
 
+SRUN = [sys.executable, str(Path(__file__).with_name("_srun.py")), "--ntasks-per-node", "2"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 APPS = {
     "ddp": client_app(Lit, data, two(), keep_local=False),
     "fork": client_app(Lit, data, two(strategy="ddp_fork"), keep_local=False),
     "spawn": client_app(Lit, data, two(strategy="ddp_spawn"), keep_local=False),
+    "kept": client_app(failing, data, two(), keep_local=False, launcher="kept"),
     "torchrun": client_app(Lit, data, two(), launcher=TORCHRUN),
+    "srun": client_app(Lit, data, two(), launcher=SRUN),
     "fsdp2": client_app(Sharded, data, parallel, keep_local=False),
     "failing": client_app(
         failing, data_of_workers, two(), keep_local=False, fit_timeout=float(os.getenv("LIMIT", "60"))
     ),
 }
-ddp, fork, spawn, torchrun, fsdp2, failing_app = APPS.values()
+ddp, fork, spawn, kept, torchrun, srun, fsdp2, failing_app = APPS.values()
 
 
 def left():

@@ -9,13 +9,10 @@ from pathlib import Path
 
 import lightning.pytorch as L
 import torch
+from _lines import LateNet, loader
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_fl_ext import client_app, digest
 from lightning_fl_ext.client.launcher.launchers import Processes
@@ -28,31 +25,17 @@ from lightning_fl_ext.wire import from_record, to_record
 WEIGHTS = {
     name: torch.linspace(-0.5, 0.5, shape.numel()).reshape(shape).numpy()
     for name, shape in {
-        "net.0.weight": torch.Size((6, 3)),
-        "net.0.bias": torch.Size((6,)),
-        "net.2.weight": torch.Size((1, 6)),  # FSDP2 gives rank 1 none of it
+        "layer.0.weight": torch.Size((6, 3)),
+        "layer.0.bias": torch.Size((6,)),
+        "layer.2.weight": torch.Size((1, 6)),  # FSDP2 gives rank 1 none of it
     }.items()
 }
 
 
-class Lit(L.LightningModule):
+class Lit(LateNet):
     def __init__(self, optimizer):
         super().__init__()
-        self.net, self.optimizer = None, optimizer
-
-    def configure_model(self):
-        if self.net is not None:
-            return
-        self.net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 1, bias=False))
-        mesh = self.device_mesh
-        if mesh is not None and mesh["tensor_parallel"].size() > 1:
-            plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
-            parallelize_module(self.net, mesh["tensor_parallel"], plan)
-        elif mesh is not None:
-            fully_shard(self.net, mesh=mesh["data_parallel"])
-
-    def training_step(self, batch, batch_idx):
-        return (self.net(batch[0]) - batch[1]).square().mean()
+        self.optimizer = optimizer
 
     def configure_optimizers(self):
         optimizer = OPTIMIZERS[self.optimizer](self.parameters())
@@ -67,8 +50,7 @@ OPTIMIZERS = {
 
 
 def data(batch_size, context):
-    x = torch.randn(24, 3, generator=torch.Generator().manual_seed(1))
-    return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=batch_size)
+    return loader(24, batch_size)
 
 
 def two(plan):

@@ -27,9 +27,12 @@ def assert_alike(told):
         assert mixed[name] == pytest.approx(values, rel=1e-5, abs=1e-6), name
 
 
-def test_one_round_of_one_process_tensor_parallel_and_fsdp2_together():
-    """As with one process each: weights, pooled means, and sums of which no rank adds to what it shares."""
-    assert_alike(run_mixed("0"))
+def test_one_round_of_tensor_parallel_and_fsdp2_together():
+    """As with one process each: weights, pooled means, and sums of which no rank adds to what it shares.
+
+    The two processes of the one client are kept for the other.
+    """
+    assert_alike(run_mixed("kept", "0"))
 
 
 @pytest.mark.slow
@@ -45,8 +48,8 @@ def test_optimizers_in_shards_go_on_as_if_the_fit_had_not_ended(tmp_path):
 
 @pytest.mark.slow
 def test_tensor_parallel_and_fsdp2_evaluate_as_one_process():
-    assert_alike(told := run_mixed("1"))
-    assert told[0]["counts"] == [9, 9, 9]
+    assert_alike(told := run_mixed("mixed", "1"))
+    assert told[0]["counts"] == [9, 9]
 
 
 def test_every_round_shuffles_anew(out):
@@ -70,6 +73,15 @@ def test_the_round_after_a_failure_works(failed):
 
 
 @pytest.mark.slow
+def test_processes_that_are_kept_give_the_same_also_after_a_failure():
+    out = run("kept,train:4,train:5,evaluate:5,train:1,train:6", "fork,train:4,train:5,evaluate:5,train:6")
+    failed = out["kept"].pop(3)
+    assert out["kept"] == out["fork"]
+    assert "process 1 of 2 raised" in failed["error"]
+    assert not failed["left"]
+
+
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_told():
     (told,) = run("failing,train:2")["failing"]
     assert "process 1 of 2 was killed by SIGKILL" in told["error"]
@@ -86,9 +98,10 @@ def test_a_rank_that_hangs_is_ended(monkeypatch):
 
 
 @pytest.mark.slow
-def test_torchrun_and_spawned_workers_give_the_same_and_so_do_evaluations():
-    out = run(*(f"{name},train:1,evaluate:1" for name in ("torchrun", "spawn", "fork")))
-    assert out["torchrun"] == out["spawn"] == out["fork"]
+@pytest.mark.parametrize("name", ["torchrun", "srun", "spawn"])
+def test_however_processes_are_started_they_give_the_same(name):
+    out = run(f"{name},train:1,evaluate:1", "fork,train:1,evaluate:1")
+    assert out[name] == out["fork"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """What is started, by which name, and what lies in files between the processes."""
 
+import os
+import re
 import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
@@ -11,8 +13,20 @@ from flwr.clientapp import ClientApp
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_fl_ext import LightningFLError, client_app
-from lightning_fl_ext.client.launcher.launchers import Command, Launcher, Processes, launcher_of
-from lightning_fl_ext.client.launcher.message_file import read_message, write_message
+from lightning_fl_ext.client.launcher.launchers import (
+    Command,
+    Launcher,
+    Processes,
+    launcher_of,
+    refuse_other_machines,
+)
+from lightning_fl_ext.client.launcher.message_file import (
+    WorkerFailure,
+    read_message,
+    read_worker_failure,
+    write_failure,
+    write_message,
+)
 from lightning_fl_ext.client.launcher.naming import app_name, load_app
 from lightning_fl_ext.client.launcher.needs import processes_needed
 from lightning_fl_ext.client.launcher.remote import ProcessesFailedError, answer_in_processes
@@ -100,6 +114,29 @@ def test_a_cut_file_is_named(tmp_path, message):
 )
 def test_as_many_processes_as_devices_where_the_strategy_starts_none(given, named, count):
     assert processes_needed(given, named) == count
+
+
+def test_within_a_job_of_slurm_devices_need_processes_too(monkeypatch):
+    job = {"JOB_ID": 7, "NTASKS": 2, "NTASKS_PER_NODE": 2, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert processes_needed({**CPU, "devices": 2}) == 2
+    assert processes_needed({**CPU, "devices": 1}) == 0
+
+
+def test_processes_of_several_machines_are_not_started_on_one():
+    with pytest.raises(LightningFLError, match=r'num_nodes=2.*launcher=\["srun"'):
+        refuse_other_machines(Processes(), {"num_nodes": 2})
+    refuse_other_machines(Processes(), {"num_nodes": 1})
+    refuse_other_machines(Command(["srun"]), {"num_nodes": 2})
+
+
+def test_a_command_has_a_port_to_meet_at():
+    show = [sys.executable, "-c", "import os; print(os.environ['MASTER_PORT'])"]
+    env = {name: value for name, value in os.environ.items() if name != "MASTER_PORT"}
+    for given, expected in ({}, r"\d+"), ({"MASTER_PORT": "29"}, "29"):
+        (started,) = Command(show).start([], 2, env={**env, **given}, stdout=subprocess.PIPE)
+        assert re.fullmatch(expected, started.communicate()[0].decode().strip())
 
 
 def test_a_launcher_and_a_strategy_that_forks_contradict():
@@ -208,3 +245,15 @@ def test_an_iterable_data_set_that_every_rank_sees_whole_is_named(caplog):
     shared = {"num_replicas": 1, "rank": 0}  # tensor parallel ranks are to see the same batches
     warn_of_unsharded(SimpleNamespace(distributed_sampler_kwargs=shared, world_size=2), "another")
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"rank": "1", "time": 1.0, "world_size": "2", "traceback": ""}', "[" * 50_000]
+)
+def test_what_a_process_leaves_that_raised_is_read_with_one_error(tmp_path, text):
+    path = tmp_path / "error-0.json"
+    write_failure(path, WorkerFailure(1.5, 0, "2", "ValueError: no"))
+    assert read_worker_failure(path) == (1.5, 0, "2", "ValueError: no")
+    path.write_text(text)
+    with pytest.raises(RecordFileError, match=r"error-0.json` is not what a client's process writes"):
+        read_worker_failure(path)

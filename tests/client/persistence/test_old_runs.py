@@ -55,7 +55,7 @@ def test_a_run_that_a_fit_is_at_work_with_stays(run):
     for i in range(KEPT_RUNS):
         run(f"r{i}")
     age(old, 400)
-    with old.alone():
+    with old.locked():
         assert "at-work" in left(run("new"))
     assert "at-work" not in left(run("newer"))
 

@@ -18,7 +18,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from lightning_fl_ext.client.persistence.state_folder import StateFolder
-with StateFolder(Path(sys.argv[1]), "0", "r").alone():
+with StateFolder(Path(sys.argv[1]), "0", "r").locked():
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -54,7 +54,7 @@ def signal_at(phase, number):
     def send():
         if not sent:
             sent.append(phase)
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     class Signals(RoundCallback):
         told = None
@@ -138,7 +138,7 @@ class Lit(L.LightningModule):
 
     def training_step(self, batch, batch_idx):
         if Lit.number and batch_idx == 1:
-            os.kill(os.getpid(), Lit.number)
+            signal.raise_signal(Lit.number)
         return self.layer(batch).square().mean()
 
     def configure_optimizers(self):

@@ -131,9 +131,9 @@ def test_two_that_announce_the_same_key_are_left_out_and_the_round_goes_on():
 def test_shares_that_cannot_be_checked_are_left_out_before_anybody_masks_with_them(
     without_it, monkeypatch, commitment
 ):
-    from lightning_fl_ext.secure.client import ClientRound
+    from lightning_fl_ext.secure.client import SecureClient
 
-    tagged = ClientRound._tagged
+    tagged = SecureClient._tagged
 
     def without(self, step, message, words=None):
         message = dict(message)
@@ -142,7 +142,7 @@ def test_shares_that_cannot_be_checked_are_left_out_before_anybody_masks_with_th
             message |= {} if commitment is None else {"commitment": commitment}
         return tagged(self, step, message, words)
 
-    monkeypatch.setattr(ClientRound, "_tagged", without)
+    monkeypatch.setattr(SecureClient, "_tagged", without)
     result = fit(lambda content: None, "share")
     assert [(r.client_id, r.key) for r in result.rejected] == [(BAD, "commitment")]
     assert result.digest == without_it

@@ -7,18 +7,14 @@ import pytest
 import torch
 from _secure import STEPS, Recording, lose, make_app, step_of
 from _secure_fit import fit, why
-from flwr.app import ConfigRecord
 
 from lightning_fl_ext import (
     ExactFedAvg,
-    LightningFLError,
     LocalGrid,
     RoundCheckpoint,
     RoundLedger,
-    SecureAggregation,
     SecureFedAvg,
     verify_ledger,
-    write_site_keys,
 )
 from lightning_fl_ext.server import Reason
 from lightning_fl_ext.wire import from_record, to_record
@@ -209,56 +205,3 @@ def test_it_works_under_flowers_own_loop():
         result = strategy.start(grid, arrays, num_rounds=2)
         run[type(strategy)] = {k: v.tobytes() for k, v in from_record(result.arrays).items()}
     assert run[SecureFedAvg] == run[ExactFedAvg]
-
-
-# Trusted keys
-
-
-@pytest.fixture(scope="module")
-def site_keys(tmp_path_factory):
-    public, private = tmp_path_factory.mktemp("public"), tmp_path_factory.mktemp("private")
-    for i in range(5):
-        _, path = write_site_keys(private, f"{i:02d}")
-        path.rename(public / path.name)
-    return public, private
-
-
-def test_sites_that_exchanged_keys_beforehand_believe_no_others(site_keys, tmp_path):
-    public, private = site_keys
-    write_site_keys(tmp_path, "02")
-
-    def half(stranger):
-        def of(context):
-            name = f"{context.node_config['partition-id']:02d}.key"
-            folder = tmp_path if stranger and name == "02.key" else private
-            return SecureAggregation(trusted_keys=public, signing_key=folder / name)
-
-        return of
-
-    assert fit(app=make_app(half=half(False)), max_rounds=1).rounds[0].accepted
-    with pytest.raises(LightningFLError):
-        fit(app=make_app(half=half(True)), max_rounds=1)
-
-
-def test_a_server_that_gives_keys_of_its_own_is_found_out_and_the_client_is_named(site_keys):
-    public, private = site_keys
-
-    def half(context):
-        name = f"{context.node_config['partition-id']:02d}.key"
-        return SecureAggregation(trusted_keys=public, signing_key=private / name)
-
-    def faults(instruction, reply):  # a server that announces keys of its own in the name of client 02
-        if step_of(instruction) == "announce" and toy.client_of(reply) == "02":
-            reply.content["secure"] = ConfigRecord(
-                {**reply.content["secure"], "mask-key": bytes(31) + b"\x42"}
-            )
-        return reply
-
-    with pytest.raises(LightningFLError):
-        fit(app=make_app(half=half), faults=faults, max_rounds=1)
-    recording = Recording(faults)
-    with pytest.raises(LightningFLError):
-        fit(app=make_app(half=half), faults=recording, max_rounds=1)
-    refusals = [str(reply.content["secure"]["got"]) for reply in recording.of("share")]
-    assert sum("keys of client `02` are not signed by its trusted key" in r for r in refusals) == 4
-    assert recording.of("mask") == []

@@ -15,6 +15,7 @@ from lightning_fl_ext.wire.codes import (
     MaskKey,
     base_of,
     decode_change,
+    encode_counts_change,
     encode_mask,
     encode_relay,
     encode_same,
@@ -55,6 +56,8 @@ class Round:
     def payload(self, kind, key=DOWN):
         if kind == "same":
             return encode_same(self.base, key)
+        if kind == "counts":
+            return encode_counts_change(self.theta, self.base, key)
         if kind == "sum":
             return encode_sum_change(self.theta, self.base, self.counted, key)
         return encode_relay(self.theta, self.base, self.counted, self.payloads, key)
@@ -63,7 +66,7 @@ class Round:
         return self.base if kind == "same" else self.theta
 
 
-KINDS = ["same", "sum", "relay"]
+KINDS = ["same", "sum", "relay", "counts"]
 
 
 def same(first, second):
@@ -100,7 +103,7 @@ def test_packed_masks_are_summed_as_dithered_ones(exchange):
     assert Round(exchange, code="packed").payload("sum") == Round(exchange).payload("sum")
 
 
-@pytest.mark.parametrize("name", ["same", "sum", "sum-stratified", "relay", "relay-stratified"])
+@pytest.mark.parametrize("name", ["same", "counts", "sum", "sum-stratified", "relay", "relay-stratified"])
 def test_changes_are_written_and_read_as_ever(exchange, name):
     kind, r = name.split("-")[0], Round(exchange, "stratified" in name)
     golden = (GOLDEN / f"{name}.change").read_bytes()
@@ -128,7 +131,7 @@ def test_every_cut_added_byte_and_flipped_bit_is_rejected(exchange_of, kind):
 
 
 @settings(deadline=None, max_examples=150)
-@given(body=st.binary(max_size=80), kind=st.integers(17, 19), named=st.booleans())
+@given(body=st.binary(max_size=80), kind=st.integers(17, 20), named=st.booleans())
 def test_a_forged_body_never_decodes(body, kind, named):
     base = ThetaCounts(np.arange(200, dtype=np.uint16) % 10, 10)
     body = (theta_digest(base) if named else b"") + body
@@ -199,6 +202,27 @@ def test_any_sum_comes_back_however_far_it_is_from_the_guesses(size, masks, seed
     assert rest == b"rest"
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.integers(0, 40),
+    trials=st.integers(1, 300),
+    before=st.integers(1, 100),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_counts_come_back_given_any_others(size, trials, before, seed):
+    rng = np.random.default_rng(seed)
+    base = ThetaCounts(rng.integers(0, before + 1, size).astype(np.uint16), before)
+    theta = ThetaCounts(rng.integers(0, trials + 1, size).astype(np.uint16), trials)
+    assert same(decode_change(encode_counts_change(theta, base, DOWN), base, DOWN), theta)
+
+
+def test_counts_too_many_to_be_contexts_are_not_written_as_a_change(exchange_of):
+    base = ThetaCounts(exchange_of(10).counts.counts, 255)
+    assert encode_counts_change(ThetaCounts(base.counts, 255), base, DOWN) is not None
+    assert encode_counts_change(ThetaCounts(base.counts, 256), base, DOWN) is None
+    assert encode_counts_change(ThetaCounts(base.counts[1:], 255), base, DOWN) is None
+
+
 def test_the_sum_costs_less_than_the_masks_one_by_one_and_far_less_than_theta_alone():
     """Ten clients that move by 0.3 in log odds each: the entropy of what they flip is what is sent."""
     rng, size = np.random.default_rng(0), 60_000
@@ -216,4 +240,7 @@ def test_the_sum_costs_less_than_the_masks_one_by_one_and_far_less_than_theta_al
     added = len(encode_sum_change(theta, base, counted, DOWN))
     assert added < 0.85 * relay
     assert added < 0.35 * alone
+    counts = len(encode_counts_change(theta, base, DOWN))
+    assert added < 0.6 * counts
+    assert counts < 0.65 * alone
     assert len(encode_same(theta, DOWN)) == 28 + 16

@@ -1,4 +1,4 @@
-"""Two rounds of an algorithm with memory, on one process with whole batches and on two that halve them.
+"""Two rounds of an algorithm, on one process with whole batches and on two that halve them.
 
 Prints the weights of each way that is named: its algorithm and its app.
 """
@@ -14,7 +14,7 @@ import _quadratic
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_fl_ext import ExactFedAvg, FedDyn, Scaffold, client_app
+from lightning_fl_ext import ExactFedAvg, FedDyn, FedNova, FedProx, Scaffold, client_app
 
 
 def app(batch, keep_local=True, **trainer):
@@ -30,7 +30,13 @@ one = app(4, devices=1)
 fork = app(2, devices=2, strategy="ddp_fork")
 ddp = app(2, devices=2)
 ddp_in_context = app(2, keep_local=False, devices=2)  # what an algorithm keeps lies in Flower's Context
-STRATEGIES = {"scaffold": Scaffold, "plain": ExactFedAvg, "feddyn": lambda: FedDyn(alpha=0.3)}
+STRATEGIES = {
+    "plain": ExactFedAvg,
+    "scaffold": Scaffold,
+    "fednova": FedNova,
+    "fedprox": lambda: FedProx(0.3),
+    "feddyn": lambda: FedDyn(alpha=0.3),
+}
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def threads(number: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def collected() -> Iterator[None]:
+def garbage_collected() -> Iterator[None]:
     """Free the reference cycle that a finished Trainer and module form."""
     _freeze_imports()
     try:

@@ -1,0 +1,183 @@
+r"""Relaxed samples: :math:`z = h((Q(p) - Q(u)) / \tau)`, and their derivative by the probability.
+
+Left to autograd, the formula keeps some ten tensors for the derivative, and to make them takes longer than to
+compute them. Here two are kept: z, from which :math:`h'(x)` follows, and :math:`Q'(p)`, and
+:math:`dz/dp = h'(x) Q'(p) / \tau`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from lightning_fl_ext.gates.fused import has_values
+
+_ROOT_TWO = math.sqrt(2)
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """A family of relaxed samples.
+
+    Attributes:
+        quantile: Q, of the noise.
+        cdf: Its inverse.
+        squash: h.
+        quantile_: Q, in place.
+        squash_: h, in place.
+        rate: Q'(p), the inverse of the noise's density, from p and Q(p).
+        slope: h'(x), from h(x).
+        temperature: tau, as in the source.
+        zero: h is 0 up to here; None: h is nowhere 0.
+    """
+
+    quantile: Function
+    cdf: Function
+    squash: Function
+    quantile_: Function
+    squash_: Function
+    rate: Callable[[Tensor, Tensor], Tensor]
+    slope: Function
+    temperature: float
+    zero: float | None
+
+
+def _logit(probs: Tensor) -> Tensor:
+    return torch.logit(probs, eps=torch.finfo(probs.dtype).eps)
+
+
+def _logit_(probs: Tensor) -> Tensor:
+    return probs.logit_(eps=torch.finfo(probs.dtype).eps)
+
+
+def _probit(probs: Tensor) -> Tensor:
+    eps = torch.finfo(probs.dtype).eps
+    return cast(Tensor, torch.special.ndtri(probs.clamp(eps, 1 - eps)))
+
+
+def _probit_(probs: Tensor) -> Tensor:
+    eps = torch.finfo(probs.dtype).eps
+    return probs.clamp_(eps, 1 - eps).mul_(2).sub_(1).erfinv_().mul_(_ROOT_TWO)
+
+
+def _stretched_sigmoid(x: Tensor) -> Tensor:
+    return (1.2 * torch.sigmoid(x) - 0.1).clamp(0, 1)
+
+
+def _stretched_sigmoid_(x: Tensor) -> Tensor:
+    return x.sigmoid_().mul_(1.2).sub_(0.1).clamp_(0, 1)
+
+
+def _hard_sigmoid(x: Tensor) -> Tensor:
+    return (x + 0.5).clamp(0, 1)
+
+
+def _hard_sigmoid_(x: Tensor) -> Tensor:
+    return x.add_(0.5).clamp_(0, 1)
+
+
+# In place on tensors of their own, these can be differentiated: what autograd keeps is not written to again.
+
+
+def _logistic_rate(probs: Tensor, quantile: Tensor) -> Tensor:
+    return _spread(probs).reciprocal_()
+
+
+def _normal_rate(probs: Tensor, quantile: Tensor) -> Tensor:
+    return (quantile * quantile).mul_(0.5).add_(0.5 * math.log(2 * math.pi)).exp_()
+
+
+def _stretched_slope(z: Tensor) -> Tensor:
+    spread = _spread(z)
+    return (spread + 0.11).mul_(spread.sign()).div_(1.2)  # (z + 0.1) (1.1 - z) / 1.2; 0 where z is at an end
+
+
+def _hard_slope(z: Tensor) -> Tensor:
+    return _spread(z).sign_()
+
+
+def _spread(x: Tensor) -> Tensor:
+    return torch.addcmul(x, x, x, value=-1)  # x (1 - x)
+
+
+RELAXED = {
+    "concrete": Relaxation(
+        *(_logit, torch.sigmoid, torch.sigmoid, _logit_, torch.sigmoid_),
+        *(_logistic_rate, _spread, 0.3, None),
+    ),
+    "hard_concrete": Relaxation(
+        *(_logit, torch.sigmoid, _stretched_sigmoid, _logit_, _stretched_sigmoid_),
+        *(_logistic_rate, _stretched_slope, 2 / 3, math.log(0.1 / 1.1)),
+    ),
+    # The source writes clamp(mu + 1/2 + sigma * noise, 0, 1), here tau = 1 / sigma and mu = sigma * Q(p).
+    "gaussian": Relaxation(
+        *(_probit, torch.special.ndtr, _hard_sigmoid, _probit_, _hard_sigmoid_),
+        *(_normal_rate, _hard_slope, 2.0, -0.5),
+    ),
+}
+
+
+def relaxed_sample(probs: Tensor, uniform: Tensor, relaxation: Relaxation, temperature: float) -> Tensor:
+    """Relax what uniform numbers decide.
+
+    Args:
+        probs: Probabilities, checked.
+        uniform: Uniform numbers of the shape of `probs`, of at least float32. They may be overwritten.
+        relaxation: The family.
+        temperature: tau.
+
+    Returns:
+        The sample, of the dtype of `probs`.
+    """
+    if probs.dtype == uniform.dtype and has_values(probs) and not _is_dual(probs):
+        return cast(Tensor, _InPlace.apply(probs, uniform, relaxation, temperature))  # type: ignore[no-untyped-call]
+    noisy = relaxation.quantile(probs.to(uniform.dtype)) - relaxation.quantile(uniform)
+    return relaxation.squash(noisy / temperature).to(probs.dtype)
+
+
+def _is_dual(tensor: Tensor) -> bool:
+    """Whether a forward-mode derivative is on its way."""
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
+class _InPlace(torch.autograd.Function):
+    """The sample, and its derivative, which can be differentiated once more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, probs: Tensor, uniform: Tensor, relaxation: Relaxation, temperature: float
+    ) -> Tensor:
+        """Compute the sample in one tensor."""
+        quantile = relaxation.quantile_(probs.clone())
+        rate = relaxation.rate(probs, quantile) if ctx.needs_input_grad[0] else None
+        noisy = quantile.sub_(relaxation.quantile_(uniform)).div_(temperature)
+        sample = relaxation.squash_(noisy)
+        ctx.save_for_backward(probs, sample, rate)
+        ctx.relaxation, ctx.temperature = relaxation, temperature
+        return sample
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
+        """Multiply by the derivative of the sample."""
+        probs, sample, rate = ctx.saved_tensors
+        relaxation: Relaxation = ctx.relaxation
+        eps = torch.finfo(probs.dtype).eps
+        again = torch.is_grad_enabled()
+        if again:
+            within = probs.clamp(eps, 1 - eps)
+            rate = relaxation.rate(within, relaxation.quantile(within))
+        derivative = relaxation.slope(sample).mul_(rate).div_(ctx.temperature)
+        low, high = probs.detach().aminmax()
+        if low < eps or high > 1 - eps:  # There Q does not change with p.
+            derivative = derivative.where((probs >= eps) & (probs <= 1 - eps), 0.0)
+        if again or not has_values(grad_output):
+            return grad_output * derivative, None, None, None
+        return derivative.mul_(grad_output), None, None, None
