@@ -14,7 +14,7 @@ from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
 from lightning_fl_ext import FedNova, Limits, Scaffold
 from lightning_fl_ext.metrics import MetricPack
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES, Scalar, StageMetrics
-from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics
+from lightning_fl_ext.server.metrics.aggregation import WEIGHTED_MEAN, aggregate_metrics
 from lightning_fl_ext.server.metrics.pooling import read_stages
 from lightning_fl_ext.server.metrics.sites import across_sites, keep_sites
 from lightning_fl_ext.server.record import RoundRecord
@@ -139,8 +139,9 @@ def read_evaluation(given):
     honest = {c: ClientUpdate({}, 3, client_id=c, metrics={"loss": HONEST[stage]}) for c in ("b", "c")}
     updates = {"a": update, **honest}
     measured, left_out = aggregate_metrics(
-        updates, {"a": stages, "b": {}, "c": {}}, torch.nn.Module(), None, None, 1
+        updates, {"a": stages, "b": {}, "c": {}}, torch.nn.Module(), MetricRecord(), WEIGHTED_MEAN, 1
     )
+    assert np.isfinite(measured["loss"])  # whatever one tells, the others have told theirs
     sites = keep_sites(updates, {*measured, "loss"}, {"loss": "min"}, 8)
     spread = across_sites(sites, {"loss": "min"})
     assert spread["loss/best"] <= HONEST[stage] <= spread["loss/worst"]

@@ -176,7 +176,7 @@ def reduce_scalars(updates: Mapping[str, ClientUpdate], clients: Mapping[str, St
         if len(votes) > 1 and votes[1][1] == votes[0][1]:
             reduced[name] = math.nan
         elif terms:
-            reduced[name] = _REDUCE[usual](terms)
+            reduced[name] = float(_REDUCE[usual](terms))
     return reduced
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,7 +27,8 @@ from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.rounds.clients import Clients
 from lightning_fl_ext.server.rounds.flower_dtypes import align_replies, to_flower_dtypes
 from lightning_fl_ext.server.rounds.holdings import Holdings
-from lightning_fl_ext.server.rounds.messages import RoundMessages
+from lightning_fl_ext.server.rounds.messages import Reply, RoundMessages
+from lightning_fl_ext.server.rounds.metrics_functions import seeing_most
 from lightning_fl_ext.server.rounds.payload import PayloadCodec
 from lightning_fl_ext.server.rounds.quorum import innermost, wait_for_clients
 from lightning_fl_ext.server.rounds.refusals import (
@@ -144,7 +145,8 @@ class StrategyDriver:
                 updates = [update for _, _, update in replies]
                 buffers = averaged_buffers(self.trainer.strategy, self.trainer.model, arrays, updates)
                 align_replies(accepted, self._shared_metrics(summaries), like, widen)
-                new, metrics = self._aggregate(server_round, accepted, summaries)
+                with self._seeing_most("train", replies, summaries):
+                    new, metrics = self._aggregate(server_round, accepted, summaries)
                 new = new and {**new, **buffers}
             elif self.calls.reserves:
                 self._aggregate(server_round, [])  # releases nothing, so what it has reserved is free again
@@ -160,8 +162,8 @@ class StrategyDriver:
         if self.calls.asks_to_evaluate:
             of_clients = [messages.stages.get(client, {}) for client in summaries]
             told = [stages.get("validate") for stages in ([outcome.stages] if outcome else of_clients)]
-            names = [{*stage.names, *stage.scalars} for stage in told if stage is not None]
-            self.validated_in_fits |= told_by_half([found for found in names if found])
+            names = [{*stage.names, *stage.scalars} if stage else set() for stage in told]
+            self.validated_in_fits |= told_by_half(names)  # one client alone renames nothing
         counts = {
             "clients_accepted": len(summaries),
             "clients_rejected": len({r.client_id for r in messages.rejected} - {*summaries}),
@@ -207,7 +209,8 @@ class StrategyDriver:
         accepted = [reply for _, reply, _ in replies]
         if not self.calls.secure:
             align_replies(accepted, self._shared_metrics(summaries))
-        metrics = self.calls.call("aggregate_evaluate", server_round, accepted, clients=summaries)
+        with nullcontext() if self.calls.secure else self._seeing_most("evaluate", replies, summaries):
+            metrics = self.calls.call("aggregate_evaluate", server_round, accepted, clients=summaries)
         outcome: SecureOutcome | None = None
         if self.calls.secure:
             outcome, summaries, metrics = self._take_outcome(messages, summaries, metrics)
@@ -321,6 +324,12 @@ class StrategyDriver:
     def _shared_metrics(self, summaries: Mapping[str, ClientUpdate]) -> set[str]:
         metrics = {client: summary.metrics for client, summary in summaries.items()}
         return common_metrics(metrics, 0)[0] | {self.calls.count_key}
+
+    def _seeing_most(
+        self, phase: str, replies: Iterable[Reply], summaries: Mapping[str, ClientUpdate]
+    ) -> AbstractContextManager[None]:
+        contents = {client: reply.content for client, reply, _ in replies}
+        return seeing_most(innermost(self.trainer.strategy), phase, self.calls.count_key, contents, summaries)
 
     def _measure(
         self,

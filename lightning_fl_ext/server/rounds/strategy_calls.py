@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import DifferentialPrivacyClientSideAdaptiveClipping, Strategy
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from lightning_fl_ext.errors import LightningFLError
@@ -116,7 +116,14 @@ class StrategyCalls:
         max_term = getattr(innermost(self.strategy), "max_term", None)
         # Flower's wrappers that clip on the server divide by the norm.
         clips = hasattr(self.strategy, "clipping_norm") and hasattr(self.strategy, "current_arrays")
+        inner: Any = innermost(self.strategy)
+        needed: dict[str, float] = {}
+        if hasattr(inner, "train_loss_key"):  # Flower's QFedAvg, which has it to the power of q
+            needed[inner.train_loss_key] = 1e12 ** (1 / max(1.0, getattr(inner, "q", 1.0)))
+        if isinstance(self.strategy, DifferentialPrivacyClientSideAdaptiveClipping):
+            needed["norm_bit"] = 1.0
         return ValueLimits(
+            needed=needed,
             count_key=self.count_key,
             min_update_norm=1e-18 if clips else 0.0,
             max_update_norm=max_update_norm,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ class ValueLimits:
         max_term: Largest magnitude of a weight times the count: an exact sum has a range.
         max_weight: Largest magnitude of a weight that the global model does not have as it is.
         max_extra_norm: Largest L2 norm of what an algorithm's clients send beside the weights.
+        needed: Metrics that a strategy computes weights or noise with, as QFedAvg does, and the largest value
+            of each; none is negative.
     """
 
     count_key: str = "num-examples"
@@ -44,6 +46,7 @@ class ValueLimits:
     max_term: float | None = None
     max_weight: float = float(Limits.weight)
     max_extra_norm: float | None = None
+    needed: Mapping[str, float] = field(default_factory=dict)
 
 
 def screen_train_reply(
@@ -69,6 +72,8 @@ def screen_train_reply(
         Rejected: A check failed.
     """
     summary = _screen_summary(reply, client_id, server_round, limits, "training")
+    for name, most in limits.needed.items():
+        _screen_needed(name, summary.metrics.get(name), most)
     records = records_of(reply.content, ArrayRecord)
     if len(records) != 1:
         raise Rejected(Reason.UNDECODABLE, "arrays", "one ArrayRecord", f"{len(records)}")
@@ -216,6 +221,15 @@ def _screen_norm(arrays: Arrays, like: Arrays, limits: ValueLimits) -> None:
         raise Rejected(Reason.NORM, "", f"an update of norm at most {most:g}", f"{norm:g}")
     if norm < least:
         raise Rejected(Reason.NORM, "", "an update that can be clipped", f"one of norm {norm:g}")
+
+
+def _screen_needed(name: str, value: Any, most: float) -> None:
+    """Refuse what a strategy cannot compute with."""
+    expected = f"a number from 0 to {most:g}, with which the strategy computes"
+    if not isinstance(value, int | float):
+        raise Rejected(Reason.KEYS, name, expected, "nothing" if value is None else "a list")
+    if not 0 <= value <= most:
+        raise Rejected(Reason.MAGNITUDE, name, expected, shown_number(value))
 
 
 def _screen_keys(expected: list[str], got: list[str]) -> None:

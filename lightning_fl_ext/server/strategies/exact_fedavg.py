@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import FedAvg
 from lightning_fl_ext.aggregation import ExactMean, exact_mean
 from lightning_fl_ext.aggregation.kernels import UPDATES_PER_PASS
 from lightning_fl_ext.results import Arrays
-from lightning_fl_ext.server.metrics.aggregation import common_metrics
+from lightning_fl_ext.server.metrics.aggregation import WEIGHTED_MEAN, common_metrics, of_most
 from lightning_fl_ext.wire import from_record
 from lightning_fl_ext.wire.client_record import declared_id
 from lightning_fl_ext.wire.records import written_record
@@ -135,12 +135,16 @@ def aggregate_summaries(
 
     Args:
         summaries: Of each reply the metrics, named ``"metrics"``, and the config records.
-        aggregate: A strategy's ``train_metrics_aggr_fn``; called with the metrics that all share, in an order
-            that does not depend on the order of ``summaries``.
+        aggregate: A strategy's ``train_metrics_aggr_fn``; called in an order that does not depend on that of
+            ``summaries``: Flower's mean with the metrics that all share, another function with those that
+            most clients report, of the clients that report all of these.
         key: A strategy's ``weighted_by_key``.
     """
     metrics = {str(i): dict(_metrics(summary)) for i, summary in enumerate(summaries)}
     shared, _ = common_metrics(metrics, 0)
+    most, whole = of_most(metrics)
+    if aggregate is not WEIGHTED_MEAN and whole:
+        shared, summaries = most, [summaries[int(i)] for i in whole]
     for summary in summaries:
         record = _metrics(summary)
         summary["metrics"] = MetricRecord({name: record[name] for name in sorted(shared)})

@@ -21,7 +21,13 @@ from lightning_fl_ext.client.launcher.launchers import (
     launcher_of,
     refuse_other_machines,
 )
-from lightning_fl_ext.client.launcher.message_file import read_message, write_message
+from lightning_fl_ext.client.launcher.message_file import (
+    WorkerFailure,
+    read_message,
+    read_worker_failure,
+    write_failure,
+    write_message,
+)
 from lightning_fl_ext.client.launcher.naming import app_name, load_app
 from lightning_fl_ext.client.launcher.needs import processes_needed
 from lightning_fl_ext.client.launcher.remote import ProcessesFailedError, answer_in_processes
@@ -291,3 +297,15 @@ def test_an_iterable_data_set_that_every_rank_sees_whole_is_named(caplog):
     shared = {"num_replicas": 1, "rank": 0}  # tensor parallel ranks are to see the same batches
     warn_of_unsharded(SimpleNamespace(distributed_sampler_kwargs=shared, world_size=2), "another")
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"rank": "1", "time": 1.0, "world_size": "2", "traceback": ""}', "[" * 50_000]
+)
+def test_what_a_process_leaves_that_raised_is_read_with_one_error(tmp_path, text):
+    path = tmp_path / "error-0.json"
+    write_failure(path, WorkerFailure(1.5, 0, "2", "ValueError: no"))
+    assert read_worker_failure(path) == (1.5, 0, "2", "ValueError: no")
+    path.write_text(text)
+    with pytest.raises(RecordFileError, match=r"error-0.json` is not what a client's process writes"):
+        read_worker_failure(path)

@@ -232,7 +232,10 @@ COUNTS_ALL_THE_SAME = {
     "states of another kind": record(METRIC_STATES, MetricRecord({"a": 1.0})),
     "states as arrays": record(METRIC_STATES, ArrayRecord({"train": EMPTY})),
     "states of a stage that is none": record(METRIC_STATES, ConfigRecord({"predict": b"", "test": [1, 2]})),
-    "states of more examples": record(METRIC_STATES, states_of({"train_loss": Scalar("mean", 2**26)}, 2**26)),
+    "a validation of the loss of training": record(
+        METRIC_STATES, states_of({"train_loss": Scalar("mean", 3)}, 3)
+    ),
+    "states of more examples": record(METRIC_STATES, states_of({"loss": Scalar("mean", 2**27)}, 2**27)),
     "states over other names": record(METRIC_STATES, states_of({"\ud800": Scalar("mean", 1)}, 1)),
     "steps that are none": client(steps=-5, epochs="many", **{"examples-seen": [1]}),
 }

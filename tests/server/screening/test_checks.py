@@ -197,7 +197,10 @@ def test_an_odd_metric_is_left_out_and_the_update_counts(toy, make_strategy, nam
     assert result.digest == plain.digest
     assert len(result.rounds[0].accepted) == 5
     assert (BAD, Reason.METRIC, key) in {(r.client_id, r.reason, r.key) for r in result.rejected}
-    assert ("train_loss" in result.rounds[0].metrics) == (key == "f1")
+    terms = [(toy.examples(i), 1 / (i + 3)) for i in range(5) if key == "f1" or f"{i:02d}" != BAD]
+    mean = sum(n * loss for n, loss in terms) / sum(n for n, _ in terms)
+    assert result.rounds[0].metrics["train_loss"] == pytest.approx(mean)
+    assert {r.client_id for r in result.rejected} == {BAD}
 
 
 def test_values_too_large_for_an_exact_sum_are_left_out_whatever_the_order(toy, make_strategy, without):
