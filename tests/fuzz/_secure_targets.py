@@ -33,8 +33,13 @@ from lightning_fl_ext.wire import to_record
 
 NUMBER, LIAR, WORDS = 5, 2, 8
 NAMES = [f"site-{i}" for i in range(NUMBER)]
-STEPS = ("share", "mask", "unmask")
+STEPS = ("share", "mask", "confirm", "unmask")
 TERMS = Terms(b"s" * 16, NUMBER, 4)
+
+
+def sign(text):
+    """Stand for a signature, which others check and the code that takes it does not."""
+    return text[:1] * 64
 
 
 class Round:
@@ -67,6 +72,13 @@ class Round:
             self.words = words
             server.take_masked(i, message, words)
         request = server.request()
+        for i in order:
+            self.stop("confirm", i, clients[i])
+            self.asked["confirm"] = request
+            clients[i], message = clients[i].confirm(request, sign)
+            self.note("confirm", i, message)
+            server.take_confirmation(i, message)
+        request = server.signed_request()
         for i in order:
             self.stop("unmask", i, clients[i])
             self.asked["unmask"] = request
@@ -149,6 +161,9 @@ def take_answer(given):
         return [server.mailbox(i) for i in range(NUMBER)]
     if step == "mask":
         return server.take_masked(LIAR, record, masked_words(content, WORDS))
+    if step == "confirm":
+        server.take_confirmation(LIAR, record)
+        return server.signed_request()
     server.take_unmask(LIAR, record)
     return server.unmasked()
 
@@ -204,7 +219,9 @@ def obey(given):
         return client.share(Roster.from_dict(message))
     if step == "mask":
         return client.mask(message, np.arange(WORDS, dtype=np.uint64))
-    return client.unmask(message)
+    if step == "confirm":
+        return client.confirm(message, sign)
+    return client.unmask(message, lambda roster, text, signatures: None)
 
 
 def fits_a_record(make):
