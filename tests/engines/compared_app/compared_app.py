@@ -18,10 +18,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassF1Score
 
 from lightning_fl_ext import (
+    Ditto,
     ExactFedAvg,
     ExactFedYogi,
+    FedDyn,
     FederatedTrainer,
+    FedNova,
     FedPM,
+    FedProx,
+    FedRep,
     GeometricMedian,
     MaskedModule,
     MaskExchange,
@@ -29,6 +34,7 @@ from lightning_fl_ext import (
     RoundLedger,
     Scaffold,
     SecureFedAvg,
+    TrimmedMean,
     WeightExchange,
     client_app,
 )
@@ -36,9 +42,14 @@ from lightning_fl_ext import (
 CLIENTS = 4
 
 
-class Robust(RobustFedAvg):
-    def __init__(self, **options):
-        super().__init__(GeometricMedian(), **options)
+def with_first(strategy, *first):
+    """A strategy's class whose first arguments are given."""
+
+    class Given(strategy):
+        def __init__(self, **options):
+            super().__init__(*first, **options)
+
+    return Given
 
 
 STRATEGIES = {
@@ -46,12 +57,19 @@ STRATEGIES = {
     "ExactFedYogi": ExactFedYogi,
     "FedAdam": FedAdam,
     "FedPM": FedPM,
-    "RobustFedAvg": Robust,
+    "GeometricMedian": with_first(RobustFedAvg, GeometricMedian()),
+    "TrimmedMean": with_first(RobustFedAvg, TrimmedMean(0.34)),
+    "FedProx": with_first(FedProx, 0.1),
     "Scaffold": Scaffold,
+    "FedNova": FedNova,
+    "FedDyn": with_first(FedDyn, 0.1),
+    "Ditto": with_first(Ditto, 0.1),
+    "FedRep": FedRep,
     "SecureFedAvg": SecureFedAvg,
 }
-ROUNDS = {name: 2 if name in ("ExactFedYogi", "FedAdam", "FedPM", "Scaffold") else 1 for name in STRATEGIES}
-"""Two where the server, or under SCAFFOLD a client, keeps something from the first."""
+ONE_ROUND = ("ExactFedAvg", "GeometricMedian", "TrimmedMean", "FedProx", "FedNova", "SecureFedAvg")
+ROUNDS = {name: 1 if name in ONE_ROUND else 2 for name in STRATEGIES}
+"""Two where the server or a client keeps something from the first."""
 
 
 class Lit(L.LightningModule):
@@ -80,6 +98,11 @@ class Lit(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
+class LitSGD(Lit):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
 class LitMasked(Lit):
     def __init__(self):
         super().__init__()
@@ -95,7 +118,10 @@ def data(context):
 
 def federation(name):
     """What clients and server have to agree on: the module, and what of it travels."""
-    return (LitMasked, MaskExchange()) if name == "FedPM" else (Lit, WeightExchange())
+    if name == "FedPM":
+        return LitMasked, MaskExchange()
+    module = LitSGD if name == "FedNova" else Lit
+    return module, WeightExchange(exclude="net.7.*" if name == "FedRep" else ())
 
 
 def telling(name):
@@ -122,7 +148,8 @@ def answer(message, context):
     module, exchange = federation(name)
     folder = Path(context.run_config["run-dir"]) / "states"
     options = {"exchange": exchange, "num_threads": 1, "keep_local": folder}
-    return client_app(module, data, {"accelerator": "cpu"}, **options)(message, context)
+    trainer = {"accelerator": "cpu", "max_epochs": 2 if name == "FedRep" else 1}  # the first for the head
+    return client_app(module, data, trainer, **options)(message, context)
 
 
 @server.main()
