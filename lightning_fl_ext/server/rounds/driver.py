@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from flwr.app import Message, MetricRecord
@@ -13,23 +12,18 @@ from flwr.serverapp import Grid
 
 from lightning_fl_ext.engines import OrderedGrid
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.failures import described
 from lightning_fl_ext.metric_names import ACROSS_SITES
 from lightning_fl_ext.metrics.computed_values import copy_metrics
 from lightning_fl_ext.metrics.discovery import named_metrics, require_known
-from lightning_fl_ext.metrics.stage_metrics import STAGE
 from lightning_fl_ext.results import Arrays, ClientUpdate
-from lightning_fl_ext.server.metrics.aggregation import aggregate_metrics, common_metrics
-from lightning_fl_ext.server.metrics.names import owned_by_server, told_by_half, without_owned
-from lightning_fl_ext.server.metrics.pooled_sum import pool_sum
+from lightning_fl_ext.server.metrics.names import owned_by_server, told_by_half
 from lightning_fl_ext.server.metrics.sites import across_sites, keep_sites
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.rounds.clients import Clients
-from lightning_fl_ext.server.rounds.flower_dtypes import align_replies, to_flower_dtypes
+from lightning_fl_ext.server.rounds.fit_parts import FitParts
+from lightning_fl_ext.server.rounds.flower_dtypes import align_replies
 from lightning_fl_ext.server.rounds.holdings import Holdings
-from lightning_fl_ext.server.rounds.messages import Reply, RoundMessages
-from lightning_fl_ext.server.rounds.metrics_functions import seeing_most
-from lightning_fl_ext.server.rounds.payload import PayloadCodec
+from lightning_fl_ext.server.rounds.measuring import measure, seeing_most_of, shared_metrics, take_outcome
 from lightning_fl_ext.server.rounds.quorum import innermost, wait_for_clients
 from lightning_fl_ext.server.rounds.refusals import (
     checked_weights,
@@ -37,22 +31,16 @@ from lightning_fl_ext.server.rounds.refusals import (
     refuse_if_too_few_are_asked,
     warn_of_unbounded_extras,
 )
-from lightning_fl_ext.server.rounds.strategy_calls import StrategyCalls, read_from
+from lightning_fl_ext.server.rounds.sending import like_of, send
+from lightning_fl_ext.server.rounds.strategy_calls import StrategyCalls
 from lightning_fl_ext.server.screening.announcements import screen_announcement
 from lightning_fl_ext.server.screening.checks import (
-    ValueLimits,
     screen_evaluate_reply,
-    screen_extras,
     screen_train_reply,
 )
-from lightning_fl_ext.server.screening.limits import ExpectedContent
-from lightning_fl_ext.server.screening.rejection import Rejection
-from lightning_fl_ext.server.settings import round_config, tell_counted
 from lightning_fl_ext.server.strategies.buffers import averaged_buffers, name_buffers
 from lightning_fl_ext.server.strategies.secure_round import SecureOutcome
-from lightning_fl_ext.wire import RoundInfo, from_record, to_record
-from lightning_fl_ext.wire.algorithm_names import joined
-from lightning_fl_ext.wire.client_record import declared_id
+from lightning_fl_ext.wire import from_record
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.fit import FederatedFit
@@ -76,10 +64,9 @@ class StrategyDriver:
 
     def __init__(self, trainer: FederatedFit, grid: Grid, call_hook: Callable[..., None]) -> None:
         self.trainer = trainer
-        self._call_hook = call_hook
         self.calls = StrategyCalls(trainer.strategy, trainer.seed)
-        self.clients = Clients(grid, trainer.round_timeout, trainer.limits.name)
-        self.grid = OrderedGrid(grid, self.clients.ordered)
+        clients = Clients(grid, trainer.round_timeout, trainer.limits.name)
+        self.grid = OrderedGrid(grid, clients.ordered)
         if trainer.exchange.coded and not self.calls.reads_coded:
             raise LightningFLError(
                 f"{self.calls.name} cannot aggregate what {trainer.exchange!r} sends: use `FedPM`."
@@ -94,16 +81,23 @@ class StrategyDriver:
             self.calls.algorithm.parameters = [name for name in trainer.arrays if name in named]
             warn_of_unbounded_extras(self.calls.algorithm, trainer.max_update_norm)
         name_buffers(innermost(trainer.strategy), trainer.model, trainer.arrays)
-        self._holdings = Holdings(trainer.exchange, trainer.arrays)
-        self._metrics = copy_metrics(trainer.model)
+        metrics = copy_metrics(trainer.model)
         try:
-            require_known("average_metrics", trainer.average_metrics, named_metrics(self._metrics))
+            require_known("average_metrics", trainer.average_metrics, named_metrics(metrics))
         except ValueError as error:
             raise LightningFLError(str(error)) from None
         names = {name for callback in trainer.callbacks for name in callback.metric_names}
         names |= {f"{name}/{what}" for name in trainer.site_metrics for what in ACROSS_SITES}
-        self._owned = owned_by_server(names, except_for=(self.calls.count_key,))
-        self._earlier: set[str] = set()
+        self._parts = FitParts(
+            trainer,
+            self.calls,
+            clients,
+            self.grid,
+            call_hook,
+            Holdings(trainer.exchange, trainer.arrays),
+            metrics,
+            owned_by_server(names, except_for=(self.calls.count_key,)),
+        )
         self.validated_in_fits: set[str] = set()
 
     def train(self, server_round: int, arrays: Arrays) -> tuple[Arrays, RoundRecord]:
@@ -123,7 +117,7 @@ class StrategyDriver:
         least = self.trainer.min_accepted
         wait_for_clients(self.grid, self.trainer.strategy, self.trainer.round_timeout, least)
         screen = screen_announcement if self.calls.secure else screen_train_reply
-        messages = self._send("train", server_round, arrays, screen)
+        messages = send(self._parts, "train", server_round, arrays, screen)
         if not self._has_worked:
             refuse_if_too_few_are_asked(self.calls.name, messages, least)
         outcome: SecureOutcome | None = None
@@ -133,19 +127,19 @@ class StrategyDriver:
                 server_round, _without_arrays(messages.accepted(), summaries), summaries
             )
             if self.calls.secure:
-                outcome, summaries, metrics = self._take_outcome(messages, summaries, metrics)
+                outcome, summaries, metrics = take_outcome(self._parts, messages, summaries, metrics)
         else:
             replies = messages.collect()
             summaries = {client: replace(update, arrays={}) for client, _, update in replies}
             new = metrics = None
             if len(replies) >= least:
                 accepted = [reply for _, reply, _ in replies]
-                like = self._like("train", self.trainer.exchange.like(arrays))
+                like = like_of(self._parts, "train", self.trainer.exchange.like(arrays))
                 widen = not self.calls.reads_every_dtype
                 updates = [update for _, _, update in replies]
                 buffers = averaged_buffers(self.trainer.strategy, self.trainer.model, arrays, updates)
-                align_replies(accepted, self._shared_metrics(summaries), like, widen)
-                with self._seeing_most("train", replies, summaries):
+                align_replies(accepted, shared_metrics(self._parts, summaries), like, widen)
+                with seeing_most_of(self._parts, "train", replies, summaries):
                     new, metrics = self._aggregate(server_round, accepted, summaries)
                 new = new and {**new, **buffers}
             elif self.calls.reserves:
@@ -157,8 +151,8 @@ class StrategyDriver:
         if new is not None and not void:
             before = arrays
             arrays = checked_weights(self.calls.name, server_round, new, arrays, summaries)
-            self._holdings.counted(server_round, before, arrays, summaries.keys(), messages.sampled)
-        measured, left_out = self._measure(messages, summaries, metrics, outcome)
+            self._parts.holdings.counted(server_round, before, arrays, summaries.keys(), messages.sampled)
+        measured, left_out = measure(self._parts, messages, summaries, metrics, outcome)
         if self.calls.asks_to_evaluate:
             of_clients = [messages.stages.get(client, {}) for client in summaries]
             told = [stages.get("validate") for stages in ([outcome.stages] if outcome else of_clients)]
@@ -199,7 +193,7 @@ class StrategyDriver:
         with self.calls.asking_all() if stage == "test" else nullcontext():
             if self.calls.asks_to_evaluate:
                 wait_for_clients(self.grid, self.trainer.strategy, self.trainer.round_timeout)
-            messages = self._send("evaluate", server_round, arrays, screen, stage)
+            messages = send(self._parts, "evaluate", server_round, arrays, screen, stage)
         if not messages.outgoing:
             return RoundRecord(server_round)
         replies = messages.collect()
@@ -208,13 +202,17 @@ class StrategyDriver:
             refuse_if_all_failed(messages, worked=self._has_worked)
         accepted = [reply for _, reply, _ in replies]
         if not self.calls.secure:
-            align_replies(accepted, self._shared_metrics(summaries))
-        with nullcontext() if self.calls.secure else self._seeing_most("evaluate", replies, summaries):
+            align_replies(accepted, shared_metrics(self._parts, summaries))
+        with (
+            nullcontext()
+            if self.calls.secure
+            else seeing_most_of(self._parts, "evaluate", replies, summaries)
+        ):
             metrics = self.calls.call("aggregate_evaluate", server_round, accepted, clients=summaries)
         outcome: SecureOutcome | None = None
         if self.calls.secure:
-            outcome, summaries, metrics = self._take_outcome(messages, summaries, metrics)
-        measured, left_out = self._measure(messages, summaries, metrics, outcome)
+            outcome, summaries, metrics = take_outcome(self._parts, messages, summaries, metrics)
+        measured, left_out = measure(self._parts, messages, summaries, metrics, outcome)
         modes = self.trainer.site_metrics
         told = {} if self.calls.secure else summaries  # under masks there is nothing of a single site
         sites = keep_sites(told, measured, modes, self.trainer.limits.site_metrics)
@@ -226,131 +224,10 @@ class StrategyDriver:
             sites=sites,
         )
 
-    def _send(
-        self,
-        phase: str,
-        server_round: int,
-        arrays: Arrays,
-        screen: Callable[[Message, str, int, ValueLimits, Arrays], ClientUpdate],
-        stage: str = "validate",
-    ) -> RoundMessages:
-        record = to_record(arrays)
-        given = record if self.calls.reads_every_dtype else to_flower_dtypes(record)
-        seed = self.trainer.seed
-        config = round_config(self.trainer, phase, server_round, self._call_hook, self.calls.secure)
-        if stage != "validate":
-            config[STAGE] = stage
-        outgoing = self.calls.call(f"configure_{phase}", server_round, given, config, self.grid)
-        sampled = tuple(sorted(self.clients[m.metadata.dst_node_id] for m in outgoing))
-        codec = PayloadCodec(self.trainer.exchange, arrays, RoundInfo(seed, server_round, "", sampled))
-        held = self._holdings.of_clients(sampled, arrays, server_round)
-        nodes = {m.metadata.dst_node_id: self.clients[m.metadata.dst_node_id] for m in outgoing}
-        known = {node: held[client] for node, client in nodes.items() if client in held}
-        codec.encode_into(outgoing, given, record, config, known)
-        algorithm = self.calls.algorithm
-        if algorithm is not None and algorithm.clients_keep:
-            tell_counted(outgoing, config, self.trainer.rounds, self.clients)
-        like = self._like(phase, codec.like)
-        trainer = self.trainer
-        limits = self.calls.limits(len(outgoing), trainer.max_update_norm, float(trainer.limits.weight))
-
-        def read(reply: Message, client: str) -> ClientUpdate:
-            if phase == "train":
-                declared = declared_id(reply.content) or client
-                self._holdings.heard(client, declared, reply)
-                codec.decode(reply, declared)
-            read = screen(reply, client, server_round, limits, like)
-            if algorithm is not None and phase == "train":
-                screen_extras(read, limits, algorithm.check, partial(algorithm.contribution, codec.like))
-            return read
-
-        def tell(reply: ClientUpdate | Rejection) -> None:
-            if isinstance(reply, ClientUpdate):
-                self._holdings.answered(reply.client_id)
-            unseen = self.calls.secure and isinstance(reply, ClientUpdate)
-            hook = "on_evaluation_reply" if phase == "evaluate" else "on_reply"
-            self._call_hook(hook, None if unseen else reply)
-
-        def retell(message: Message) -> Message | None:
-            self._holdings.lacks(self.clients[message.metadata.dst_node_id])
-            return codec.whole(message)
-
-        messages = RoundMessages(
-            self.grid,
-            self.clients,
-            outgoing,
-            server_round,
-            read,
-            self.trainer.limits,
-            ExpectedContent.of(like, self._metrics, arrays),
-            self._owned,
-            self.trainer.round_timeout,
-            self.trainer.on_bad_update == "raise",
-            tell,
-            self._earlier,
-            phase,
-            retell=retell,
-            counts_examples=self.calls.count_key == "num-examples",
-        )
-        if outgoing:
-            self._call_hook("on_messages", messages.sampled)
-        return messages
-
-    def _like(self, phase: str, weights: Arrays) -> Arrays:
-        """Give what the arrays of a reply are like."""
-        if phase != "train":
-            return {}
-        algorithm = self.calls.algorithm
-        return weights if algorithm is None else joined(weights, algorithm.expected(weights))
-
-    def _take_outcome(
-        self, messages: RoundMessages, summaries: dict[str, ClientUpdate], metrics: MetricRecord | None
-    ) -> tuple[SecureOutcome, dict[str, ClientUpdate], MetricRecord | None]:
-        """Learn whose updates are in the sum that a secure strategy made, and name the others."""
-        outcome: SecureOutcome = self.trainer.strategy.take_outcome()  # type: ignore[attr-defined]
-        for node, why in sorted(outcome.left_out.items(), key=lambda left: self.clients[left[0]]):
-            messages.leave_out(self.clients[node], why)
-        messages.bytes_up += outcome.bytes_up
-        survivors = {self.clients[node] for node in outcome.survivors}
-        outcome.stages = without_owned(outcome.stages, self._owned)[0]
-        theirs = metrics and MetricRecord({k: v for k, v in metrics.items() if not self._owned(k)})
-        return outcome, {c: summary for c, summary in summaries.items() if c in survivors}, theirs
-
     @property
     def _has_worked(self) -> bool:
         """Whether a round before shows that the set-up can work."""
         return any(record.accepted for record in self.trainer.rounds)
-
-    def _shared_metrics(self, summaries: Mapping[str, ClientUpdate]) -> set[str]:
-        metrics = {client: summary.metrics for client, summary in summaries.items()}
-        return common_metrics(metrics, 0)[0] | {self.calls.count_key}
-
-    def _seeing_most(
-        self, phase: str, replies: Iterable[Reply], summaries: Mapping[str, ClientUpdate]
-    ) -> AbstractContextManager[None]:
-        contents = {client: reply.content for client, reply, _ in replies}
-        return seeing_most(innermost(self.trainer.strategy), phase, self.calls.count_key, contents, summaries)
-
-    def _measure(
-        self,
-        messages: RoundMessages,
-        summaries: Mapping[str, ClientUpdate],
-        aggregated: MetricRecord | None,
-        outcome: SecureOutcome | None,
-    ) -> tuple[dict[str, float], list[Rejection]]:
-        function = self.calls.metrics_function(messages.phase)
-        stages = {client: messages.stages.get(client, {}) for client in summaries}
-        number = messages.server_round
-        try:
-            averaged = self.trainer.average_metrics
-            found, left_out = aggregate_metrics(
-                summaries, stages, self._metrics, aggregated, function, number, averaged
-            )
-            return found | pool_sum(self._metrics, outcome.stages if outcome else {}, number), left_out
-        except Exception as error:
-            raise LightningFLError(
-                f"the metrics of round {number} cannot be made: {described(error)}.{read_from(summaries)}"
-            ) from error
 
     def _aggregate(
         self, server_round: int, replies: Iterable[Message], clients: Collection[str] = ()
