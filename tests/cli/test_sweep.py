@@ -87,8 +87,16 @@ def test_if_all_fail_there_is_no_page_and_no_table(project, call, in_process):
     assert "final values" not in done.out
 
 
+@pytest.fixture
+def heeding():
+    """Have SIGINT do what it does in a terminal; in the background it may be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_runs_too_and_begins_no_other(project, call, monkeypatch, number, code):
+def test_a_signal_ends_the_runs_too_and_begins_no_other(project, call, monkeypatch, heeding, number, code):
     runs = []
 
     class Run:

@@ -179,4 +179,5 @@ def main(folder):
 
 if __name__ == "__main__":
     gc.freeze()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
     main(Path(sys.argv[1]))
