@@ -3,7 +3,7 @@
 Thirteen strategies, one or two rounds, three of four clients in each: in this process, on Flower's Ray
 simulation with one and with two actors, and on a SuperLink with four SuperNodes, which are processes of
 their own and talk TLS. Prints a table; exits with 1 if a digest differs from that of this process. It takes
-about five minutes on two cores.
+about eight minutes on two cores.
 """
 
 import contextlib
