@@ -28,6 +28,9 @@ QUANTA = 2**44
 LARGEST = 2**86
 """What the magnitudes of all clients' numbers together must stay under."""
 
+MOST_AXES = 64
+"""Most axes of a state, as numpy has it."""
+
 LONGEST_ENTRY = 4096
 """Characters of an entry."""
 
@@ -273,7 +276,7 @@ def _read(entry: str) -> list[Any]:
             texts += shapes
             for dtype, shape in shapes.values():
                 whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
-                if dtype not in _DTYPES or not whole:
+                if dtype not in _DTYPES or not whole or len(shape) > MOST_AXES:
                     raise ValueError(dtype)
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(kind)

@@ -116,6 +116,7 @@ def test_entries_tell_nothing_of_the_data():
         *('["name", "night", "a", "b"]', '["states", "train", "m", "C", {"tp": ["object", []]}]'),
         *(
             '["states", "train", "m", "C", {"tp": ["int64", [-1]]}]',
+            '["states", "train", "m", "C", {"tp": ["int64", [' + ", ".join("1" * 65) + "]]}]",
             "[" * 1000,
             '["sum", "a", "b"]',
             "[[], 1, 2]",
