@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import itertools
 import os
 import shutil
 import socket
@@ -22,13 +23,13 @@ os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] = "1"
 os.environ["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "0.05"
 os.environ["FLWR_HOME"] = tempfile.mkdtemp(prefix="flwr-home-")
-os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="client-states-")
+os.environ["XDG_STATE_HOME"] = _STATES = tempfile.mkdtemp(prefix="client-states-")
 os.environ["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"] = _free_port()
 os.environ["FLWR_LOCAL_CONTROL_API_PORT"] = _free_port()
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MPLBACKEND"] = "Agg"
 atexit.register(shutil.rmtree, os.environ["FLWR_HOME"], ignore_errors=True)
-atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
+atexit.register(shutil.rmtree, _STATES, ignore_errors=True)
 
 sys.path.insert(0, str(Path(__file__).parent))  # helper modules that tests of several parts import
 
@@ -44,10 +45,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("engines") is None)
 
 
+_states = itertools.count()
+
+
 @pytest.fixture(autouse=True)
-def _own_states(tmp_path_factory, monkeypatch):
-    """Give each test a folder of its own for what clients keep by default."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("states")))
+def _own_states(monkeypatch):
+    """Give each test a folder of its own for what clients keep by default, made when one is kept."""
+    monkeypatch.setenv("XDG_STATE_HOME", f"{_STATES}/{next(_states)}")
 
 
 @pytest.fixture(autouse=True)
