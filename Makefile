@@ -34,13 +34,13 @@ demo: $(READY)  ## Train ten simulated clients on handwritten digits, and show w
 
 test: $(READY)  ## Run all tests; with PART=gates, or PART=server/durability, those of one part
 ifeq ($(PART),)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 else
 	$(BIN)/python -m pytest tests/$(part) $(wildcard lightning_fl_ext/$(part))
 endif
 
 test-fast: $(READY)  ## Run the tests that start no other engine
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not engines'
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not engines'
 
 fuzz: $(READY)  ## Feed damaged input to everything that is decoded, for ten minutes or FUZZ="--seconds 60"
 	@$(BIN)/python tests/fuzz/_decoders.py $(FUZZ)
