@@ -227,8 +227,8 @@ class WeightExchange(Exchange):
             if count > _LISTED:
                 wrong[_LISTED:] = [f"  and {count - _LISTED} more"]
             raise StateMismatchError(
-                f"The arrays do not fit the model.{_hint(missing, unexpected)} {count} differences:\n"
-                + "\n".join(wrong)
+                f"The arrays do not fit the model.{_hint(missing, unexpected)}"
+                f" {count} difference{'s' * (count != 1)}:\n" + "\n".join(wrong)
             )
         return {name: to_torch(array) for name, array in arrays.items()}
 

@@ -5,66 +5,14 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from _shrunk import IMAGES, ROWS, Lambda, check, gate, parameters, settled, thresholded
 from torch import nn
 
-from lightning_fl_ext.gates import MaskedModule, ShrinkError, StochasticGateModule, shrink
+from lightning_fl_ext.gates import shrink
 from lightning_fl_ext.gates.shrinking import rules
-
-
-def gate(count, dim=-1, open_=None, seed=0, **options):
-    """Gates that are open at `open_`; every other one, by default."""
-    made = StochasticGateModule(count, dim=dim, **options)
-    total = made.logits.numel()
-    flags = torch.arange(total) % 2 == 0 if open_ is None else torch.zeros(total).bool()
-    if open_ is not None:
-        flags[open_] = True
-    made.logits.data = torch.where(flags, 2.0, -2.0).reshape(made.logits.shape)
-    return made
-
-
-def settled(module, seed=0):
-    """BatchNorms with statistics as after a fit, and biases that are not zero."""
-    generator = torch.Generator().manual_seed(seed)
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            for tensor in filter(lambda t: t is not None, (part.running_mean, part.weight, part.bias)):
-                tensor.data = torch.randn(tensor.shape, generator=generator)
-            part.running_var.data = torch.rand(part.num_features, generator=generator) + 0.5
-    return module
-
-
-def thresholded(module, *inputs):
-    gated = copy.deepcopy(module).eval()
-    for part in gated.modules():
-        if isinstance(part, StochasticGateModule):
-            part.evaluation = "threshold"
-    with torch.no_grad():
-        return gated(*inputs)
-
-
-def parameters(module):
-    return sum(p.numel() for p in module.parameters())
-
-
-def check(module, *inputs, **options):
-    """Shrink, and compare on another input than the example."""
-    small = shrink(module, tuple(inputs), **options)
-    assert not any(isinstance(part, StochasticGateModule) for part in small.modules())
-    others = tuple(torch.randn_like(x) if x.is_floating_point() else x for x in inputs)
-    expected = thresholded(module, *others)
-    with torch.no_grad():
-        got = small.eval()(*others)
-    scale = max(1.0, expected.abs().max().item())
-    assert torch.allclose(got, expected, rtol=0, atol=2e-6 * scale)
-    return small
-
 
 TWO_OPERANDS = {"add", "sub", "mul", "multiply", "div", "true_divide"}
 TWO_OPERANDS |= {"iadd", "isub", "imul", "rsub", "radd", "rmul", "truediv"}
-IMAGES = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-ROWS = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 
 
 def test_channels_leave_the_convolutions_and_the_norm_around_a_gate():
@@ -241,15 +189,6 @@ def test_a_linear_behind_flattened_channels_loses_all_their_columns():
     ):
         net = nn.Sequential(nn.Conv2d(2, 5, 5), gate(5, 1, [1, 4]), reshape, nn.Linear(80, 2))
         assert check(net, IMAGES)[3].in_features == 32
-
-
-class Lambda(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args):
-        return self.function(*args)
 
 
 def test_a_reshape_with_a_number_keeps_its_width():
@@ -446,105 +385,3 @@ def test_one_step_of_a_rule_computes_what_torch_does():
     for way in ways:
         net = nn.Sequential(nn.Conv2d(2, 5, 5), gate(5, 1, [1, 4]), Lambda(way), nn.Conv2d(5, 2, 1))
         check(net, IMAGES)
-
-
-# What cannot be shrunk
-
-
-def test_a_forward_that_depends_on_a_width_is_refused():
-    scaled = Lambda(lambda x: x / x.shape[1])
-    net = nn.Sequential(nn.Linear(6, 8), gate(8), scaled, nn.Linear(8, 2))
-    with pytest.raises(ShrinkError, match="does not give the same outputs: they differ by"):
-        shrink(net, ROWS)
-    assert shrink(net, ROWS, keep="*")[0].out_features == 8
-
-
-def test_views_that_are_changed_in_place_are_not_lost_sight_of():
-    def forward(x):
-        x[:, 0].add_(1.0)
-        return x
-
-    net = nn.Sequential(nn.Linear(6, 8), gate(8, open_=[3]), Lambda(forward), nn.Linear(8, 2))
-    assert check(net, ROWS)[3].in_features == 8
-
-    def through_a_view(x):
-        flat = x.flatten()
-        flat.add_(1.0)
-        return x
-
-    net[2] = Lambda(through_a_view)
-    assert check(net, ROWS)[3].in_features == 8
-
-
-@pytest.mark.parametrize(("module", "message"), [
-    (nn.Linear(6, 2), "holds no `StochasticGateModule`"),
-    (nn.Sequential(StochasticGateModule(6, gater=nn.Linear(6, 6))), "depend on the input: 0"),
-    (gate(6), "become plain by `bake"),
-    (nn.Sequential(gate(6), MaskedModule(nn.Linear(6, 2))), "sees no weights behind masks: 1"),
-    (nn.Sequential(gate(5)), "fails on the example: ValueError"),
-    (nn.Sequential(gate(6), Lambda(lambda x: {1})), "must return tensors"),
-], ids=["no gates", "gater", "alone", "masks", "example", "output"])  # fmt: skip
-def test_what_cannot_be_shrunk_is_refused(module, message):
-    with pytest.raises(ShrinkError, match=message):
-        shrink(module, ROWS)
-
-
-def test_a_gate_that_the_forward_does_not_call_is_refused():
-    net = nn.Linear(6, 2)
-    net.gate = gate(2)
-    with pytest.raises(ShrinkError, match="does not call the gates gate"):
-        shrink(net, ROWS)
-
-
-# Any small net
-
-
-@st.composite
-def nets(draw):
-    """Random stacks of convolutions with gates anywhere, and a head behind flattened or pooled channels."""
-    layers, width = [], 2
-    activations = [nn.ReLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Identity, nn.PReLU, nn.Hardsigmoid]
-    for _ in range(draw(st.integers(1, 4))):
-        new = draw(st.integers(1, 5))
-        bias, padding = draw(st.booleans()), draw(st.sampled_from([0, 1]))
-        layers.append(nn.Conv2d(width, new, 3, padding=padding, bias=bias))
-        width = new
-        extras = draw(
-            st.lists(st.sampled_from(["norm", "gate", "act", "pool", "depthwise", "residual"]), max_size=4)
-        )
-        for extra in extras:
-            if extra == "norm":
-                layers.append(nn.BatchNorm2d(width, affine=draw(st.booleans())))
-            elif extra == "gate":
-                open_ = draw(st.lists(st.integers(0, width - 1), max_size=width))
-                layers.append(gate(width, draw(st.sampled_from([1, -3])), open_))
-            elif extra == "act":
-                layers.append(draw(st.sampled_from(activations))())
-            elif extra == "pool":
-                layers.append(nn.AvgPool2d(3, stride=1, padding=1))
-            elif extra == "depthwise":
-                layers.append(nn.Conv2d(width, width, 3, padding=1, groups=width, bias=bias))
-            else:
-                inner = nn.Sequential(nn.Conv2d(width, width, 1), gate(width, 1), nn.ReLU())
-                layers.append(Sum(inner))
-    head = draw(st.sampled_from(["flat", "pooled"]))
-    layers.append(nn.AdaptiveAvgPool2d(2 if head == "flat" else 1))
-    layers += [nn.Flatten(), nn.Linear(width * (4 if head == "flat" else 1), 6), gate(6, -1), nn.Linear(6, 2)]
-    return settled(nn.Sequential(*layers), draw(st.integers(0, 9)))
-
-
-class Sum(nn.Module):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return x + self.inner(x)
-
-
-@given(net=nets())
-@settings(max_examples=60)
-def test_any_small_net_gives_the_outputs_of_the_thresholded_one(net):
-    images = torch.randn(2, 2, 12, 12, generator=torch.Generator().manual_seed(1))
-    small = check(net, images)
-    assert parameters(small) < parameters(net)
