@@ -68,7 +68,7 @@ class StochasticGateModule(nn.Module):
     Raises:
         ValueError: If an argument is out of its range, or `init_prob` or ``per_example=False`` comes with a
             `gater`; in forward, if the input or the gater's logits have another shape than the gates.
-        TypeError: In forward, if the input's dtype is an integer or bool.
+        TypeError: In forward, if the input's dtype is an integer or bool, or the input is nested.
 
     Example:
         >>> gate = StochasticGateModule(3, init_prob=0.5)
@@ -132,6 +132,8 @@ class StochasticGateModule(nn.Module):
         self.per_example = per_example
         self.gater = gater
         self.conditional_probs: Tensor | None = None
+        # A hook, since torch's fused encoder layer would pass by a gate within it, were there none.
+        self.register_forward_pre_hook(_check_input)
         if gater is None:
             self.logits = nn.Parameter(torch.empty(self.gate_shape, dtype=torch.float32))
             self.reset_parameters()
@@ -211,11 +213,6 @@ class StochasticGateModule(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Gate the input."""
-        if not (input.is_floating_point() or input.is_complex()):
-            raise TypeError(
-                f"`StochasticGateModule` needs a floating or complex input. Got {input.dtype}. "
-                "Convert it by `input.float()`."
-            )
         start, end = self._gated_dimensions(input)
         batch = input.shape[: min(start, 1)]
         probs = self.probs if self.gater is None else self._condition(self.gater, input, batch)
@@ -286,6 +283,26 @@ class StochasticGateModule(nn.Module):
         return (
             f"{self.gate_shape}, dim={self.dim}, estimator={self.estimator!r}{relaxed}, "
             f"evaluation={self.evaluation!r}, per_example={self.per_example}"
+        )
+
+
+def _check_input(gate: nn.Module, args: tuple[Tensor, ...]) -> None:
+    (input,) = args
+    check_not_nested(input)
+    if not (input.is_floating_point() or input.is_complex()):
+        raise TypeError(
+            f"`StochasticGateModule` needs a floating or complex input. Got {input.dtype}. "
+            "Convert it by `input.float()`."
+        )
+
+
+def check_not_nested(input: Tensor) -> None:
+    """Raise TypeError for a nested tensor, as an ``nn.TransformerEncoder`` makes of padded examples."""
+    if input.is_nested:
+        raise TypeError(
+            "gates need an input that is not nested. Build the `nn.TransformerEncoder` around them with"
+            " `enable_nested_tensor=False`, or set its `use_nested_tensor = False`; `gate_modules` does that"
+            " if it is given the encoder or what contains it."
         )
 
 

@@ -87,10 +87,18 @@ def test_transformer_layers_are_skipped_also_on_torch_s_fast_path():
 
 def test_tuples_are_gated_in_their_first_item():
     model = nn.Sequential(nn.LSTM(8, 8))
-    decide(gate_modules(model, "0"), m0=False)
+    decide(gate_modules(model, "0", per_example=False), m0=False)
     out, (h, _) = model.eval()(ROWS)
     assert (out == 0).all()
     assert (h != 0).all()
+
+
+def test_gates_are_in_the_mode_of_the_model_that_they_are_put_on():
+    model = layers().eval()
+    (gate,) = gate_modules(model, "0").values()
+    assert not gate.training
+    assert torch.equal(model(ROWS), model(ROWS))
+    assert gate_modules(model.train(), "1")["1"].training
 
 
 def test_copies_have_gates_of_their_own():
@@ -127,13 +135,17 @@ def test_shrunk_heads_lose_the_columns_of_the_projection():
     ({"names": "layers.*"}, "matches none of the modules"),
     ({"names": "0.out_proj"}, "is never called"),
     ({"names": "1", "on": "input", "closed": "skip"}, "is about the output"),
-    ({"names": "1", "on": "inside"}, '`on` must be "output" or "input"'),
+    ({"names": "1", "on": "inside"}, '`on` must be "output", "input" or "heads"'),
     ({"names": "2"}, "is a gate layer itself"),
     ({"names": "3"}, "has gates already"),
+    ({"names": "4"}, "a ModuleList, which is never called"),
+    ({"names": "0"}, "takes its batch second"),
+    ({"names": "5"}, "takes its batch second"),
 ])  # fmt: skip
 def test_what_cannot_be_gated_is_refused(arguments, message):
     model = nn.Sequential(
-        nn.MultiheadAttention(4, 2), nn.Linear(4, 4), StochasticGateModule(4), nn.Linear(4, 4)
+        *(nn.MultiheadAttention(4, 2), nn.Linear(4, 4), StochasticGateModule(4), nn.Linear(4, 4)),
+        *(nn.ModuleList([nn.Linear(4, 4)]), nn.TransformerEncoderLayer(4, 2)),
     )
     gate_modules(model, "3")
     with pytest.raises(ValueError, match=message):

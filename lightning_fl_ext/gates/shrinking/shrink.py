@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fl_ext.gates.masked import MaskedModule
-from lightning_fl_ext.gates.shrinking.cut import ShrinkError, cut, gates_of, settle_skips
+from lightning_fl_ext.gates.shrinking.cut import ShrinkError, cut, gates_of, settle_heads, settle_skips
 from lightning_fl_ext.gates.shrinking.follow import follow, tensors_in
 from lightning_fl_ext.gates.stochastic import StochasticGateModule
 
@@ -90,8 +90,9 @@ def shrunk(
     for careful in (False, True):
         small = copy.deepcopy(gated)
         settle_skips(small, patterns)
+        left = settle_heads(small)
         followed = follow(small, args, kwargs, careful)
-        left = cut(small, followed, patterns)
+        left += cut(small, followed, patterns)
         failure = _difference(small, args, kwargs, expected, tolerance)
         if not failure:
             break
