@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("--unfused", action="store_true", help="measure as without numba")
     parser.add_argument("--estimators", action="store_true", help="measure bias and spread instead of speed")
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
+    parser.add_argument("--size", type=int, action="append", help="gates, instead of 1e4, 1e6 and 1e7")
     arguments = parser.parse_args()
     if arguments.estimators:
         estimator_table()
@@ -186,8 +187,8 @@ def main() -> None:
     fused.COMPILE_AFTER = 2**62 if arguments.unfused else 0
     print("fused loop:", "no" if arguments.unfused or fused.compiled_loop() is None else "yes")
     torch.set_num_threads(1)
-    for size, repeats in ((10_000, 300), (1_000_000, 30), (10_000_000, 7)):
-        speed(size, repeats, arguments.device)
+    for size in arguments.size or (10_000, 1_000_000, 10_000_000):
+        speed(size, 300 if size < 1e6 else 30 if size < 1e7 else 7, arguments.device)
 
 
 if __name__ == "__main__":
