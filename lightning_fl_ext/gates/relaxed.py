@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from lightning_fl_ext.gates.fused import has_values
@@ -96,9 +96,8 @@ def _normal_rate(probs: Tensor, quantile: Tensor, out: Tensor | None = None) -> 
 
 
 def _stretched_slope(z: Tensor) -> Tensor:
-    spread = _spread(z)
-    within = spread.sign()  # 0 where z is at an end
-    return spread.add_(0.11).mul_(within).div_(1.2)  # (z + 0.1) (1.1 - z) / 1.2
+    # (z + 0.1) (1.1 - z) / 1.2, and 0 where z is at an end, or nearer to it than the sum can tell
+    return nn.functional.threshold(_spread(z).add_(0.11), 0.11, 0.0, inplace=True).div_(1.2)
 
 
 def _hard_slope(z: Tensor) -> Tensor:
