@@ -184,6 +184,9 @@ def main() -> None:
     if arguments.estimators:
         estimator_table()
         return
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        print("there is no CUDA device: nothing is measured")
+        return
     fused.COMPILE_AFTER = 2**62 if arguments.unfused else 0
     print("fused loop:", "no" if arguments.unfused or fused.compiled_loop() is None else "yes")
     torch.set_num_threads(1)
