@@ -13,17 +13,44 @@ CHILD = "stochastic_gate"
 """The name of the gate within the gated module."""
 
 
+class HookedGate(StochasticGateModule):
+    """Gates that act when a hook of the module that they are a child of calls them.
+
+    A module may call all of its children, whatever they are. It would gate twice, or worse.
+    """
+
+    in_sequence = False
+    """Whether the module is an ``nn.Sequential``, which is meant to pass by."""
+
+    def forward(self, input: Tensor, by_hook: bool = False) -> Tensor:
+        """Gate the input, if a hook asks for it."""
+        if by_hook:
+            return super().forward(input)
+        if self.in_sequence:
+            return input
+        raise TypeError(
+            "these gates are for the hook of the module that they are a child of. If its `forward` calls all"
+            " of its children, put gates on these instead, or on what contains it."
+        )
+
+
+def hooked(module: nn.Module, input: Tensor) -> Tensor:
+    """Call a module's gates, or what has taken their place."""
+    gate = module.get_submodule(CHILD)
+    gated: Tensor = gate(input, by_hook=True) if isinstance(gate, HookedGate) else gate(input)
+    return gated
+
+
 def gate_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     """The hook that gates what a module returns."""
-    gate = module.get_submodule(CHILD)
-    return (gate(output[0]), *output[1:]) if isinstance(output, tuple) else gate(output)
+    return (hooked(module, output[0]), *output[1:]) if isinstance(output, tuple) else hooked(module, output)
 
 
 def gate_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The hook that gates a module's first argument."""
     if not args:
         raise ValueError(f"gates on the input of a {type(module).__name__} need it as a positional argument.")
-    return (module.get_submodule(CHILD)(args[0]), *args[1:])
+    return (hooked(module, args[0]), *args[1:])
 
 
 def skip_or_run(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -35,7 +62,7 @@ def skip_or_run(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             f'a {type(module).__name__} with `closed="skip"` must return the shape of its first argument.'
             f" Got {tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__}."
         )
-    chosen = torch.lerp(args[0], first, module.get_submodule(CHILD)(torch.ones_like(first)))
+    chosen = torch.lerp(args[0], first, hooked(module, torch.ones_like(first)))
     return (chosen, *output[1:]) if isinstance(output, tuple) else chosen
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from lightning_fl_ext.gates.heads import gate_heads, head_of_each_feature
-from lightning_fl_ext.gates.hooks import CHILD, gate_input, gate_output, skip_or_run
+from lightning_fl_ext.gates.hooks import CHILD, HookedGate, gate_input, gate_output, skip_or_run
 from lightning_fl_ext.gates.stochastic import StochasticGateModule
 
 __all__ = ["gate_modules"]
@@ -29,9 +29,9 @@ def gate_modules(
 ) -> dict[str, StochasticGateModule]:
     """Put gates on modules within a model: on whole layers, on channels, on the heads of an attention.
 
-    Each module gets a child ``stochastic_gate`` and a hook that calls it, so the state dict has new entries
-    and none of another name. Call it again on a model that is built anew before its weights are loaded;
-    in a LightningModule, in ``__init__``.
+    Each module gets a child ``stochastic_gate`` and a hook that calls it (an ``nn.Sequential`` calls it as
+    one of its layers), so the state dict has new entries and none of another name. Call it again on a model
+    that is built anew before its weights are loaded; in a LightningModule, in ``__init__``.
 
     Args:
         model: Its modules are changed in place.
@@ -53,6 +53,7 @@ def gate_modules(
             list of modules, the projection in an ``nn.MultiheadAttention``), or is no attention and has no
             heads; one that takes its batch second would draw gates for each position; or the arguments
             exclude each other. In forward: to be skipped, a module must return the shape that it takes.
+        TypeError: In forward, if a module calls all of its children and is no ``nn.Sequential``.
 
     Note:
         Within ``nn.TransformerEncoder``, torch runs examples with padding as nested tensors in evaluation
@@ -92,13 +93,20 @@ def gate_modules(
         if isinstance(module, nn.MultiheadAttention) and on == "heads":
             gate = StochasticGateModule(module.num_heads, groups=head_of_each_feature(module), **options)
             gate_heads(module)
-        else:
+        elif _is_sequence(module) and closed == "zero":
             gate = StochasticGateModule(num_gates, **options)
+        else:
+            gate = HookedGate(num_gates, **options)
+            gate.in_sequence = _is_sequence(module)
             if on == "input":
                 module.register_forward_pre_hook(gate_input)
             else:
                 module.register_forward_hook(skip_or_run if closed == "skip" else gate_output)
+        others = dict(module._modules)
         module.add_module(CHILD, gate.train(module.training))
+        if on == "input" and _is_sequence(module):  # which calls its children one after the other
+            module._modules.clear()
+            module._modules.update({CHILD: gate, **others})
         gates[name] = gate
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder) and not set(module.modules()).isdisjoint(
@@ -131,7 +139,7 @@ def _check(name: str, module: nn.Module, on: Place, per_example: bool) -> None:
         raise ValueError(f"`{name}` has gates already.")
     if isinstance(module, StochasticGateModule):
         raise ValueError(f"`{name}` is a gate layer itself.")
-    if isinstance(module, nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict):
+    if type(module).forward is nn.Module.forward:
         raise ValueError(
             f"`{name}` is a {type(module).__name__}, which is never called. Its items: `{name}.*`."
         )
@@ -147,6 +155,10 @@ def _check(name: str, module: nn.Module, on: Place, per_example: bool) -> None:
             f"`{name}` takes its batch second (`batch_first=False`), and each index of the first dimension"
             " would draw its own gates. Build it with `batch_first=True`, or pass `per_example=False`."
         )
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    return type(module).forward is nn.Sequential.forward
 
 
 def _takes_the_batch_second(module: nn.Module) -> bool:

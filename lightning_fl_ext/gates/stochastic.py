@@ -68,7 +68,7 @@ class StochasticGateModule(nn.Module):
     Raises:
         ValueError: If an argument is out of its range, or `init_prob` or ``per_example=False`` comes with a
             `gater`; in forward, if the input or the gater's logits have another shape than the gates.
-        TypeError: In forward, if the input's dtype is an integer or bool, or the input is nested.
+        TypeError: In forward, if the input is no tensor, nested, or of an integer dtype or bool.
 
     Example:
         >>> gate = StochasticGateModule(3, init_prob=0.5)
@@ -286,8 +286,12 @@ class StochasticGateModule(nn.Module):
         )
 
 
-def _check_input(gate: nn.Module, args: tuple[Tensor, ...]) -> None:
-    (input,) = args
+def _check_input(gate: nn.Module, args: tuple[Any, ...]) -> None:
+    if not args or not isinstance(args[0], Tensor):
+        raise TypeError(
+            f"`StochasticGateModule` needs a tensor. Got {type(args[0]).__name__ if args else 'no argument'}."
+        )
+    input = args[0]
     check_not_nested(input)
     if not (input.is_floating_point() or input.is_complex()):
         raise TypeError(

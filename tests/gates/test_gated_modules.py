@@ -85,6 +85,43 @@ def test_transformer_layers_are_skipped_also_on_torch_s_fast_path():
     assert torch.allclose(small(ROWS[None]), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("how", [{}, {"on": "input"}, {"closed": "skip"}])
+def test_a_sequence_is_gated_once(how):
+    model = layers()
+    f = copy.deepcopy(model[1])
+    gate = gate_modules(model, "1", init_prob=0.3, **how)["1"]
+    calls = []
+    gate.register_forward_hook(lambda gate, args, output: calls.append(output is not args[0]))
+    expected = {"input": f(0.3 * ROWS), "skip": 0.7 * ROWS + 0.3 * f(ROWS)}
+    found = model[1].eval()(ROWS)
+    assert torch.allclose(found, expected.get([*how.values(), ""][0], 0.3 * f(ROWS)), atol=1e-6)
+    assert sum(calls) == 1
+    model.train()[1](ROWS).sum().backward()
+    assert gate.logits.grad.abs() > 0
+    gate.evaluation = "threshold"
+    assert torch.allclose(shrink(model, ROWS).eval()(ROWS), model.eval()(ROWS), atol=1e-6)
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return sum(branch(x) for branch in self.children())
+
+
+def test_a_module_that_calls_all_of_its_children_is_not_gated_twice():
+    model = nn.Sequential(Branches())
+    gate_modules(model, "0")
+    with pytest.raises(TypeError, match="calls all of its children"):
+        model(ROWS)
+    model = nn.Sequential(Branches())
+    (gate,) = gate_modules(model, "0.left").values()
+    gate.logits.data.fill_(-30)
+    assert torch.allclose(model.eval()(ROWS), model[0].right(ROWS))
+
+
 def test_tuples_are_gated_in_their_first_item():
     model = nn.Sequential(nn.LSTM(8, 8))
     decide(gate_modules(model, "0", per_example=False), m0=False)

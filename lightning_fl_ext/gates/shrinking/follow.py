@@ -173,7 +173,8 @@ class _Mode(TorchFunctionMode):
     def leave_gate(self, gate: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         """Take the layer for one operation."""
         assert isinstance(gate, StochasticGateModule)
-        self._set(output, self._gated(gate, self.value(args[0]), args[0]))
+        if output is not args[0]:
+            self._set(output, self._gated(gate, self.value(args[0]), args[0]))
         self._in_gate = False
 
     def _gated(self, gate: StochasticGateModule, value: Value, input: Tensor) -> Value:
