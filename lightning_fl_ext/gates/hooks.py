@@ -46,23 +46,31 @@ def gate_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     return (hooked(module, output[0]), *output[1:]) if isinstance(output, tuple) else hooked(module, output)
 
 
+def _first(module: nn.Module, args: tuple[Any, ...]) -> Tensor:
+    if not args or not isinstance(args[0], Tensor):
+        raise ValueError(
+            f"gates on a {type(module).__name__} need its first argument, by its position, to be a tensor."
+            f" Got {type(args[0]).__name__ if args else 'none'}."
+        )
+    return args[0]
+
+
 def gate_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The hook that gates a module's first argument."""
-    if not args:
-        raise ValueError(f"gates on the input of a {type(module).__name__} need it as a positional argument.")
-    return (hooked(module, args[0]), *args[1:])
+    return (hooked(module, _first(module, args)), *args[1:])
 
 
 def skip_or_run(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     """The hook that has a module with a closed gate return its first argument."""
     first = output[0] if isinstance(output, tuple) else output
-    check_not_nested(first)
-    if not args or not isinstance(first, Tensor) or getattr(args[0], "shape", None) != first.shape:
+    given = _first(module, args)
+    check_not_nested(given)
+    if not isinstance(first, Tensor) or given.shape != first.shape:
         raise ValueError(
             f'a {type(module).__name__} with `closed="skip"` must return the shape of its first argument.'
             f" Got {tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__}."
         )
-    chosen = torch.lerp(args[0], first, hooked(module, torch.ones_like(first)))
+    chosen = torch.lerp(given, first, hooked(module, torch.ones_like(first)))
     return (chosen, *output[1:]) if isinstance(output, tuple) else chosen
 
 

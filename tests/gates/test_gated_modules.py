@@ -189,6 +189,14 @@ def test_what_cannot_be_gated_is_refused(arguments, message):
         gate_modules(model, **arguments)
 
 
+@pytest.mark.parametrize("how", [{"on": "input"}, {"closed": "skip"}])
+def test_the_first_argument_must_be_given_by_its_position(how):
+    model = layers()
+    gate_modules(model, "3", **how)
+    with pytest.raises(ValueError, match="first argument, by its position, to be a tensor"):
+        model[3](input=ROWS)
+
+
 def test_a_module_that_changes_the_shape_cannot_be_skipped():
     model = layers()
     gate_modules(model, "3", closed="skip")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from _shrunk import IMAGES, ROWS, Lambda, check, gate, parameters, settled, thresholded
 from torch import nn
 
-from lightning_fl_ext.gates import shrink
+from lightning_fl_ext.gates import gate_costs, gate_modules, shrink
 from lightning_fl_ext.gates.shrinking import rules
 
 TWO_OPERANDS = {"add", "sub", "mul", "multiply", "div", "true_divide"}
@@ -213,6 +213,33 @@ def test_a_norm_over_features_keeps_their_width(caplog):
     net = nn.Sequential(nn.LayerNorm(6), gate(6), nn.LayerNorm(6))
     small = check(net, ROWS)
     assert "closed gates that are fixed in place, without a smaller width: 1" in caplog.text
+
+
+def test_of_a_layer_whose_gates_have_all_closed_one_channel_is_left_and_not_complained_about(caplog):
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), gate(8, open_=[]), nn.Linear(8, 2))
+    small = check(net, ROWS)
+    assert (small[0].out_features, small[3].in_features) == (1, 1)
+    assert caplog.text == ""
+
+
+def test_a_branch_of_a_sum_that_has_closed_keeps_one_channel():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch = nn.Sequential(
+                nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+            )
+            self.branch.extend([nn.Conv2d(8, 2, 3, padding=1)])
+            gate_modules(self, "branch")
+            self.branch.stochastic_gate.logits.data.fill_(-3)
+
+        def forward(self, x):
+            return x + self.branch(x)
+
+    net = settled(nn.Sequential(Sum(), nn.Conv2d(2, 3, 3)))
+    small = check(net, IMAGES)
+    assert (small[0].branch[0].out_channels, small[0].branch[3].out_channels) == (1, 1)
+    assert gate_costs(net, IMAGES)["0.branch.stochastic_gate"] == (152 + 16 + 146) - (19 + 2 + 10)
 
 
 def test_concatenated_channels_are_told_apart():

@@ -64,8 +64,9 @@ def cut(small: nn.Module, followed: Followed, keep: Sequence[str]) -> list[str]:
     for name, gate in gates.items():
         if id(gate) not in made:
             made[id(gate)] = _replacement(gate, followed.gates[id(gate)], kept)
-        if isinstance(made[id(gate)], nn.Module) and "closed" in dict(made[id(gate)].named_buffers()):
-            left.append(name)
+        closed, met = dict(made[id(gate)].named_buffers()).get("closed"), followed.gates[id(gate)]
+        if closed is not None and (met is None or closed.numel() > 1 or len(met.open) == 1):
+            left.append(name)  # one of several closed channels stays where nothing else would
     for part in small.modules():
         _narrow(part, smaller, followed.grouped)
         for name, child in part._modules.items():
