@@ -197,4 +197,4 @@ def _fused() -> Kernels | None:
 
         return fold
 
-    return Kernels(2**16, fold_with(1), fold_with(-1), compiled(_double_loop), compiled(_single_loop))
+    return Kernels(2**17, fold_with(1), fold_with(-1), compiled(_double_loop), compiled(_single_loop))
