@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fl_ext.aggregation.exact import ExactMean
@@ -32,6 +31,7 @@ class StreamedMean:
         TypeError: As for `ExactMean`.
 
     Example:
+        >>> import numpy as np
         >>> mean = StreamedMean({"w": np.zeros(1)})
         >>> mean.add({"w": np.array([0.5])}, 1)
         >>> mean.add({"w": np.array([2.0])}, 2)
@@ -55,13 +55,12 @@ class StreamedMean:
                 of no more use.
             AggregationOverflow: The same.
         """
-        if len(self._parts) > 1:
+        cut = len(self._parts) > 1  # otherwise the one part looks for what is missing or unknown
+        if cut:
             check_update(f"update {self.num_updates}", arrays, weight, self._structure)
         self.num_updates += 1
         for turn, (part, waiting) in enumerate(zip(self._parts, self._waiting, strict=True)):
-            waiting.append(
-                ({name: arrays[name] for name in part} if len(self._parts) > 1 else arrays, weight)
-            )
+            waiting.append(({name: arrays[name] for name in part} if cut else arrays, weight))
             if len(waiting) >= UPDATES_PER_PASS - 1 and (self.num_updates - turn) % UPDATES_PER_PASS == 0:
                 self._fold(turn)
 
@@ -94,6 +93,7 @@ def _cut(like: Arrays) -> list[list[str]]:
     at five, six and three.
 
     Example:
+        >>> import numpy as np
         >>> sizes = {"a": 2**21, "b": 2**10, "c": 2**20, "d": 2**20, "e": 2**19, "f": 2**19}
         >>> _cut({name: np.empty(size, np.float32) for name, size in sizes.items()})
         [['a'], ['c', 'b'], ['d'], ['e', 'f']]

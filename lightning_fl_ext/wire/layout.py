@@ -73,9 +73,9 @@ class Blank:
 
     def written(self) -> NDArray[Any]:
         """Give what was written, read-only; without a copy if no writable view is left by then."""
-        return np.ndarray(self._shape, self._dtype, self.bytes(), self._start)
+        return np.ndarray(self._shape, self._dtype, self.packed(), self._start)
 
-    def bytes(self) -> bytes:
+    def packed(self) -> bytes:
         """Give what was written as it lies in a message; see `written`."""
         return self._stream.getvalue()
 
@@ -108,7 +108,7 @@ def _joined(header: bytes, array: NDArray[Any]) -> bytes:
         return b"".join((header, canonical_bytes(array)))
     blank = Blank(array, bare=not header)
     blank.writable()[...] = array
-    return blank.bytes()
+    return blank.packed()
 
 
 def _zeros(size: int) -> bytes:

@@ -11,8 +11,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from lightning_fl_ext.aggregation import ExactMean
 from lightning_fl_ext.aggregation.rounding import rounded
+from lightning_fl_ext.aggregation.streamed import StreamedMean
 from lightning_fl_ext.aggregation.structure import INTEGERS, PARTS
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg, aggregate_summaries
