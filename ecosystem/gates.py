@@ -17,13 +17,8 @@ SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 4, "intermedi
 WORDS = torch.randint(50, (2, 9))
 
 
-def channels(net, *ends):
-    """Gates on the channels of all BatchNorms whose name ends so."""
-    norms = {
-        name: m for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d) and name.endswith(ends)
-    }
-    for name, norm in norms.items():
-        gate_modules(net, name, norm.num_features, dim=1)
+def channels(net, *names):
+    gate_modules(net, names, on="channels")
     return net
 
 
@@ -34,22 +29,23 @@ def heads(net, projection, count, width):
 
 
 def resnet():
-    return channels(models.resnet50(num_classes=10), "bn1", "bn2")
+    return channels(models.resnet50(num_classes=10), "bn1", "layer?.*.bn[12]")
 
 
 def mobilenet():
-    return channels(models.mobilenet_v2(num_classes=10), "")
+    net = models.mobilenet_v2(num_classes=10)
+    return channels(net, *(name for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)))
 
 
 def densenet():
-    return channels(models.densenet121(num_classes=10), "norm2")
+    return channels(models.densenet121(num_classes=10), "features.denseblock*.*.norm2")
 
 
 def torch_attention():
     net = models.VisionTransformer(64, 16, 4, 4, 64, 128, num_classes=10)
     nn.init.normal_(net.heads.head.weight)  # zeros otherwise
     gate_modules(net, "encoder.layers.*.self_attention", on="heads")
-    gate_modules(net, "encoder.layers.*.mlp.0", 128)
+    gate_modules(net, "encoder.layers.*.mlp.0", on="channels")
     gate_modules(net, "encoder.layers.*", closed="skip")
     return net
 
@@ -58,7 +54,7 @@ def plain_attention():
     net = heads(
         timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=10), "blocks.*.attn.proj", 3, 192
     )
-    gate_modules(net, "blocks.*.mlp.fc1", 768)
+    gate_modules(net, "blocks.*.mlp.fc1", on="channels")
     gate_modules(net, "blocks.*", closed="skip")
     return net
 

@@ -14,8 +14,17 @@ from lightning_fl_ext.gates.stochastic import StochasticGateModule
 
 __all__ = ["gate_modules"]
 
-Place = Literal["output", "input", "heads"]
+Place = Literal["output", "input", "channels", "heads"]
 Closed = Literal["zero", "skip"]
+
+_CHANNELS: tuple[tuple[tuple[type[nn.Module], ...], str, int], ...] = (
+    ((nn.modules.conv._ConvNd,), "out_channels", 1),
+    ((nn.modules.batchnorm._NormBase,), "num_features", 1),
+    ((nn.GroupNorm,), "num_channels", 1),
+    ((nn.Linear, nn.Bilinear), "out_features", -1),
+    ((nn.LayerNorm, nn.RMSNorm), "normalized_shape", -1),
+    ((nn.Embedding, nn.EmbeddingBag), "embedding_dim", -1),
+)
 
 
 def gate_modules(
@@ -38,9 +47,11 @@ def gate_modules(
         names: Shell patterns of their names, part by part: ``"encoder.layers.*"`` are the layers, not what
             is within them.
         num_gates: As in `StochasticGateModule`. The default, ``()``, is one gate for the whole module.
-        on: Gate what the module returns (of a tuple, the first item), or its first argument (``"input"``), or
-            (``"heads"``) the heads of an ``nn.MultiheadAttention``, each with a gate of its own, before they
-            are projected. The class of that attention is then a subclass.
+        on: Gate what the module returns (of a tuple, the first item), or its first argument (``"input"``).
+            ``"channels"``: what it returns, with a gate for each of its channels or features, as many as it
+            has: a convolution, linear layer, norm or embedding. ``"heads"``: the heads of an
+            ``nn.MultiheadAttention``, each with a gate, before they are projected; its class is then a
+            subclass.
         closed: What a module with a closed gate returns: zeros, or its first argument (``"skip"``), as if the
             module were not there. For layers that contain their own residual sums, ``"skip"`` it is.
         options: Other arguments of `StochasticGateModule`.
@@ -50,9 +61,10 @@ def gate_modules(
 
     Raises:
         ValueError: A pattern matches no module; one that matches has such gates already, is never called (a
-            list of modules, the projection in an ``nn.MultiheadAttention``), or is no attention and has no
-            heads; one that takes its batch second would draw gates for each position; or the arguments
-            exclude each other. In forward: to be skipped, a module must return the shape that it takes.
+            list of modules, the projection in an ``nn.MultiheadAttention``), or has no heads or no channels
+            that it tells of; one that takes its batch second would draw gates for each position; or the
+            arguments exclude each other. In forward: to be skipped, a module must return the shape that it
+            takes.
         TypeError: In forward, if a module calls all of its children and is no ``nn.Sequential``.
 
     Note:
@@ -78,13 +90,13 @@ def gate_modules(
     """
     if on not in get_args(Place) or closed not in get_args(Closed):
         raise ValueError(
-            '`on` must be "output", "input" or "heads", and `closed` "zero" or "skip".'
+            '`on` must be "output", "input", "channels" or "heads", and `closed` "zero" or "skip".'
             f" Got {on!r} and {closed!r}."
         )
     if closed == "skip" and on != "output":
         raise ValueError(f'`closed="skip"` is about the output: leave out `on="{on}"`.')
-    if on == "heads" and (num_gates != () or options.keys() & {"dim", "groups"}):
-        raise ValueError('`on="heads"` makes one gate for each head: leave out `num_gates`, `dim`, `groups`.')
+    if on in ("heads", "channels") and (num_gates != () or options.keys() & {"dim", "groups"}):
+        raise ValueError(f'`on="{on}"` counts the {on} itself: leave out `num_gates`, `dim` and `groups`.')
     chosen = _chosen(model, (names,) if isinstance(names, str) else tuple(names))
     for name, module in chosen.items():
         _check(name, module, on, options.get("per_example", True))
@@ -96,7 +108,8 @@ def gate_modules(
         elif _is_sequence(module) and closed == "zero":
             gate = StochasticGateModule(num_gates, **options)
         else:
-            gate = HookedGate(num_gates, **options)
+            own = _channels(module) if on == "channels" else None
+            gate = HookedGate(num_gates, **options) if own is None else HookedGate(*own, **options)
             gate.in_sequence = _is_sequence(module)
             if on == "input":
                 module.register_forward_pre_hook(gate_input)
@@ -150,11 +163,26 @@ def _check(name: str, module: nn.Module, on: Place, per_example: bool) -> None:
                 ' Gate the projection of another attention by `on="input"` and `groups`, the head of each'
                 " feature."
             )
+    elif on == "channels" and _channels(module) is None:
+        raise ValueError(
+            f"`{name}` is a {type(module).__name__}, which does not tell how many channels it returns: give"
+            ' `num_gates` and `dim` instead of `on="channels"`.'
+        )
     elif per_example and _takes_the_batch_second(module):
         raise ValueError(
             f"`{name}` takes its batch second (`batch_first=False`), and each index of the first dimension"
             " would draw its own gates. Build it with `batch_first=True`, or pass `per_example=False`."
         )
+
+
+def _channels(module: nn.Module) -> tuple[int, int] | None:
+    """How many channels or features a layer of torch's returns, and along which dimension."""
+    for kinds, attribute, dim in _CHANNELS:
+        if isinstance(module, kinds):
+            count = getattr(module, attribute)
+            count = count[0] if isinstance(count, tuple) and len(count) == 1 else count
+            return (count, dim) if isinstance(count, int) and count > 0 else None
+    return None
 
 
 def _is_sequence(module: nn.Module) -> bool:

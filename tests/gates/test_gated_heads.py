@@ -305,8 +305,8 @@ def test_it_compiles_and_exports():
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"num_gates": 4}, "leave out `num_gates`"),
-    ({"groups": [0, 1]}, "leave out `num_gates`"),
+    ({"num_gates": 4}, "counts the heads itself: leave out `num_gates`"),
+    ({"groups": [0, 1]}, "counts the heads itself: leave out `num_gates`"),
     ({"closed": "skip"}, 'leave out `on="heads"`'),
     ({"names": "linear"}, "is for `nn.MultiheadAttention`"),
     ({"names": "attention.out_proj"}, "is never called"),

@@ -68,6 +68,22 @@ def test_channels_and_heads_are_gated_by_the_other_arguments():
     assert (seen[0][:, 0, :12] != 0).any()
 
 
+def test_each_channel_has_a_gate_whatever_the_width():
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 3), nn.InstanceNorm2d(6),
+        nn.GroupNorm(2, 6), nn.Flatten(2), nn.LayerNorm(64), nn.Linear(64, 7), nn.RMSNorm(7),
+    )  # fmt: skip
+    gates = gate_modules(model, [str(i) for i in (0, 1, 2, 3, 4, 6, 7, 8)], on="channels", init_prob=0.5)
+    assert [gate.logits.numel() for gate in gates.values()] == [4, 4, 6, 6, 6, 64, 7, 7]
+    assert [gate.dim for gate in gates.values()] == [1] * 5 + [-1] * 3
+    model(torch.randn(2, 1, 8, 8)).sum().backward()
+    assert all(gate.logits.grad is not None for gate in gates.values())
+    words = nn.ModuleDict({"table": nn.Embedding(5, 3)})
+    (gate,) = gate_modules(words, "table", on="channels").values()
+    assert words["table"](torch.tensor([[1, 2]])).shape == (1, 2, 3)
+    assert gate.logits.shape == (3,)
+
+
 def test_transformer_layers_are_skipped_also_on_torch_s_fast_path():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -172,17 +188,25 @@ def test_shrunk_heads_lose_the_columns_of_the_projection():
     ({"names": "layers.*"}, "matches none of the modules"),
     ({"names": "0.out_proj"}, "is never called"),
     ({"names": "1", "on": "input", "closed": "skip"}, "is about the output"),
-    ({"names": "1", "on": "inside"}, '`on` must be "output", "input" or "heads"'),
+    ({"names": "1", "on": "inside"}, '`on` must be "output", "input", "channels" or "heads"'),
     ({"names": "2"}, "is a gate layer itself"),
     ({"names": "3"}, "has gates already"),
     ({"names": "4"}, "a ModuleList, which is never called"),
+    ({"names": "6", "on": "channels"}, "which does not tell how many channels"),
+    ({"names": "7", "on": "channels"}, "which does not tell how many channels"),
+    ({"names": "1", "on": "channels", "dim": 1}, 'on="channels"` counts the channels itself'),
     ({"names": "0"}, "takes its batch second"),
     ({"names": "5"}, "takes its batch second"),
 ])  # fmt: skip
 def test_what_cannot_be_gated_is_refused(arguments, message):
     model = nn.Sequential(
         *(nn.MultiheadAttention(4, 2), nn.Linear(4, 4), StochasticGateModule(4), nn.Linear(4, 4)),
-        *(nn.ModuleList([nn.Linear(4, 4)]), nn.TransformerEncoderLayer(4, 2)),
+        *(
+            nn.ModuleList([nn.Linear(4, 4)]),
+            nn.TransformerEncoderLayer(4, 2),
+            nn.ReLU(),
+            nn.LayerNorm((4, 4)),
+        ),
     )
     gate_modules(model, "3")
     with pytest.raises(ValueError, match=message):
