@@ -165,6 +165,34 @@ def test_masks_are_those_of_the_attention():
     )
 
 
+class OfPlainLayers(nn.Module):
+    """The same attention as timm and transformers write it."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.qkv.weight, self.qkv.bias = module.in_proj_weight, module.in_proj_bias
+        self.proj.weight, self.proj.bias = module.out_proj.weight, module.out_proj.bias
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, WIDTH // HEADS)).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_heads_of_plain_layers_are_gated_on_the_input_of_the_projection():
+    module = attention(batch_first=True)["attention"]
+    model = nn.Sequential(OfPlainLayers(module)).eval()
+    groups = [feature // (WIDTH // HEADS) for feature in range(WIDTH)]
+    gates = gate_modules(model, "*.proj", HEADS, on="input", groups=groups, evaluation="threshold")
+    gates["0.proj"].logits.data = torch.tensor([3.0, -3.0, -3.0, 3.0])
+    x = tensor(EXAMPLES, LENGTH, WIDTH)
+    factors = torch.tensor([1.0, 0.0, 0.0, 1.0]).expand(EXAMPLES, HEADS)
+    assert torch.allclose(model(x), by_heads(module, x, x, x, factors), atol=1e-6)
+    small = shrink(model, x)
+    assert small[0].proj.in_features == WIDTH // 2
+    assert torch.allclose(small(x), model(x), atol=1e-6)
+
+
 def encoder(layers=2, **options):
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 16, **{"batch_first": True} | options)
