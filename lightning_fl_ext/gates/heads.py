@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_fl_ext.gates.checks import check_not_nested
 from lightning_fl_ext.gates.hooks import CHILD
-from lightning_fl_ext.gates.stochastic import StochasticGateModule, check_not_nested
+from lightning_fl_ext.gates.stochastic import StochasticGateModule
 
 
 class HeadGatedAttention(nn.MultiheadAttention):

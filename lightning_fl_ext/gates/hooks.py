@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fl_ext.gates.stochastic import StochasticGateModule, check_not_nested
+from lightning_fl_ext.gates.checks import check_not_nested
+from lightning_fl_ext.gates.stochastic import StochasticGateModule
 
 CHILD = "stochastic_gate"
 """The name of the gate within the gated module."""

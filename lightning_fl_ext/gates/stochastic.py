@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fl_ext.gates.bernoulli import at_least_float32
+from lightning_fl_ext.gates.checks import check_input, checked_groups
 from lightning_fl_ext.gates.estimators import (
     Estimator,
     bernoulli_sample,
@@ -121,7 +122,7 @@ class StochasticGateModule(nn.Module):
                 "probabilities. Drop one of them."
             )
         self.register_buffer(
-            "groups", None if groups is None else _checked_groups(groups, self.gate_shape), persistent=False
+            "groups", None if groups is None else checked_groups(groups, self.gate_shape), persistent=False
         )
         self.dim = dim
         self.init_prob = DEFAULT_INIT_PROB if init_prob is None else init_prob
@@ -133,7 +134,7 @@ class StochasticGateModule(nn.Module):
         self.gater = gater
         self.conditional_probs: Tensor | None = None
         # A hook, since torch's fused encoder layer would pass by a gate within it, were there none.
-        self.register_forward_pre_hook(_check_input)
+        self.register_forward_pre_hook(check_input)
         if gater is None:
             self.logits = nn.Parameter(torch.empty(self.gate_shape, dtype=torch.float32))
             self.reset_parameters()
@@ -286,51 +287,8 @@ class StochasticGateModule(nn.Module):
         )
 
 
-def _check_input(gate: nn.Module, args: tuple[Any, ...]) -> None:
-    if not args or not isinstance(args[0], Tensor):
-        raise TypeError(
-            f"`StochasticGateModule` needs a tensor. Got {type(args[0]).__name__ if args else 'no argument'}."
-        )
-    input = args[0]
-    check_not_nested(input)
-    if not (input.is_floating_point() or input.is_complex()):
-        raise TypeError(
-            f"`StochasticGateModule` needs a floating or complex input. Got {input.dtype}. "
-            "Convert it by `input.float()`."
-        )
-
-
-def check_not_nested(input: Tensor) -> None:
-    """Raise TypeError for a nested tensor, as an ``nn.TransformerEncoder`` makes of padded examples."""
-    if input.is_nested:
-        raise TypeError(
-            "gates need an input that is not nested. Build the `nn.TransformerEncoder` around them with"
-            " `enable_nested_tensor=False`, or set its `use_nested_tensor = False`; `gate_modules` does that"
-            " if it is given the encoder or what contains it."
-        )
-
-
 def _check_evaluation(evaluation: str, argument: str = "evaluation") -> None:
     if evaluation not in get_args(Evaluation):
         raise ValueError(
             f"`{argument}` must be one of {', '.join(get_args(Evaluation))}. Got {evaluation!r}."
         )
-
-
-def _checked_groups(groups: Tensor | Sequence[Any], gate_shape: tuple[int, ...]) -> Tensor:
-    """The gate of each position, as int64.
-
-    Raises:
-        ValueError: They are not whole numbers from 0 on, or a gate has no position.
-    """
-    found = torch.as_tensor(groups)
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool or not found.numel():
-        raise ValueError(f"`groups` must be whole numbers, one for each position. Got {groups!r}.")
-    if len(gate_shape) != 1:
-        raise ValueError(f"`groups` needs `num_gates` to be a number. Got {gate_shape}.")
-    named = sorted(set(found.flatten().tolist()))
-    if named != list(range(gate_shape[0])):
-        raise ValueError(
-            f"`groups` must name every gate from 0 to {gate_shape[0] - 1}, and no other. Got {named}."
-        )
-    return found.long()
