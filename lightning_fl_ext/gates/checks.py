@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 
-def check_input(gate: nn.Module, args: tuple[Any, ...]) -> None:
+def check_input(gate: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise TypeError unless a layer is called with a floating or complex tensor; it is a hook."""
-    if not args or not isinstance(args[0], Tensor):
-        raise TypeError(
-            f"`StochasticGateModule` needs a tensor. Got {type(args[0]).__name__ if args else 'no argument'}."
-        )
-    input = args[0]
+    input = args[0] if args else kwargs.get("input")
+    if not isinstance(input, Tensor):
+        raise TypeError(f"`StochasticGateModule` needs a tensor. Got {type(input).__name__}.")
     check_not_nested(input)
     if not (input.is_floating_point() or input.is_complex()):
         raise TypeError(

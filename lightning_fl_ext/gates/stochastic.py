@@ -134,7 +134,7 @@ class StochasticGateModule(nn.Module):
         self.gater = gater
         self.conditional_probs: Tensor | None = None
         # A hook, since torch's fused encoder layer would pass by a gate within it, were there none.
-        self.register_forward_pre_hook(check_input)
+        self.register_forward_pre_hook(check_input, with_kwargs=True)
         if gater is None:
             self.logits = nn.Parameter(torch.empty(self.gate_shape, dtype=torch.float32))
             self.reset_parameters()
