@@ -215,6 +215,18 @@ def test_a_norm_over_features_keeps_their_width(caplog):
     assert "closed gates that are fixed in place, without a smaller width: 1" in caplog.text
 
 
+def test_a_gate_s_input_may_be_named():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.gate, self.head = nn.Linear(6, 8), gate(8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(self.gate(input=self.body(x)))
+
+    assert check(Named(), ROWS).body.out_features == 4
+
+
 def test_of_a_layer_whose_gates_have_all_closed_one_channel_is_left_and_not_complained_about(caplog):
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), gate(8, open_=[]), nn.Linear(8, 2))
     small = check(net, ROWS)

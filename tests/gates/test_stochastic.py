@@ -106,7 +106,7 @@ def test_integer_inputs_raise(dtype: torch.dtype) -> None:
 def test_what_is_no_tensor_raises_and_the_input_may_be_named() -> None:
     gate = StochasticGateModule(3).eval()
     assert torch.equal(gate(input=torch.ones(3)), gate.probs)
-    with pytest.raises(TypeError, match="needs a tensor. Got tuple"):
+    with pytest.raises(TypeError, match="needs a tensor"):
         gate((torch.ones(3), None))
 
 
