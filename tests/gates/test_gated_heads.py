@@ -193,6 +193,50 @@ def test_heads_of_plain_layers_are_gated_on_the_input_of_the_projection():
     assert torch.allclose(small(x), model(x), atol=1e-6)
 
 
+class OfAnyNumber(nn.Module):
+    """An attention with as many heads as there are features for."""
+
+    def __init__(self, split, mask=None):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.proj = nn.Linear(WIDTH, WIDTH)
+        self.split, self.mask = split, mask
+
+    def forward(self, x):
+        q, k, v = (self.split(layer(x)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+        return self.proj(found.transpose(1, 2).reshape(*x.shape[:-1], -1))
+
+
+SPLITS = {
+    "view": lambda x: x.view(*x.shape[:-1], -1, WIDTH // HEADS),
+    "reshape": lambda x: x.reshape(x.shape[0], x.shape[1], -1, WIDTH // HEADS),
+    "unflatten": lambda x: x.unflatten(-1, (-1, WIDTH // HEADS)),
+    "by a number": lambda x: x.unflatten(-1, (HEADS, WIDTH // HEADS)),
+    "by the width": lambda x: x.unflatten(-1, (HEADS, -1)),
+}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("mask", [None, (LENGTH, LENGTH), (1, 1, LENGTH, LENGTH), (1, HEADS, LENGTH, LENGTH)])
+@pytest.mark.parametrize("closed", [[1, 2], [0], [0, 1, 2, 3]])
+def test_heads_are_cut_whole_where_their_number_is_not_spelled_out(split, mask, closed):
+    torch.manual_seed(0)
+    mask = None if mask is None else torch.rand(mask) > 0.3
+    model = nn.Sequential(OfAnyNumber(SPLITS[split], mask)).eval()
+    groups = [feature // (WIDTH // HEADS) for feature in range(WIDTH)]
+    gate = gate_modules(model, "*.proj", HEADS, on="input", groups=groups, evaluation="threshold")["0.proj"]
+    gate.logits.data[closed] = -3.0
+    x = tensor(EXAMPLES, LENGTH, WIDTH)
+    small = shrink(model, x)[0]
+    assert torch.allclose(small(x), model(x), atol=1e-6, equal_nan=True)
+    left = max(1, HEADS - len(closed)) * WIDTH // HEADS
+    cut = "by" not in split and (mask is None or mask.ndim < 3 or mask.shape[1] == 1)
+    for layer in (small.q, small.k, small.v):
+        assert layer.out_features == (left if cut else WIDTH)
+    assert small.proj.in_features == left if closed != [0, 1, 2, 3] else small.proj.in_features <= left
+
+
 def test_copies_and_pickles_keep_their_gates():
     model = gated(attention(batch_first=True))
     given = inputs({})
