@@ -35,8 +35,9 @@ def shrink(
     embeddings, through elementwise functions, pooling, reshapes, concatenations and residual sums. Of a sum
     with other terms, or before a function that is not known, the width stays: there a plain module puts zeros
     in the place of what is gone. A constant that is left behind by a removed channel (the shift of a
-    BatchNorm behind the gate) goes into the next bias. The heads of an ``nn.MultiheadAttention`` are not cut:
-    the closed ones' weights become 0, and stay 0 when it is trained on.
+    BatchNorm behind the gate) goes into the next bias. Attention loses whole heads, if their number is not
+    spelled out; those of an ``nn.MultiheadAttention`` are not cut, but their weights become 0, and stay 0
+    when it is trained on.
 
     The forward is run once, on `example`, to see which layer feeds which. Then the smaller module is compared
     with the gated one on the same example.
