@@ -72,7 +72,7 @@ def bert():
 
 
 def llama():
-    config = transformers.LlamaConfig(num_attention_heads=4, num_key_value_heads=2, use_cache=False, **SIZES)
+    config = transformers.LlamaConfig(num_attention_heads=4, use_cache=False, **SIZES)
     net = heads(transformers.LlamaModel(config), "layers.*.self_attn.o_proj", 4, 32)
     gate_modules(net, "layers.*.mlp.down_proj", 64, on="input")
     gate_modules(net, "layers.*", closed="skip")

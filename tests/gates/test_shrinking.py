@@ -215,6 +215,48 @@ def test_a_norm_over_features_keeps_their_width(caplog):
     assert "closed gates that are fixed in place, without a smaller width: 1" in caplog.text
 
 
+@pytest.mark.parametrize(("index", "head", "cut"), [
+    ((..., 0), nn.Conv1d(6, 2, 1), True),
+    ((slice(None), slice(None), -1), nn.Conv1d(6, 2, 1), True),
+    ((slice(None), slice(None), slice(0, 4, 2)), nn.Conv2d(6, 2, 1), True),
+    (slice(1, None), nn.Conv2d(6, 2, 1), True),
+    (0, nn.Conv2d(6, 2, 1), True),
+    ((slice(None), slice(None), None, 0, 2), nn.Conv1d(6, 2, 1), True),
+    ((slice(None), slice(1, 5)), nn.Conv2d(4, 2, 1), False),
+    ((slice(None), 2, None), nn.Conv2d(1, 2, 1), False),
+    ((..., 4, slice(None), slice(None)), nn.Conv1d(6, 2, 1), False),
+    ((slice(None), [4, 1]), nn.Conv2d(2, 2, 1), False),
+    (torch.tensor([0, 1]), nn.Conv2d(6, 2, 1), False),
+])  # fmt: skip
+def test_channels_are_followed_through_numbers_and_slices(index, head, cut):
+    net = nn.Sequential(nn.Conv2d(2, 6, 3), gate(6, 1, [0, 2, 4]), Lambda(lambda x: x[index]), head)
+    small = check(net, IMAGES)
+    assert small[0].out_channels == 3
+    assert isinstance(small[1], nn.Identity) == cut
+    assert (small[3].weight.shape[1] == 3) == cut
+
+
+def test_positions_can_be_rotated_within_heads():
+    class Rotated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v, self.proj = (nn.Linear(6, 6) for _ in range(4))
+
+        def forward(self, x):
+            q, k, v = (
+                part(x).view(*x.shape[:-1], -1, 2).transpose(1, 2) for part in (self.q, self.k, self.v)
+            )
+            angle = torch.arange(x.shape[1])[:, None] * torch.ones(2)
+            q, k = (y * angle.cos() + torch.cat([-y[..., 1:], y[..., :1]], -1) * angle.sin() for y in (q, k))
+            return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    net = Rotated()
+    groups = [0, 0, 1, 1, 2, 2]
+    gate_modules(net, "proj", 3, on="input", groups=groups)["proj"].logits.data[1] = -3.0
+    small = check(net, torch.randn(2, 5, 6))
+    assert [layer.out_features for layer in (small.q, small.k, small.v)] == [4, 4, 4]
+
+
 def test_a_gate_s_input_may_be_named():
     class Named(nn.Module):
         def __init__(self):

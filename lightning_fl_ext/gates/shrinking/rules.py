@@ -101,6 +101,7 @@ RULES: dict[str, Rule] = {
     "embedding": layers.embedding,
     "pad": shapes.pad,
     "interpolate": shapes.interpolate,
+    "__getitem__": shapes.indexed,
     "transpose": shapes.transpose,
     "permute": shapes.permute,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), layers.conv),

@@ -81,6 +81,27 @@ def permute(call: Call) -> Value | None:
     return _permuted(call, [axis % call.output.ndim for axis in dims])
 
 
+def indexed(call: Call) -> Value | None:
+    """Numbers and slices: axes that are taken whole go as they are, of the others nothing can be removed."""
+    x, index = call.args
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if not all(part is None or part is ... or type(part) in (int, slice) for part in parts):
+        return None
+    left = x.ndim - sum(part is not None and part is not ... for part in parts)
+    place = next((i for i, part in enumerate(parts) if part is ...), len(parts))
+    parts[place : place + 1] = [slice(None)] * left
+    value, result, axis = call.value(x), Value([], []), 0
+    for part in parts:
+        whole = part == slice(None)
+        if part is None or isinstance(part, slice):
+            result.slots.append(value.slots[axis] if whole else None)
+            result.known.append(value.known[axis] if whole else None)
+        if part is not None:
+            call.slots.need(None if whole else value.slots[axis])
+            axis += 1
+    return result
+
+
 def cat(call: Call) -> Value | None:
     """One axis is put together from several."""
     tensors, dim = call.arguments("tensors", "dim")
