@@ -133,7 +133,11 @@ def _chosen(model: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Module]
     chosen: dict[str, nn.Module] = {}
     modules = {name: module for name, module in model.named_modules() if name}
     for pattern in patterns:
-        matched = {name: module for name, module in modules.items() if _matches(name, pattern)}
+        matched = {
+            name: module
+            for name, module in modules.items()
+            if name == pattern or (_matches(name, pattern) and not isinstance(module, StochasticGateModule))
+        }
         if not matched:
             raise ValueError(f"`names`: the pattern {pattern!r} matches none of the modules {[*modules]}.")
         chosen |= matched

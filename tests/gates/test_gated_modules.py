@@ -31,6 +31,12 @@ def test_patterns_choose_part_by_part_and_names_of_weights_stay():
     assert sum("stochastic_gate.logits" in name for name in model.state_dict()) == 4
 
 
+def test_a_pattern_passes_gates_that_are_there_by():
+    model = layers()
+    gate_modules(model, "0")
+    assert [*gate_modules(model, "0.*", on="input")] == ["0.0", "0.1"]
+
+
 def test_a_closed_layer_gives_zeros_or_is_skipped():
     plain, model = layers(), layers()
     gates = gate_modules(model[:3], "*", closed="skip")
