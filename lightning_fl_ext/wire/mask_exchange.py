@@ -282,8 +282,10 @@ def _theta(arrays: Arrays) -> ThetaCounts:
 def _held_theta(held: Arrays) -> ThetaCounts | None:
     """Give the θ that a client has kept; None if what it has is none, however it came there."""
     try:
-        return _theta(held) if held[COUNTS].dtype in (np.uint8, np.uint16) else None
-    except (KeyError, TypeError, ValueError):
+        counts, trials = held[COUNTS], held[TRIALS]
+        whole = counts.dtype in (np.uint8, np.uint16) and trials.dtype.kind in "iu" and trials.ndim == 0
+        return _theta(held) if whole else None
+    except (KeyError, ValueError):
         return None
 
 

@@ -154,6 +154,7 @@ READABLE = {
     "no counts": altered(lambda a: a.pop(COUNTS)),
     "several trials": altered(lambda a: a.update({TRIALS: np.array([3, 3])})),
     "not a number of trials": altered(lambda a: a.update({TRIALS: np.array(np.nan)})),
+    "trials without end": altered(lambda a: a.update({TRIALS: np.array(np.inf)})),
     "counts that are fractions": altered(lambda a: a.update({COUNTS: a[COUNTS] + 0.5})),
     "counts in a square": altered(lambda a: a.update({COUNTS: a[COUNTS][None]})),
     "fewer counts": altered(lambda a: a.update({COUNTS: a[COUNTS][:-1]})),
