@@ -7,7 +7,7 @@ The net is the Conv-4 that FedPM trains on MNIST (3 x 3 convolutions 64-64-pool-
 layers), without biases, and with dense layers of 768-256-10, since images are smaller: 2 031 808 weights. No
 dependency ships such images, so a fixed generator draws them, 16 x 16 in three colours: each class has three
 smooth templates, and an image is one of them turned, zoomed, shifted and bent at random, under smooth clutter
-and noise. 2560 to train, 1000 to test; 10 clients, 3 local epochs of batches of 64, Adam at 0.1 on the
+and noise. 2560 to train, 1000 to test; 10 clients, 3 local epochs of batches of 32, Adam at 0.1 on the
 scores, or at 0.001 on the weights.
 
 Bits are per weight and client, the mean over the rounds, of all that Flower's messages hold.
@@ -53,8 +53,8 @@ def generated(partition: str, seed: int) -> Images:
     y = torch.tensor(rng.permutation(np.arange(n) % CLASSES))
     drawn = templates[y * TEMPLATES + torch.tensor(rng.integers(0, TEMPLATES, n))]
     x = F.grid_sample(drawn, _bent_grid(rng, n), align_corners=True, padding_mode="reflection")
-    x = x + 0.8 * _smooth(rng, n, 3, cells=5) + 0.5 * _normal(rng, n, 3, SIDE, SIDE)
-    return Images(x / x.std(), y, TRAIN, partition, rng, batch=64)
+    x = x + 0.5 * _smooth(rng, n, 3, cells=5) + 0.3 * _normal(rng, n, 3, SIDE, SIDE)
+    return Images(x / x.std(), y, TRAIN, partition, rng, batch=32)
 
 
 def _bent_grid(rng: np.random.Generator, n: int) -> Tensor:
@@ -64,7 +64,7 @@ def _bent_grid(rng: np.random.Generator, n: int) -> Tensor:
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     turned = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
     grid = F.affine_grid(torch.cat([turned, shift], 2), [n, 3, SIDE, SIDE], align_corners=True)
-    return grid + 0.175 * _smooth(rng, n, 2, cells=4).permute(0, 2, 3, 1)
+    return grid + 0.1 * _smooth(rng, n, 2, cells=4).permute(0, 2, 3, 1)
 
 
 def _smooth(rng: np.random.Generator, n: int, channels: int, cells: int) -> Tensor:
