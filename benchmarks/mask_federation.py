@@ -257,8 +257,12 @@ def federate(
     seed: int,
     rounds: int,
     fraction: float = 1.0,
+    samples: int = 5,
 ) -> Log:
-    """One federated run of a net on data, with this fraction of the clients in each round."""
+    """One federated run of a net on data, with this fraction of the clients in each round.
+
+    The accuracy of sampled masks is the mean over so many of them.
+    """
     masked = not isinstance(exchange, WeightExchange)
     kind = FedPM if exchange.coded else ExactFedAvg
     strategy: Strategy = kind(fraction_train=fraction, fraction_evaluate=0.0)
@@ -268,8 +272,8 @@ def federate(
 
     def evaluate(net: Any) -> dict[str, float]:
         accuracy = data.accuracy(net)
-        samples = [data.accuracy(net.bake("sample")) for _ in range(5)] if masked else [accuracy]
-        return {"accuracy": accuracy, "sampled": float(np.mean(samples))}
+        sampled = [data.accuracy(net.bake("sample")) for _ in range(samples)] if masked else [accuracy]
+        return {"accuracy": accuracy, "sampled": float(np.mean(sampled))}
 
     notes: Log = []
     log = RoundLog(code, notes)
