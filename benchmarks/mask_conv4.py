@@ -1,6 +1,6 @@
 """A Conv-4 of two million weights on images of ten classes: accuracy, and bits of the messages both ways.
 
-    python benchmarks/mask_conv4.py              # one seed, IID: about twelve minutes of one core
+    python benchmarks/mask_conv4.py              # one seed, IID: 12 to 13 minutes of one core
     python benchmarks/mask_conv4.py --quick      # one round (half a minute)
 
 The net is the Conv-4 that FedPM trains on MNIST (3 x 3 convolutions 64-64-pool-128-128-pool and three dense
