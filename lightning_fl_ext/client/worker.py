@@ -21,6 +21,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from lightning_fl_ext.client.bridge.spawned import leave_group
 from lightning_fl_ext.client.launcher.message_file import (
     WorkerFailure,
     read_message,
@@ -73,7 +74,8 @@ def _answer(given: str, out: str, load: Callable[[], Any]) -> None:
     except BaseException as error:
         _leave_traceback(Path(out), error)
         os._exit(1)  # an orderly end may wait for the other ranks
-    _leave_group()
+    leave_group()
+    _free_device()
 
 
 def _end_with_client() -> None:
@@ -99,12 +101,9 @@ def _leave_traceback(out: Path, error: BaseException) -> None:
     write_failure(out / f"error-{rank()}.json", WorkerFailure(time.monotonic(), rank(), count, trace))
 
 
-def _leave_group() -> None:
+def _free_device() -> None:
     import torch
-    import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
 
