@@ -1,5 +1,6 @@
 """What is started, by which name, and what lies in files between the processes."""
 
+import copy
 import os
 import re
 import subprocess
@@ -28,7 +29,7 @@ from lightning_fl_ext.client.launcher.message_file import (
     write_failure,
     write_message,
 )
-from lightning_fl_ext.client.launcher.naming import app_name, load_app
+from lightning_fl_ext.client.launcher.naming import NamedApp, app_name, load_app
 from lightning_fl_ext.client.launcher.needs import processes_needed
 from lightning_fl_ext.client.launcher.remote import ProcessesFailedError, answer_in_processes
 from lightning_fl_ext.client.launcher.work import work_of
@@ -184,6 +185,16 @@ def test_an_app_that_no_module_holds_is_refused():
         app_name(object())
 
 
+def test_a_copy_of_an_app_goes_by_the_name_of_the_original():
+    """As the simulation copies it, with every message, into processes where no module holds it."""
+    copied = copy.deepcopy(NamedApp(held))
+    with pytest.raises(LightningFLError, match="top level of a file"):
+        app_name(copied._app)
+    assert copied.name() == app_name(held)
+    with pytest.raises(LightningFLError, match="top level of a file"):
+        copy.deepcopy(NamedApp(ClientApp())).name()
+
+
 def test_an_app_written_by_hand_has_no_work():
     with pytest.raises(LightningFLError, match="that `client_app` made"):
         work_of(ClientApp())
@@ -232,6 +243,14 @@ def test_kept_processes_are_told_of_every_message_and_meet_anew(tmp_path):
     assert all(process.poll() is not None for process in started), "after a failure"
 
 
+def test_all_copies_of_a_launcher_in_a_process_keep_the_same_processes():
+    launcher, other = KeptProcesses(), KeptProcesses()
+    first, second, third = (copy.copy(one) for one in (launcher, launcher, other))
+    assert first is second
+    assert first is not third
+    assert first is not launcher, "this process is not one of theirs"
+
+
 def test_a_kept_process_that_ends_is_told_and_replaced(message):
     launcher = Stays("import sys; sys.stdin.readline(); raise SystemExit(0)")
     for _ in range(2):
@@ -251,7 +270,7 @@ def test_kept_processes_that_take_too_long_are_ended(message):
 
 
 def answer(launcher, message, timeout=None):
-    return answer_in_processes(held, message, context(), launcher, 2, timeout)
+    return answer_in_processes("m:app", message, context(), launcher, 2, timeout)
 
 
 def test_processes_that_take_too_long_are_ended(message):
