@@ -27,7 +27,7 @@ class NamedApp:
     """
 
     def __init__(self, app: Any) -> None:
-        self._app, self._name = app, ""
+        self._app, self._name, self._sought = app, "", False
 
     def name(self) -> str:
         """Give its name.
@@ -39,8 +39,10 @@ class NamedApp:
         return self._name
 
     def __getstate__(self) -> dict[str, Any]:
-        with suppress(LightningFLError):
-            self.name()
+        if not self._sought:  # takes 30 ms where no module holds it
+            self._sought = True
+            with suppress(LightningFLError):
+                self.name()
         return self.__dict__
 
 
