@@ -39,6 +39,7 @@ from lightning_fl_ext.client.results.retention import Retention
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import described, sign
+from lightning_fl_ext.metrics.discovery import unwrapped
 from lightning_fl_ext.once import warn_once
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult
 from lightning_fl_ext.seeds import derive_seed
@@ -228,7 +229,7 @@ class FitHooks(EvaluationHooks):
         """Name what is trained and then lost, if another message's fit begins without it."""
         if self.keeps_local or self._message is None or not self.local_entries:
             return
-        trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        trained = {unwrapped(n) for n, parameter in module.named_parameters() if parameter.requires_grad}
         lost = [name for name in self.local_entries if name in trained]
         if lost:
             text = (

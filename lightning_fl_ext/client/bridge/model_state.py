@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from lightning_fl_ext.metrics.discovery import weights_of
+from lightning_fl_ext.metrics.discovery import unwrapped, weights_of
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.wire import Exchange, to_torch
 from lightning_fl_ext.wire.exchange import left_alone, place
@@ -126,9 +126,8 @@ def read_counters(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _read(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
-    own = weights_of(module)
     if not is_sharded(trainer):
-        return own
+        return weights_of(module)
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -138,9 +137,10 @@ def _read(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
     ):
-        if name in full:
-            full[name] = full[first.setdefault(id(tensor), name)]
-    return {name: None if own.get(name, value) is None else value for name, value in full.items()}
+        if (plain := unwrapped(name)) in full:
+            full[plain] = full[first.setdefault(id(tensor), plain)]
+    # FSDP1 takes the module that is first asked for its own state dict for the outermost one.
+    return weights_of(module, full)
 
 
 def _undo_precision(trainer: Any, state: dict[str, Any], like: Arrays | None) -> dict[str, Any]:

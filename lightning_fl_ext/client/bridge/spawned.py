@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import sys
 
 from torch import distributed
 
@@ -21,5 +22,8 @@ def leave_group_at_exit() -> None:
 
 def leave_group() -> None:
     """Destroy the process group, if this process is in one."""
-    if distributed.is_available() and distributed.is_initialized():
+    deepspeed = sys.modules.get("deepspeed.comm")
+    if deepspeed is not None and deepspeed.is_initialized():
+        deepspeed.destroy_process_group()  # and what it notes of it, which another fit would stumble over
+    elif distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
