@@ -29,7 +29,6 @@ from lightning_fl_ext.client.bridge.refusals import (
     refuse_late_layers,
     refuse_other_weights,
     refuse_to_follow_averaging,
-    refuse_zero3,
 )
 from lightning_fl_ext.client.bridge.spawned import leave_group_at_exit
 from lightning_fl_ext.client.bridge.unrepeated import evaluate_unrepeated, spread_as_before
@@ -84,7 +83,6 @@ class FitHooks(EvaluationHooks):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation begins: checks its place and loads what was received."""
-        refuse_zero3(trainer)
         leave_group_at_exit()
         evaluate_unrepeated(trainer)
         self._counter, self._evaluated = self._new_counter(), self._new_counter()

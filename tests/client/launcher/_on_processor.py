@@ -102,7 +102,7 @@ def app(strategy, devices=2, **options):
 one = app(lambda: "auto", devices=1)
 fsdp1 = app(FSDP1)
 layers = app(FSDP1, auto_wrap_policy={nn.Linear}, activation_checkpointing_policy={nn.Linear})
-stage_1, stage_2 = (app(DeepSpeed, stage=stage, process_group_backend="gloo") for stage in (1, 2))
+stage_1, stage_2, stage_3 = (app(DeepSpeed, stage=i, process_group_backend="gloo") for i in (1, 2, 3))
 
 
 def federate(client):

@@ -26,4 +26,4 @@ def test_a_client_under_fsdp1_answers_with_the_whole_weights_of_one_process():
 
 def test_a_client_under_deepspeed_answers_with_the_weights_of_one_process():
     pytest.importorskip("deepspeed")
-    assert_all_alike(run("one", "stage_1", "stage_2"))
+    assert_all_alike(run("one", "stage_1", "stage_2", "stage_3"))
