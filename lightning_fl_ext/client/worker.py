@@ -10,6 +10,7 @@ the store where the ranks find each other, IN and OUT. Every rank then leaves a 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -44,7 +45,7 @@ def main(given: str, out: str, name: str) -> None:
         out: The folder for what comes of it.
         name: Of the ClientApp, ``MODULE:NAME`` or ``FILE.py:NAME``.
     """
-    enter()
+    _begin()
     threading.Thread(target=_end_with_client, daemon=True).start()
     _answer(given, out, partial(load_app, name))
 
@@ -55,7 +56,7 @@ def stay(name: str) -> None:
     Args:
         name: As in :func:`main`.
     """
-    enter()
+    _begin()
     asked: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_listen, args=(asked,), daemon=True).start()
     load = cache(partial(load_app, name))
@@ -63,6 +64,12 @@ def stay(name: str) -> None:
         os.environ["MASTER_PORT"], given, out = json.loads(asked.get())
         _answer(given, out, load)
         Path(out, f"done-{rank()}").touch()
+
+
+def _begin() -> None:
+    enter()
+    if rank() > 0:  # what every rank would say, rank 0 says
+        logging.getLogger("lightning_fl_ext").setLevel(logging.ERROR)
 
 
 def _answer(given: str, out: str, load: Callable[[], Any]) -> None:
