@@ -141,6 +141,15 @@ def test_a_command_has_a_port_to_meet_at():
         assert re.fullmatch(expected, started.communicate()[0].decode().strip())
 
 
+@pytest.mark.parametrize(("given", "expected"), [({}, "4"), ({"OMP_NUM_THREADS": "7"}, "7")])
+def test_processes_share_the_processors(monkeypatch, given, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    show = [sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'])"]
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | given
+    started = Processes().start(show, 2, env=env, stdout=subprocess.PIPE)
+    assert [process.communicate()[0].decode().strip() for process in started] == [expected] * 2
+
+
 def test_a_launcher_and_a_strategy_that_forks_contradict():
     with pytest.raises(LightningFLError, match="with the launcher; or leave `launcher` out"):
         processes_needed({**CPU, "devices": 2, "strategy": "ddp_fork"}, named=True)
