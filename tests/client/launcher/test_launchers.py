@@ -118,11 +118,13 @@ def test_as_many_processes_as_devices_where_the_strategy_starts_none(given, name
     assert processes_needed(given, named) == count
 
 
-def test_within_a_job_of_slurm_devices_need_processes_too(monkeypatch):
-    job = {"JOB_ID": 7, "NTASKS": 2, "NTASKS_PER_NODE": 2, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
+@pytest.mark.parametrize("tasks", [1, 2, 4])
+def test_within_a_job_of_slurm_devices_need_processes_however_many_tasks_it_has(monkeypatch, tasks):
+    job = {"JOB_ID": 7, "NTASKS": tasks, "NTASKS_PER_NODE": tasks, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
     for name, value in job.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     assert processes_needed({**CPU, "devices": 2}) == 2
+    assert processes_needed({**CPU, "devices": 2, "num_nodes": 3}) == 6
     assert processes_needed({**CPU, "devices": 1}) == 0
 
 
