@@ -44,8 +44,8 @@ def processes_needed(given: Mapping[str, Any], named: bool = False) -> int:
             f"`launcher` starts the processes, and so does the strategy {given.get('strategy')!r}, by forking"
             " or spawning. Use `strategy='ddp'` with the launcher; or leave `launcher` out."
         )
-    # A cluster's environment (SLURM in a batch script) takes this process for one of several, as many as it has
-    # started: the world of what is running here.
+    # A cluster's environment (SLURM in a batch script) takes this process for one of several, and their number
+    # for that of all.
     count = int(trainer.num_devices * trainer.num_nodes)
     awaits_others = count > 1 and trainer.strategy.launcher is None
     return count if starts_scripts(trainer) or awaits_others else int(named)
