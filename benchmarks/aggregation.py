@@ -27,8 +27,8 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from lightning_fl_ext.aggregation import ExactMean, exact_mean, kernels
+from lightning_fl_ext.aggregation.streamed import StreamedMean
 from lightning_fl_ext.results import Arrays
-from lightning_fl_ext.server.strategies.exact_fedavg import gather
 from lightning_fl_ext.wire.records import from_record, to_record, written_record
 
 WEIGHT = "num-examples"
@@ -62,19 +62,24 @@ def at_once(records: list[RecordDict], threads: int) -> ArrayRecord:
     return written_record(like, lambda out: exact_mean(like, updates_of(records), threads=threads, out=out))
 
 
-def exact(records: list[RecordDict], at_once: int | None, threads: int) -> ExactMean:
-    """Fold the records, ``at_once`` in a pass, or as `ExactFedAvg` does with replies that come one by one."""
+def streamed(records: list[RecordDict]) -> ArrayRecord:
+    """Do what `ExactFedAvg` does with replies that come one by one."""
+    like = from_record(records[0].array_records["arrays"])
+    mean = StreamedMean(like)
+    for arrays, weight in updates_of(records):
+        mean.add(arrays, weight)
+    return written_record(like, mean.result)
+
+
+def exact(records: list[RecordDict], at_once: int, threads: int) -> ExactMean:
+    """Fold the records, ``at_once`` in a pass."""
     mean = ExactMean(from_record(next(iter(records[0].array_records.values()))), threads=threads)
-    if at_once is None:
-        for several in gather(updates_of(records)):
-            mean.add_many(several)
-    else:
-        for start in range(0, len(records), at_once):
-            mean.add_many(updates_of(records[start : start + at_once]))
+    for start in range(0, len(records), at_once):
+        mean.add_many(updates_of(records[start : start + at_once]))
     return mean
 
 
-def exact_record(records: list[RecordDict], at_once: int | None, threads: int) -> ArrayRecord:
+def exact_record(records: list[RecordDict], at_once: int, threads: int) -> ArrayRecord:
     like = from_record(records[0].array_records["arrays"])
     return written_record(like, exact(records, at_once, threads).result)
 
@@ -113,7 +118,7 @@ def compare(parameters: int, clients: int, repeats: int, threads: int) -> None:
         "Flower aggregate_arrayrecords": partial(aggregate_arrayrecords, records, WEIGHT),
         "exact_mean, a list of replies": partial(at_once, records, threads),
         "exact_mean, 1 thread": partial(at_once, records, 1),
-        "ExactMean, streamed": partial(exact_record, records, None, threads),
+        "as replies come, streamed": partial(streamed, records),
         "ExactMean, four a pass": partial(exact_record, records, 4, threads),
         "ExactMean, four a pass, numpy": partial(exact_record_numpy, records, 4, threads),
     }

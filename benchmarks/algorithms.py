@@ -1,8 +1,7 @@
-"""Algorithms on digits: accuracy by round and by bytes; and what the hooks of clients' halves cost in a fit.
+"""Algorithms on digits: accuracy by round and by bytes.
 
     python benchmarks/algorithms.py                  # three seeds (about five minutes on two idle cores)
     python benchmarks/algorithms.py --seeds 1 --rounds 5 --jobs 1
-    python benchmarks/algorithms.py cost             # hooks, on the 4 MB model of benchmarks/bridge.py
 
 A perceptron 64-32-10 on scikit-learn's digits: 1347 to train, 450 to test. The training examples are sorted
 by label and cut into two shards for each of 10 clients, all of which take part in every round: 2 local
@@ -13,11 +12,7 @@ model; of it and of Ditto clients' own models are tested on test examples of the
 from __future__ import annotations
 
 import argparse
-import gc
-import logging
 import tempfile
-import time
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -26,13 +21,12 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
-from bridge import QUIET, Lit, loader
+from bridge import quieten
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lightning_fl_ext import (
-    ClientAlgorithm,
     Ditto,
     ExactFedAdagrad,
     ExactFedAdam,
@@ -51,9 +45,6 @@ from lightning_fl_ext import (
     WeightExchange,
     client_app,
 )
-from lightning_fl_ext.client.algorithms.drift import ControlVariates, DynamicRegularizer, NormalizedSteps
-from lightning_fl_ext.client.algorithms.hooks import AlgorithmHooks
-from lightning_fl_ext.client.algorithms.proximal import ProximalTerm
 
 CLIENTS = 10
 SHOWN = 1, 2, 5, 10, 20
@@ -158,13 +149,6 @@ def federate(name: str, seed: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def quieten() -> None:
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    for noisy in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "flwr", "lightning_fl_ext"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-
-
 def compare(seeds: int, rounds: int, jobs: int, plot: str | None) -> None:
     shown = [n for n in SHOWN if n <= rounds]
     heads = [*(f"{n}" for n in shown), *(f"{most:g} MB" for most in MEGABYTES), "range"]
@@ -212,50 +196,12 @@ def draw(curves: dict[str, tuple[Any, Any]], path: str) -> None:
     print(f"plot: {path}")
 
 
-def cost(repeats: int = 7, batches: int = 25) -> None:
-    """Processor time of a fit with each half, over the same fit without, side by side."""
-    halves: dict[str, Callable[[], ClientAlgorithm]] = {
-        "FedProx": lambda: ProximalTerm({"proximal-mu": 0.1}),
-        "SCAFFOLD": lambda: ControlVariates({}),
-        "FedNova": lambda: NormalizedSteps({}),
-        "FedDyn": lambda: DynamicRegularizer({"feddyn-alpha": 0.1}),
-        "a half that does nothing": lambda: ClientAlgorithm({}),
-    }
-
-    class Ready(AlgorithmHooks):
-        """Hooks with control variates at hand, as a server sends them."""
-
-        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-            sent = {name: torch.zeros_like(p) for name, p in pl_module.named_parameters()}
-            received = sent if self.algorithm.name == "scaffold" else {}
-            self.start(trainer, pl_module, received=received)
-
-    def fit(half: ClientAlgorithm | None) -> float:
-        trainer = L.Trainer(**QUIET, max_epochs=1, callbacks=[Ready(half)] if half else [])
-        module, data = Lit(), loader(batches)
-        gc.collect()
-        start = time.process_time()
-        trainer.fit(module, data)
-        return time.process_time() - start
-
-    fit(None)
-    ratios: dict[str, list[float]] = {name: [] for name in halves}
-    for _ in range(repeats):
-        for name, make in halves.items():
-            before, with_half, after = fit(None), fit(make()), fit(None)
-            ratios[name].append(2 * with_half / (before + after))
-    print(f"fit of {batches} batches with a half, over those just before and after: median of {repeats}")
-    for name, values in ratios.items():
-        print(f"  {name:25} {np.median(values):5.2f} x  ({min(values):.2f}-{max(values):.2f})")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", nargs="?", choices=["accuracy", "cost"], default="accuracy")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=2, help="federations at a time")
     parser.add_argument("--plot", default=None)
     chosen = parser.parse_args()
     quieten()
-    cost() if chosen.part == "cost" else compare(chosen.seeds, chosen.rounds, chosen.jobs, chosen.plot)
+    compare(chosen.seeds, chosen.rounds, chosen.jobs, chosen.plot)

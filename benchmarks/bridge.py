@@ -33,6 +33,14 @@ OFF = "logger", "enable_checkpointing", "enable_progress_bar", "enable_model_sum
 QUIET = {"accelerator": "cpu", "devices": 1, **dict.fromkeys(OFF, False)}
 
 
+def quieten() -> None:
+    """Compute on one thread, and say nothing that is no figure."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for noisy in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "flwr", "lightning_fl_ext"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
 class Lit(L.LightningModule):
     """A perceptron of about a million parameters: 4 MB."""
 
@@ -193,9 +201,6 @@ def memory() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    for noisy in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "flwr"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    quieten()
     for part in sys.argv[1:] or ("packing", "fit", "keeping", "memory"):
         globals()[part]()

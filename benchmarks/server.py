@@ -20,8 +20,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from lightning_fl_ext import ExactFedAvg, FederatedTrainer, LocalGrid, digest
-from lightning_fl_ext.aggregation.kernels import kernels_for
+from lightning_fl_ext import ExactFedAvg, ExactMean, FederatedTrainer, LocalGrid, digest
+from lightning_fl_ext.aggregation.kernels import FUSED_FROM
 from lightning_fl_ext.engines import private
 from lightning_fl_ext.results.score import pseudo_sort_scoring_function
 from lightning_fl_ext.server.screening.checks import ValueLimits, screen_train_reply
@@ -62,12 +62,19 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def compile_loops():
+    small = {"w": np.ones(FUSED_FROM, np.float32)}
+    mean = ExactMean(small)
+    mean.add_many([(small, 1)] * 5)
+    mean.result()
+
+
 def measure_memory(who, num_clients):
     logging.getLogger("flwr").setLevel(logging.ERROR)
     grid = LocalGrid(client(), num_clients)
     loaded = peak()
     if who == "ExactFedAvg":
-        kernels_for(PARAMETERS)  # loads numba, whatever the model's size: reported by itself
+        compile_loops()  # numba, whatever the model's size: reported by itself
     loaded = peak() - loaded
     net = model()
     size = sum(p.numel() * p.element_size() for p in net.parameters())

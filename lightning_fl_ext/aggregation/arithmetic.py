@@ -28,6 +28,9 @@ SHIFT = 36
 LIMIT = 2.0**43
 """What a term, and a sum of magnitudes, must stay under: half of 2^52 high quanta."""
 
+SMALL = 2.0**7
+"""What a term stays under that has at most 2^51 low quanta."""
+
 SHORT = 2**27
 """Counts below it have at most 27 bits, and units from it on leave 26: a product of both is exact."""
 
@@ -70,6 +73,24 @@ def bins(values: Float64, weight: float) -> tuple[Int64, Int64]:
     high = product + _TO_HIGH
     low = (product - (high - _TO_HIGH)) + _TO_LOW
     return bits_of(high) - _HIGH_ZERO, bits_of(low) - _LOW_ZERO
+
+
+def low_bin(values: Float64, weight: float) -> Int64:
+    """Give ``(high << SHIFT) + low`` of `bins` at half the cost, where products stay under `SMALL`.
+
+    One rounding does: a high quantum is an even number of low ones, so that both break ties alike.
+
+    Args:
+        values: Any shape; magnitude of ``weight * values`` under `SMALL`.
+        weight: As for `bins`.
+
+    Example:
+        >>> values = np.array([1.25, -2.0**-30, 3 * 2.0**-46])
+        >>> high, low = bins(values, 3.0)
+        >>> (low_bin(values, 3.0) == (high << SHIFT) + low).all()
+        np.True_
+    """
+    return bits_of(weight * values + _TO_LOW) - _LOW_ZERO
 
 
 def two_sum(a: Float64, b: Float64) -> tuple[Float64, Float64]:

@@ -60,7 +60,8 @@ class FloatSums:
         sizes = {name: _size(entry) for name, entry in entries.items()}
         self._kernels = kernels_for(sum(sizes.values()))
         self._blocks = list(_cut(sizes, self._kernels.block))
-        self._total: Int64 = np.zeros(sum(sizes.values()), np.int64)
+        self._words: Int64 = np.empty(sum(sizes.values()), np.int64)
+        self._begun = False
         self._high: Int64 | None = None
         self._bounds = dict.fromkeys(entries, 0)
 
@@ -97,8 +98,16 @@ class FloatSums:
             self._widen()
         if self._high is not None:
             self._high += other._total >> SHIFT if other._high is None else other._high
-        self._total += other._total
+        np.add(self._total, other._total, out=self._words)
         self._bounds = bounds
+
+    @property
+    def _total(self) -> Int64:
+        """The first word of all sums. The first pass sets each block to zero itself, which saves a pass."""
+        if not self._begun:
+            self._words[:] = 0
+            self._begun = True
+        return self._words
 
     @property
     def bounds(self) -> Mapping[str, int]:
@@ -122,7 +131,7 @@ class FloatSums:
         limit = LIMIT / QUANTUM_HIGH
         if high is not None and high.size and not -limit <= high.min() <= high.max() <= limit:
             raise _overflow("the sum", float(np.abs(high.astype(np.float64)).max()) * QUANTUM_HIGH)
-        self._total, self._high = total, high
+        self._words, self._high, self._begun = total, high, True
 
     def mean(self, count: int, out: Arrays) -> None:
         """Divide by ``count``, rounding once to the dtype of each array to write to, and write to ``out``."""
@@ -161,7 +170,7 @@ class FloatSums:
                 if bound < LIMIT:  # otherwise the sums mean nothing, and `_grown` says why
                     self._kernels.mean(total, high, float(count), means[name][part])
 
-        self._run_blocks(average, self._total.size * len(flats))
+        self._run_blocks(average, self._words.size * len(flats))
         self._grown(journal, weights)
 
     def _flattened(self, updates: Iterable[tuple[Arrays, int]]) -> _FlatUpdates:
@@ -175,15 +184,19 @@ class FloatSums:
 
     def _add(self, flats: _FlatUpdates, journal: _Journal) -> None:
         """Add updates, writing down for every block the magnitudes seen so far."""
+        begun = self._begun
 
         def add(blocks: Sequence[_Block]) -> None:
             for block in blocks:
                 peaks: list[float] = []
+                if not begun:
+                    self._words[block.place] = 0
                 journal.append((block, peaks))
                 for values, weights in _groups(flats, block):
                     peaks.extend(self._kernels.fold(*self._sums(block.place), values, weights))
 
-        self._run_blocks(add, self._total.size * len(flats))
+        self._run_blocks(add, self._words.size * len(flats))
+        self._begun = True
 
     def _undo(self, flats: _FlatUpdates, journal: _Journal) -> None:
         """Take out what the journal says was added, and empty it."""
@@ -193,7 +206,7 @@ class FloatSums:
                 self._kernels.unfold(*self._sums(block.place), values, weights)
 
     def _sums(self, place: slice) -> tuple[Int64, Int64 | None]:
-        return self._total[place], None if self._high is None else self._high[place]
+        return self._words[place], None if self._high is None else self._high[place]
 
     def _widen(self) -> None:
         """Give every sum its second word, if it has none."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.aggregation.arithmetic import (
     SHIFT,
+    SMALL,
     Float64,
     Int64,
     bins,
@@ -23,6 +24,7 @@ from lightning_fl_ext.aggregation.arithmetic import (
     divide,
     divide_to_odd,
     float_of,
+    low_bin,
     remainder,
     split,
     two_sum,
@@ -85,13 +87,17 @@ def count_folded(numbers: int) -> None:
 
 
 def _fold(total: Int64, high: Int64 | None, values: Terms, weights: Weights, into: np.ufunc) -> Float64:
+    peaks = np.array([np.maximum(block.max(), -block.min()) for block in values], np.float64)
     with np.errstate(all="ignore"):
-        for block, weight in zip(values, weights, strict=True):
+        for block, weight, peak in zip(values, weights, peaks, strict=True):
+            if high is None and weight * peak < SMALL:
+                into(total, low_bin(block.astype(np.float64), weight), out=total)
+                continue
             high_terms, low_terms = bins(block.astype(np.float64), weight)
             into(total, (high_terms << SHIFT) + low_terms, out=total)
             if high is not None:
                 into(high, high_terms, out=high)
-    return np.array([np.maximum(block.max(), -block.min()) for block in values], np.float64)
+    return peaks
 
 
 def _parts(total: Int64, high: Int64 | None) -> tuple[Int64, Int64]:
@@ -197,4 +203,4 @@ def _fused() -> Kernels | None:
 
         return fold
 
-    return Kernels(2**16, fold_with(1), fold_with(-1), compiled(_double_loop), compiled(_single_loop))
+    return Kernels(2**17, fold_with(1), fold_with(-1), compiled(_double_loop), compiled(_single_loop))

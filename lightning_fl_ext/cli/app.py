@@ -13,15 +13,15 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from lightning_fl_ext.cli.compare import compare
+from lightning_fl_ext.cli.commands.compare import compare
+from lightning_fl_ext.cli.commands.export import export
+from lightning_fl_ext.cli.commands.key import key
+from lightning_fl_ext.cli.commands.new import new
+from lightning_fl_ext.cli.commands.run import run
+from lightning_fl_ext.cli.commands.show import show
+from lightning_fl_ext.cli.commands.sweep import sweep
+from lightning_fl_ext.cli.commands.verify import verify
 from lightning_fl_ext.cli.errors import WRONG_INPUT
-from lightning_fl_ext.cli.export import export
-from lightning_fl_ext.cli.key import key
-from lightning_fl_ext.cli.new import new
-from lightning_fl_ext.cli.run import run
-from lightning_fl_ext.cli.show import show
-from lightning_fl_ext.cli.sweep import sweep
-from lightning_fl_ext.cli.verify import verify
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.text import shown
 

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from lightning_fl_ext.aggregation.arithmetic import (
     QUANTUM_HIGH,
     QUANTUM_LOW,
+    SHIFT,
     SHORT,
+    SMALL,
     bins,
     divide,
     divide_to_odd,
+    low_bin,
     remainder,
     split,
     two_sum,
@@ -52,6 +55,18 @@ def test_bins_are_the_nearest_multiples_of_the_quanta(w: float, n: int) -> None:
 def test_bins_keep_every_bit_of_float32_from_two_to_the_minus_21_up(w: float, sign: int, n: int) -> None:
     high, low = bins_of(sign * w, float(n))
     assert high * HIGH + low * LOW == sign * n * Fraction(w)
+
+
+@given(
+    st.one_of(
+        st.floats(-SMALL, SMALL, exclude_min=True, exclude_max=True),
+        st.integers(-(2**52) + 1, 2**52 - 1).map(lambda halves: halves * 2.0**-45),  # ties, half of them
+        st.sampled_from([np.nextafter(SMALL, 0), -np.nextafter(SMALL, 0), 0.0, -0.0, 2.0**-45, 5e-324]),
+    )
+)
+def test_one_rounding_gives_both_bins_of_a_small_product(x: float) -> None:
+    high, low = bins_of(x, 1.0)
+    assert int(low_bin(np.array([x]), 1.0)[0]) == (high << SHIFT) + low
 
 
 @given(st.floats(-(2.0**43), 2.0**43))

@@ -219,3 +219,21 @@ def test_every_allowed_number_of_updates_fits_the_low_bin() -> None:
     for _ in range(17):
         sums.merge(sums)
     assert mean(sums, 2**17)["a"].tolist() == [value]
+
+
+def test_sums_begin_at_zero_whatever_the_memory_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, merged = FloatSums(ENTRIES, 2), FloatSums(ENTRIES, 2)
+    expected.fold([(update(1), 3)])
+    empty = np.empty
+    monkeypatch.setattr(np, "empty", lambda shape, dtype=float: empty(shape, dtype) * 0 + 7)
+    late, first, into, nothing = (FloatSums(ENTRIES, 2) for _ in range(4))
+    assert not nothing.words().any()
+    assert not nothing.second_words().any()
+    with pytest.raises(InvalidUpdate):
+        late.fold([(with_value("b", 14, np.nan), 3)])
+    for sums in (late, first):
+        sums.fold([(update(1), 3)])
+        assert bits(sums) == bits(expected)
+    into.merge(first)
+    merged.merge(expected)
+    assert bits(into) == bits(merged) == bits(expected)

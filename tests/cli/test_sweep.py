@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from lightning_fl_ext.cli import plans
-from lightning_fl_ext.cli import sweep as module
 from lightning_fl_ext.cli.app import main
+from lightning_fl_ext.cli.commands import sweep as module
 from lightning_fl_ext.report import read_history, read_runs
 
 FIXED = ("lit:Validated", "--data", "lit:Data", "--clients", 2, "--rounds", 1)

@@ -1,6 +1,7 @@
 """Packed arrays are views of the very bytes a message carries, and nothing else is taken for such bytes."""
 
 import io
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from flwr.app import Array
 
 from lightning_fl_ext.wire import from_record, to_record
-from lightning_fl_ext.wire.layout import Blank, copy_in_layout, message_bytes
+from lightning_fl_ext.wire.layout import LARGE, Blank, copy_in_layout, message_bytes
 
 ARRAYS = {
     "float32": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -109,3 +110,42 @@ def test_bare_bytes_of_another_array_are_not_taken_for_its_own():
     owner = copy_in_layout(np.arange(4).astype(ml_dtypes.bfloat16))
     half = owner[:2]
     assert message_bytes(half) == half.tobytes()
+
+
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda values: values,
+        lambda values: values.reshape(2, -1).T,
+        lambda values: values.astype(">f4"),
+        lambda values: values[::3],
+        lambda values: values.astype(ml_dtypes.bfloat16),
+    ],
+    ids=["plain", "transposed", "big_endian", "strided", "bfloat16"],
+)
+def test_a_large_array_lies_in_large_pages_with_the_same_bytes(make, bare):
+    array = make(np.arange(4 * LARGE // 4, dtype=np.float32))
+    assert array.nbytes >= LARGE
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    elements = little.tobytes()
+    written = message_bytes(array, bare)
+    if bare or array.dtype == ml_dtypes.bfloat16:
+        assert written == elements
+    else:
+        assert written == as_flower_writes(array)
+    view = copy_in_layout(array)
+    assert view.tobytes() == elements
+    assert message_bytes(view) is view.base
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is asked")
+def test_a_kernel_that_has_no_large_pages_changes_nothing(monkeypatch):
+    class Without:
+        def madvise(self, *_):
+            return -1
+
+    array = np.arange(LARGE, dtype=np.float32)
+    expected = message_bytes(array)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Without())
+    assert message_bytes(array) == expected

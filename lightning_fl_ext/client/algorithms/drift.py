@@ -139,8 +139,8 @@ class DynamicRegularizer(ClientAlgorithm):
     """FedDyn (Acar et al. 2021, arXiv:2111.04263, algorithm 1).
 
     Adds ``alpha * (w - w_global) - g_i`` to gradients. Afterwards ``g_i`` becomes
-    ``g_i - alpha * (w - w_global)``, and is kept. Both are a pull towards ``w_global + g_i / alpha``, the one
-    thing held in memory.
+    ``g_i - alpha * (w - w_global)``, and is kept. Both are a pull towards ``w_global + g_i / alpha``, which
+    is held in memory beside ``g_i``, and room for the largest tensor.
 
     Args:
         settings: The server's config; ``feddyn-alpha`` says how strongly.

@@ -37,7 +37,7 @@ class ProximalTerm(ClientAlgorithm):
     That is the gradient of ``mu / 2 * ||w - w_global||²`` in the loss. It is added once for every step of an
     optimizer, to that optimizer's own parameters that travel. A parameter that the loss did not reach in this
     step is pulled all the same; a step in which none of the optimizer's parameters has a gradient is left
-    alone. Weights are held once more in memory.
+    alone. In memory are the global weights, and room for the largest tensor.
 
     Args:
         settings: The server's config; ``proximal-mu`` says how strongly.

@@ -49,7 +49,7 @@ class Scaffold(AlgorithmStrategy):
     SGD is the paper's ``c_i - c + (x - y_i) / (K * lr)``; so momentum, Adam and schedules have one as well.
     Both means are weighted by examples, as the loss of the federation is, where the paper has equal clients.
 
-    Twice the bytes of FedAvg, up and down; two more models in a client's memory and one on its disk.
+    Twice the bytes of FedAvg, up and down; four more models in a client's memory and one on its disk.
 
     Args:
         server_learning_rate: Of the step from the global weights to the mean. Buffers take their mean.
@@ -144,7 +144,8 @@ class FedDyn(AlgorithmStrategy):
     server keeps the sum of these terms, and corrects the mean by it. Means are weighted by examples, where
     the paper has equal clients. Buffers take their mean.
 
-    The bytes of FedAvg; two more models in a client's memory and one on its disk.
+    The bytes of FedAvg; two more models and room for the largest tensor in a client's memory, and one model
+    on its disk.
 
     Args:
         alpha: Strength of the penalty; the paper has 0.001 to 0.1.

@@ -11,11 +11,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from lightning_fl_ext.aggregation import ExactMean
 from lightning_fl_ext.aggregation.rounding import rounded
+from lightning_fl_ext.aggregation.streamed import StreamedMean
 from lightning_fl_ext.aggregation.structure import INTEGERS, PARTS
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg, aggregate_summaries, gather
+from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg, aggregate_summaries
 from lightning_fl_ext.wire import to_record
 
 Float64 = NDArray[np.float64]
@@ -96,10 +96,10 @@ class ExactFedOpt(ExactFedAvg):
             raise LightningFLError(
                 f"{type(self).__name__} needs the global weights: call `configure_train` first."
             )
-        mean, summaries = ExactMean(like), list[RecordDict]()
-        for several in gather(self._updates(replies, summaries)):
-            mean.add_many(several)
-            several.clear()
+        mean, summaries = StreamedMean(like), list[RecordDict]()
+        for arrays, weight in self._updates(replies, summaries):
+            mean.add(arrays, weight)
+            del arrays
         if not mean.num_updates:
             return None, None
         optimised = {name for name, old in like.items() if old.dtype not in INTEGERS} - set(

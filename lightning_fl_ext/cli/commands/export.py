@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lightning_fl_ext.cli.commands.verify import RunPath
 from lightning_fl_ext.cli.errors import WrongInput
-from lightning_fl_ext.cli.verify import RunPath
 from lightning_fl_ext.text import shown
 
 

@@ -15,10 +15,10 @@ from typing import IO, Annotated, Any
 import click
 import typer
 
+from lightning_fl_ext.cli.commands.run import INTERRUPTED, flags_from, settings_from
+from lightning_fl_ext.cli.commands.show import show_runs
 from lightning_fl_ext.cli.errors import NOT_SO, WrongInput
 from lightning_fl_ext.cli.plans import Plan, check_overlap, finished_before, plan
-from lightning_fl_ext.cli.run import INTERRUPTED, flags_from, settings_from
-from lightning_fl_ext.cli.show import show_runs
 from lightning_fl_ext.text import shown
 
 _LOOK_EVERY = 0.05

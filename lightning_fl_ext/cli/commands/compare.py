@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lightning_fl_ext.cli.commands.verify import RunPath
 from lightning_fl_ext.cli.errors import NOT_SO
 from lightning_fl_ext.cli.values import print_json
-from lightning_fl_ext.cli.verify import RunPath
 from lightning_fl_ext.text import shown
 
 if TYPE_CHECKING:
