@@ -44,8 +44,8 @@ def processes_needed(given: Mapping[str, Any], named: bool = False) -> int:
             f"`launcher` starts the processes, and so does the strategy {given.get('strategy')!r}, by forking"
             " or spawning. Use `strategy='ddp'` with the launcher; or leave `launcher` out."
         )
-    # A cluster's environment (SLURM in a batch script) takes this process for one of several, and their number
-    # for that of all.
+    # A cluster's environment (SLURM in a batch script) takes this process for one of several, and how many
+    # there are of it for what is needed.
     count = int(trainer.num_devices * trainer.num_nodes)
     awaits_others = count > 1 and trainer.strategy.launcher is None
     return count if starts_scripts(trainer) or awaits_others else int(named)
