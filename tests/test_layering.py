@@ -97,7 +97,7 @@ ROOMS = {
             *("algorithms", "answer", "app_arguments", "bridge", "factories", "identity", "launcher"),
             *("messages", "personal", "secure"),
         },
-        "worker": {"launcher"},
+        "worker": {"bridge", "launcher"},
     },
 }
 """The rooms of the two crowded parts, lowest first, and which others each may import."""

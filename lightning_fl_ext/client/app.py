@@ -21,6 +21,7 @@ from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.launcher.kept import KeptProcesses
 from lightning_fl_ext.client.launcher.launchers import Launcher, launcher_of
+from lightning_fl_ext.client.launcher.naming import NamedApp
 from lightning_fl_ext.client.launcher.work import set_work
 from lightning_fl_ext.client.messages import query_reply
 from lightning_fl_ext.client.personal import PersonalHalf
@@ -161,18 +162,19 @@ def client_app(
     )
     answerer = Answerer(recipe, chosen, fit_timeout)
     app = ClientApp()
+    named = NamedApp(app)
     set_work(app, answerer.work)
     plain: list[Any] = [refuse_plain] if secure == "required" else []
 
     @app.train(ACTION, mods=[half])
     @app.train(mods=plain)
     def train(message: Message, context: Context) -> Message:
-        return answerer.answer(app, message, context)
+        return answerer.answer(named, message, context)
 
     @app.evaluate(ACTION, mods=[half])
     @app.evaluate(mods=plain)
     def evaluate(message: Message, context: Context) -> Message:
-        return answerer.answer(app, message, context)
+        return answerer.answer(named, message, context)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
