@@ -1,10 +1,11 @@
 """One of a client's processes: ``python -m lightning_fl_ext.client.worker IN OUT MODULE:NAME``.
 
-IN is a file that holds a message; OUT a folder, where rank 0 leaves the reply, and each that raises its
-traceback. MODULE:NAME is the ClientApp. The process ends when its standard input does: with the client.
+IN is a file that holds a message; OUT a folder, where rank 0 leaves the reply, and each rank a file
+``done-RANK``, or the traceback of what it raised. MODULE:NAME is the ClientApp. The process ends when its
+standard input does: with the client.
 
 ``--stay MODULE:NAME`` answers one message after the other, each a line of JSON in standard input: the port of
-the store where the ranks find each other, IN and OUT. Every rank then leaves a file ``done-RANK`` in OUT.
+the store where the ranks find each other, IN and OUT.
 """
 
 from __future__ import annotations
@@ -64,7 +65,6 @@ def stay(name: str) -> None:
     while True:
         os.environ["MASTER_PORT"], given, out = json.loads(asked.get())
         _answer(given, out, load)
-        Path(out, f"done-{rank()}").touch()
 
 
 def _begin() -> None:
@@ -86,6 +86,7 @@ def _answer(given: str, out: str, load: Callable[[], Any]) -> None:
         sys.stdout.flush()  # a process that is kept has none but a sudden end
     leave_group()
     _free_device()
+    Path(out, f"done-{rank()}").touch()
 
 
 def _end_with_client() -> None:
@@ -98,8 +99,11 @@ def _end_with_client() -> None:
 
 
 def _listen(asked: SimpleQueue[bytes]) -> None:
-    for line in sys.stdin.buffer:
-        asked.put(line)
+    # Not by `sys.stdin`, which is locked while it is read: a process that is forked here, such as a loader's
+    # worker, closes it at its start, and would wait for ever.
+    with open(0, "rb", buffering=0, closefd=False) as told:
+        for line in told:
+            asked.put(line)
     os._exit(LOST)
 
 

@@ -33,6 +33,9 @@ class Launcher(ABC):
             worker: What each of them is to run.
             count: How many the strategy needs, on all machines together.
             **options: For ``subprocess.Popen``: ``env``, ``stdin``, and ``start_new_session=True``.
+
+        Returns:
+            One for each rank, in their order; or what has started them.
         """
 
 

@@ -10,13 +10,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import Context, Message
 
 from lightning_fl_ext.client.launcher.ending import POLL, end_all
 from lightning_fl_ext.client.launcher.kept import KeptProcesses
-from lightning_fl_ext.client.launcher.launchers import WORKER, Launcher
+from lightning_fl_ext.client.launcher.launchers import WORKER, Command, Launcher
 from lightning_fl_ext.client.launcher.message_file import read_reply, read_worker_failure, write_message
 from lightning_fl_ext.errors import LightningFLError
 
@@ -75,9 +76,9 @@ def _answer_by_new(
         with _startable(launcher):
             worker = [*WORKER, str(given), str(out), name]
             started = launcher.start(worker, count, env=_env(), stdin=read_end, start_new_session=True)
-        failed = _wait(started, lambda: all(process.poll() == 0 for process in started), timeout)
-        if failed is not None:
-            raise ProcessesFailedError(_why(failed, started, out, timeout))
+        ranks = len(started) == count and not isinstance(launcher, Command)
+        watched = _Watched(started, out, ranks=ranks, said_by=repr(launcher))
+        watched.wait(lambda: all(process.poll() == 0 for process in started), timeout)
     finally:
         os.close(write_end)
         os.close(read_end)
@@ -91,14 +92,8 @@ def _answer_by_kept(
         _startable(launcher),
         launcher.at_work(name, count, given, out, env=_env(), start_new_session=True) as started,
     ):
-
-        def is_done() -> bool:
-            ended = any(process.poll() == 0 for process in started)  # by the user's own code
-            return ended or len(list(out.glob("done-*"))) == count
-
-        failed = _wait(started, is_done, timeout)
-        if failed is not None:
-            raise ProcessesFailedError(_why(failed, started, out, timeout))
+        watched = _Watched(started, out, ranks=True, said_by=repr(launcher))
+        watched.wait(lambda: len(list(out.glob("done-*"))) == count, timeout)
 
 
 def _env() -> dict[str, str]:
@@ -113,39 +108,82 @@ def _startable(launcher: Launcher) -> Iterator[None]:
         raise ProcessesFailedError(f"{launcher!r} could not be started: {error}") from None
 
 
-def _wait(started: Sequence[Started], is_done: Callable[[], bool], timeout: float | None) -> int | None:
-    """Wait until all is done; give the index of the first process that failed, or -1 if time is up."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    while not is_done():
-        codes = [process.poll() for process in started]
-        if any(codes):
-            end = time.monotonic() + _LAST_WORDS
-            while time.monotonic() < end and any(process.poll() is None for process in started):
-                time.sleep(POLL)
-            return next(i for i, code in enumerate(codes) if code)
-        if deadline is not None and time.monotonic() > deadline:
-            return -1
-        time.sleep(POLL)
-    return None
+@dataclass(frozen=True)
+class _Watched:
+    """Processes at work on a message.
 
+    Attributes:
+        started: They, or the command that has started them.
+        out: Where each leaves ``done-RANK``, or what it raised.
+        ranks: Whether there is one for each rank, in their order.
+        said_by: The launcher.
+    """
 
-def _why(failed: int, started: Sequence[Started], out: Path, timeout: float | None) -> str:
-    for i, process in enumerate(started):
-        name = signal.Signals(-process.returncode).name if (process.returncode or 0) < 0 else ""
-        if name not in ("", "SIGABRT"):  # a rank aborts when another is gone
-            hint = " The system may have run out of memory." if name == "SIGKILL" else ""
-            return f"process {i} of {len(started)} was killed by {name}.{hint}"
-    told = [read_worker_failure(path) for path in out.glob("error-*.json")]
-    if told:
-        first = min(told)
-        return f"process {first.rank} of {first.world_size} raised:\n{first.traceback.rstrip()}"
-    if failed < 0:
+    started: Sequence[Started]
+    out: Path
+    ranks: bool
+    said_by: str
+
+    def wait(self, is_done: Callable[[], bool], timeout: float | None) -> None:
+        """Wait until all is done.
+
+        Raises:
+            ProcessesFailedError: One has failed, or time is up.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not is_done():
+            if self._failed():
+                end = time.monotonic() + _LAST_WORDS
+                while time.monotonic() < end and any(process.poll() is None for process in self.started):
+                    time.sleep(POLL)
+                raise ProcessesFailedError(self._why())
+            if deadline is not None and time.monotonic() > deadline:
+                raise ProcessesFailedError(
+                    self._raised()
+                    or "a fit or evaluation in several processes took more than"
+                    f" `fit_timeout={timeout}` seconds and was ended. Give it more, or look for a rank that"
+                    " waits for another."
+                )
+            time.sleep(POLL)
+
+    def _failed(self) -> list[int]:
+        codes = [process.poll() for process in self.started]
+        return [i for i, code in enumerate(codes) if code or (code == 0 and self._vanished(i))]
+
+    def _vanished(self, rank: int) -> bool:
+        """Tell whether a rank that has ended left nothing: another then raises that it is gone."""
+        left = (self.out / f"done-{rank}", self.out / f"error-{rank}.json")
+        return self.ranks and not any(path.exists() for path in left)
+
+    def _why(self) -> str:
+        failed, count = self._failed(), len(self.started)
+        for i in failed:
+            code = self.started[i].returncode
+            name = signal.Signals(-code).name if code < 0 else ""
+            if name not in ("", "SIGABRT"):  # a rank aborts when another is gone
+                hint = " The system may have run out of memory." if name == "SIGKILL" else ""
+                return f"process {i} of {count} was killed by {name}.{hint}"
+        vanished = [i for i in failed if self.started[i].returncode >= 0 and self._vanished(i)]
+        if not vanished and (raised := self._raised()):
+            return raised
+        i = (vanished or failed)[0]
         return (
-            f"a fit or evaluation in several processes took more than `fit_timeout={timeout}` seconds and was"
-            " ended. Give it more, or look for a rank that waits for another."
+            f"process {i} of {count} ended with code {self.started[i].returncode} and left no traceback. What"
+            f" it printed is in the client's own output. It ran {self.started[i].args!r}."
         )
-    code = started[failed].returncode
-    return (
-        f"process {failed} of {len(started)} ended with code {code} and left no traceback. What it printed is"
-        f" in the client's own output. It ran {started[failed].args!r}."
-    )
+
+    def _raised(self) -> str:
+        told = [read_worker_failure(path) for path in self.out.glob("error-*.json")]
+        if not told:
+            return ""
+        first, raised = min(told), {failure.rank for failure in told}
+        text = f"process {first.rank} of {first.world_size} raised:\n{first.traceback.rstrip()}"
+        count = int(first.world_size) if first.world_size.isdecimal() else 0
+        silent = [rank for rank in range(count) if rank not in raised]
+        if self.ranks or not silent:
+            return text
+        return (
+            f"{text}\nNothing came from process {', '.join(map(str, silent))}: if this is about a lost"
+            f" connection or a signal, look there first. {self.said_by} may say more in the"
+            " client's own output."
+        )

@@ -265,7 +265,7 @@ def test_all_copies_of_a_launcher_in_a_process_keep_the_same_processes():
 def test_a_kept_process_that_ends_is_told_and_replaced(message):
     launcher = Stays("import sys; sys.stdin.readline(); raise SystemExit(0)")
     for _ in range(2):
-        with pytest.raises(ProcessesFailedError, match="no process of rank 0 has left a reply"):
+        with pytest.raises(ProcessesFailedError, match="process 0 of 2 ended with code 0"):
             answer(launcher, message)
     assert launcher.times == 2
     launcher.close()
@@ -295,9 +295,46 @@ def test_a_process_that_ends_with_a_code_is_told(message):
         answer(Runs("raise SystemExit(5)"), message)
 
 
-def test_processes_that_leave_no_reply_are_told(message):
+def test_a_command_that_leaves_no_reply_is_told(message):
     with pytest.raises(ProcessesFailedError, match="no process of rank 0 has left a reply"):
-        answer(Runs("pass"), message)
+        answer(Command([sys.executable, "-c", "pass"]), message)
+
+
+class Ranks(Launcher):
+    """Starts a program for each rank, which gets OUT as its argument."""
+
+    def __init__(self, *programs):
+        self.programs = programs
+
+    def start(self, worker, count, **options):
+        out = worker[-2]
+        return [subprocess.Popen([sys.executable, "-c", text, out], **options) for text in self.programs]
+
+
+LOSES_ITS_PEER = """
+import json, pathlib, sys
+told = {"time": 1.0, "rank": 0, "world_size": "2", "traceback": "RuntimeError: Connection reset by peer"}
+pathlib.Path(sys.argv[1], "error-0.json").write_text(json.dumps(told))
+raise SystemExit(1)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 5])
+def test_a_rank_that_vanishes_is_told_rather_than_one_that_loses_it(message, code):
+    with pytest.raises(ProcessesFailedError, match=f"process 1 of 2 ended with code {code} and left no"):
+        answer(Ranks(LOSES_ITS_PEER, f"raise SystemExit({code})"), message)
+
+
+def test_a_rank_that_vanishes_is_told_while_the_other_waits_for_it(message):
+    with pytest.raises(ProcessesFailedError, match="process 1 of 2 ended with code 0 and left no"):
+        answer(Ranks("import time; time.sleep(600)", "pass"), message)
+
+
+def test_ranks_of_a_command_that_say_nothing_are_named(message):
+    """A command does not tell which of them was killed."""
+    command = Command([sys.executable, "-c", LOSES_ITS_PEER.replace("sys.argv[1]", "sys.argv[-2]")])
+    with pytest.raises(ProcessesFailedError, match=r"(?s)process 0 of 2 raised.*came from process 1: .*look"):
+        answer(command, message)
 
 
 def test_a_command_that_is_not_there_is_told(message):

@@ -81,12 +81,20 @@ def test_a_process_that_is_not_told_which_of_several_it_is_is_refused(monkeypatc
     refuse_untold(L.Trainer(**two))
 
 
-PRINTING = """
+WORKING = """
+import multiprocessing
+
 from flwr.clientapp import ClientApp
 from lightning_fl_ext.client.launcher.work import set_work
 
 def work(message, context):
     print("at work", end=" ")
+    process = multiprocessing.get_context("fork").Process(target=int)
+    process.start()
+    process.join(20)
+    process.kill()
+    process.join()
+    assert process.exitcode == 0
     if message.metadata.message_type == "evaluate":
         raise OSError("no such disk")
 
@@ -96,9 +104,9 @@ set_work(app, work)
 
 
 @pytest.mark.slow
-def test_what_a_kept_process_has_printed_is_not_lost_with_it(tmp_path, message_to):
-    """It writes into a pipe, which Python fills in blocks, and its end is a sudden one."""
-    (tmp_path / "script.py").write_text(PRINTING)
+def test_a_kept_process_forks_others_and_what_it_has_printed_is_not_lost_with_it(tmp_path, message_to):
+    """As loaders with workers do. It writes into a pipe, which Python fills in blocks; its end is sudden."""
+    (tmp_path / "script.py").write_text(WORKING)
     command = [sys.executable, "-m", "lightning_fl_ext.client.worker", "--stay", f"{tmp_path}/script.py:app"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RANK": "0"}
     told = [
