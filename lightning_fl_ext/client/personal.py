@@ -93,10 +93,12 @@ class PersonalModel:
         server_round, config = self._bridge.server_round, self._bridge.round.config
         previous, inner = self._load(server_round)
         pull = AlgorithmHooks(_PullTo(number(LAMBDA, config.get(LAMBDA)), self._bridge.round.weights))
+        inner._learning_rate = self._bridge._learning_rate
         trainer, module, data = self._make("personal", [inner, pull])
         trainer.fit(module, data)
-        self._memory.write(server_round, previous, inner.update.arrays)
-        self._tell(inner.update.metrics)
+        if trainer.is_global_zero:  # which alone has an outcome
+            self._memory.write(server_round, previous, inner.update.arrays)
+            self._tell(inner.update.metrics)
 
     def validate(self) -> None:
         """Evaluate the own model; before its first fit that is the global one."""
@@ -104,7 +106,8 @@ class PersonalModel:
         _, inner = self._load(after)
         trainer, module, data = self._make("personal-evaluate", [inner])
         trainer.validate(module, data, verbose=False)
-        self._tell(inner.evaluation.metrics)
+        if trainer.is_global_zero:
+            self._tell(inner.evaluation.metrics)
 
     def _load(self, before: int) -> tuple[int, FlowerBridge]:
         previous, state = find_state(self._memory, PersonalHalf.name, self._bridge.client_id, before, None)

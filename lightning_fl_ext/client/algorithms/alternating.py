@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm, LocalFit, Parameters
 from lightning_fl_ext.client.instruction_limits import MOST_ROUND, bounded_integer
 from lightning_fl_ext.errors import LightningFLError
@@ -32,6 +34,7 @@ class AlternatingParts(ClientAlgorithm):
         super().__init__(settings)
         self.head_epochs = bounded_integer(HEAD_EPOCHS, settings.get(HEAD_EPOCHS), MOST_ROUND)
         self._first: int | None = None
+        self._body_had_its_turn = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(head_epochs={self.head_epochs})"
@@ -42,7 +45,7 @@ class AlternatingParts(ClientAlgorithm):
         Raises:
             LightningFLError: Nothing stays at home or nothing travels, or the fit has too few epochs.
         """
-        self._first = None
+        self._first, self._body_had_its_turn = None, False
         if not fit.local or not fit.parameters:
             raise LightningFLError(
                 "FedRep, which the server asks for, trains a head that stays at home and a body that travels."
@@ -62,5 +65,20 @@ class AlternatingParts(ClientAlgorithm):
         epoch = fit.trainer.current_epoch
         self._first = epoch if self._first is None else self._first
         heads_turn = epoch - self._first < self.head_epochs
+        self._body_had_its_turn |= not heads_turn
         for parameter in (fit.parameters if heads_turn else fit.local).values():
             parameter.grad = None
+
+    def on_fit_end(self, fit: LocalFit) -> Mapping[str, torch.Tensor]:
+        """See that the body had its turn: ``max_steps`` and callbacks end a fit early, too.
+
+        Raises:
+            LightningFLError: Steps were taken, and all of them were the head's.
+        """
+        if self._first is not None and not self._body_had_its_turn:
+            raise LightningFLError(
+                f"FedRep, which the server asks for, gives the first {self.head_epochs} epochs to the head, and"
+                " the fit ended within them, so that the body was not trained. Let it go on for longer:"
+                " `max_steps`, `max_time` or a callback (early stopping) ended it."
+            )
+        return {}

@@ -82,6 +82,20 @@ def test_ditto_goes_on_from_the_round_before_if_a_round_is_asked_for_again(tmp_p
     assert resumed.rounds[-1].metrics == whole.rounds[-1].metrics
 
 
+def test_a_learning_rate_of_the_server_is_that_of_both_fits(tmp_path):
+    seen = []
+
+    class Seen(Quadratic):
+        def on_train_end(self):
+            seen.append(self.optimizers().param_groups[0]["lr"])
+
+    def decay(server_round):
+        return {"learning-rate": 0.1 / server_round}
+
+    run(Ditto(0.5), app(Seen, keep_local=tmp_path), rounds=2, clients=2, train_config=decay)
+    assert seen == [0.1] * 4 + [0.05] * 4
+
+
 def test_ditto_is_refused_where_it_would_not_be_ditto(kit, tmp_path):
     with pytest.raises(LightningFLError, match="1 entries stay at home anyway, such as `head`"):
         run(Ditto(0.5), app(keep_local=tmp_path, **HEAD), rounds=1, **HEAD)
@@ -141,3 +155,10 @@ def test_fedrep_without_a_head_or_an_epoch_for_the_body_is_refused(tmp_path):
         run(FedRep(), app(keep_local=tmp_path), rounds=1)
     with pytest.raises(LightningFLError, match=r"gives the first 2 epochs to the head\. Got 2"):
         run(FedRep(head_epochs=2), app(keep_local=tmp_path, **HEAD), rounds=1, **HEAD)
+
+
+@pytest.mark.parametrize("end", [{"max_steps": 2}, {"max_epochs": -1, "max_steps": 1}])
+def test_fedrep_is_refused_if_the_fit_ends_before_the_body_s_turn(end, tmp_path):
+    with pytest.raises(LightningFLError, match="the fit ended within them, so that the body was not trained"):
+        run(FedRep(), app(Judged, end, keep_local=tmp_path, **HEAD), rounds=1, clients=2, **HEAD)
+    run(FedRep(), app(Judged, {"max_steps": 4}, keep_local=tmp_path, **HEAD), rounds=1, clients=2, **HEAD)
