@@ -77,8 +77,8 @@ class AlternatingParts(ClientAlgorithm):
         """
         if self._first is not None and not self._body_had_its_turn:
             raise LightningFLError(
-                f"FedRep, which the server asks for, gives the first {self.head_epochs} epochs to the head, and"
-                " the fit ended within them, so that the body was not trained. Let it go on for longer:"
+                f"FedRep, which the server asks for, gives the first {self.head_epochs} epochs to the head,"
+                " and the fit ended within them, so that the body was not trained. Let it go on for longer:"
                 " `max_steps`, `max_time` or a callback (early stopping) ended it."
             )
         return {}
