@@ -58,6 +58,21 @@ def warn_of_unread(settings: Iterable[str], run: object) -> None:
         warn_once(log, run, text, topic=f"unread: {unread}")
 
 
+def warn_of_untold_round(algorithm: str, run: object) -> None:
+    """Say so, once in a run, if a client cannot know which of its states counted.
+
+    Args:
+        algorithm: The half that keeps states.
+        run: Tells the run.
+    """
+    text = (
+        f"`{algorithm}` keeps a state on its clients, and the server does not tell in which round a client's"
+        " update counted last. It goes on from its newest state, also where the update was left out or the"
+        " round was void. With `clients_keep = True` in the strategy's class a `FederatedTrainer` tells it."
+    )
+    warn_once(log, run, text)
+
+
 def warn_of_unsharded(trainer: Any, run: object) -> None:
     """Say so, once in a run, if every rank may see all of an iterable data set.
 

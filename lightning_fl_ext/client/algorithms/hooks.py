@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm, LocalFit, Parameters
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.text import shown
 
 
 class AlgorithmHooks(Callback):
@@ -108,7 +109,9 @@ class AlgorithmHooks(Callback):
         """Called when training ends: takes what is sent, and what is kept.
 
         Raises:
-            LightningFLError: Under manual optimization no step came by here.
+            LightningFLError: Under manual optimization no step came by here; or a state would be lost, since
+                the algorithm does not say that it keeps one.
+            TypeError: What is sent or kept is something else than tensors by name.
         """
         assert self.fit is not None
         if not pl_module.automatic_optimization and not self._steps:
@@ -118,7 +121,18 @@ class AlgorithmHooks(Callback):
                 " `self.optimizers(use_pl_optimizer=False)` or an optimizer of your own."
             )
         with torch.no_grad():
-            self.sent = {name: value.detach() for name, value in self.algorithm.on_fit_end(self.fit).items()}
+            sent, what = self.algorithm.on_fit_end(self.fit), type(self.algorithm).__name__
+        _check_tensors(
+            sent, f"{what}.on_fit_end must return what is sent, tensors by name, `{{}}` for nothing"
+        )
+        _check_tensors(self.fit.kept, f"{what} must leave tensors by name in `fit.kept`")
+        if self.fit.kept and not self.algorithm.keeps:
+            names = ", ".join(f"`{name}`" for name in list(self.fit.kept)[:4])
+            raise LightningFLError(
+                f"{what} leaves {names} in `fit.kept`, and it would be lost: with `keeps = True` in"
+                " the class, and `clients_keep = True` in the strategy's, it goes on from round to round."
+            )
+        self.sent = {name: value.detach() for name, value in sent.items()}
 
     @property
     def _what(self) -> str:
@@ -135,6 +149,14 @@ class AlgorithmHooks(Callback):
         if reason:
             name = type(getattr(optimizer, "optimizer", optimizer)).__name__
             raise LightningFLError(f"{self._what} cannot change gradients: `{name}` {reason}.")
+
+
+def _check_tensors(values: object, what: str) -> None:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{what}. Got {shown(values)}.")
+    for name, value in values.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise TypeError(f"{what}. Got {shown(value)} under {name!r}.")
 
 
 def _divide(

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg
-from lightning_fl_ext.server.strategies.values import is_float, positive
+from lightning_fl_ext.server.strategies.values import is_float, positive, weights_and_kept
 from lightning_fl_ext.wire import from_record, to_record
 from lightning_fl_ext.wire.algorithm_names import ALGORITHM, EXTRA, joined, parted
 
@@ -134,7 +134,8 @@ class AlgorithmStrategy(ExactFedAvg):
             share: Clients whose update is in the means, out of those connected.
 
         Returns:
-            The weights, in whatever floating dtypes; and what is kept.
+            The weights, in whatever floating dtypes; and what is kept, in a dict and arrays of its own:
+            ``self.kept`` is what a void round goes back to.
         """
         return mean, self.kept
 
@@ -202,7 +203,8 @@ class AlgorithmStrategy(ExactFedAvg):
         if record is None or before is None or not self.sends_or_keeps:
             return record, metrics
         mean, extras = parted(from_record(record))
-        new, kept = self.combine(before, mean, extras, self._folded / max(self._connected, 1))
+        made = self.combine(before, mean, extras, self._folded / max(self._connected, 1))
+        new, kept = weights_and_kept(made, before, f"{type(self).__name__}.combine")
         new = {name: np.asarray(new[name]).astype(array.dtype, copy=False) for name, array in before.items()}
         largest = max((float(np.abs(new[name]).max(initial=0)) for name in self.trained(before)), default=0.0)
         if self.max_term(self._asked) <= largest * self._largest_count < math.inf:
@@ -239,4 +241,10 @@ class AlgorithmStrategy(ExactFedAvg):
                     f" as {config[name]!r}. Take it out of `train_config`: two algorithms do not add up to"
                     " one, unless a strategy says how."
                 )
-            config[name] = value
+            try:
+                config[name] = value.item() if isinstance(value, np.generic) else value
+            except TypeError:
+                raise LightningFLError(
+                    f"{type(self).__name__}.settings: {name!r} is {value!r}; expected a name, and a number or"
+                    " a text: only they travel."
+                ) from None
