@@ -85,7 +85,7 @@ ROOMS = {
         "algorithms": {"instruction_limits"},
         "launcher": set(),
         "bridge": {"algorithms", "identity", "messages", "metrics", "notices", "results", "round"},
-        "persistence": {"bridge", "messages", "notices", "results"},
+        "persistence": {"bridge", "identity", "messages", "notices", "results"},
         "personal": {"algorithms", "bridge", "instruction_limits"},
         "secure": {"identity", "instruction_limits", "messages"},
         "answer": {

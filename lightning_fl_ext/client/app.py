@@ -89,7 +89,8 @@ def client_app(
         keep_local: Whether weights that do not travel, and change, go on from round to round. True keeps them
             in ``~/.local/state/lightning_fl_ext`` (under ``$XDG_STATE_HOME``, if that is set), a path in that
             folder; there in a folder for each client and run. Where all weights travel, nothing is written.
-            With False, every message begins with them as ``model`` builds them.
+            With False, every message begins with them as ``model`` builds them. What an exchange keeps of the
+            global arrays, as masks do, lies there, too.
         batch_size: Gives the number of examples in a batch, the weight of a client; see
             :class:`FlowerBridge`.
         secure: Whether updates and evaluations are masked if the server asks for it (``"auto"``), or leave in

@@ -13,6 +13,7 @@ from lightning_fl_ext.client.launcher.naming import NamedApp
 from lightning_fl_ext.client.launcher.remote import answer_in_processes
 from lightning_fl_ext.client.messages import read_stage
 from lightning_fl_ext.client.notices import warn_of_training_rows
+from lightning_fl_ext.client.persistence.held_file import held_on_disk
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,17 @@ class Answerer:
             message: As it arrived.
             context: The client's.
         """
-        try:
-            reply = self.work(message, context)
-        except ProcessesNeeded as needed:
-            with Instruction(self.recipe, message, context).hand_over(needed.given):
-                launcher = self.launcher or Processes()
-                refuse_other_machines(launcher, needed.given)
-                name = app.name()
-                return answer_in_processes(name, message, context, launcher, needed.count, self.timeout)
-        assert reply is not None  # rank 0 is here
-        return reply
+        with held_on_disk(self.recipe.root, message, context):
+            try:
+                reply = self.work(message, context)
+            except ProcessesNeeded as needed:
+                with Instruction(self.recipe, message, context).hand_over(needed.given):
+                    launcher = self.launcher or Processes()
+                    refuse_other_machines(launcher, needed.given)
+                    name = app.name()
+                    return answer_in_processes(name, message, context, launcher, needed.count, self.timeout)
+            assert reply is not None  # rank 0 is here
+            return reply
 
     def work(self, message: Message, context: Context) -> Message | None:
         """Fit or evaluate in this process; None on a rank that has no answer."""
