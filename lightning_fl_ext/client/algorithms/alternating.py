@@ -43,7 +43,8 @@ class AlternatingParts(ClientAlgorithm):
         """See that both parts have their turn.
 
         Raises:
-            LightningFLError: Nothing stays at home or nothing travels, or the fit has too few epochs.
+            LightningFLError: Nothing stays at home or nothing travels, the fit has too few epochs, or the
+                optimizer is LBFGS.
         """
         self._first, self._body_stepped = None, False
         if not fit.local or not fit.parameters:
@@ -59,12 +60,12 @@ class AlternatingParts(ClientAlgorithm):
                 f"FedRep, which the server asks for, gives the first {self.head_epochs} epochs to the head."
                 f" Got {epochs}, so that none is left for the body: `trainer={{'max_epochs': ...}}`."
             )
-        kinds = [type(getattr(optimizer, "optimizer", optimizer)).__name__ for optimizer in fit.trainer.optimizers]
-        if "LBFGS" in kinds:
+        optimizers = [getattr(optimizer, "optimizer", optimizer) for optimizer in fit.trainer.optimizers]
+        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
             raise LightningFLError(
-                "FedRep, which the server asks for, has optimizers pass over the part whose turn it is not. Got"
-                " LBFGS, which steps along directions of earlier turns, and would move it all the same. Use"
-                " another optimizer."
+                "FedRep, which the server asks for, has optimizers pass over the part whose turn it is not."
+                " Got LBFGS, which steps along directions of earlier turns, and would move it all the same."
+                " Use another optimizer."
             )
 
     def before_step(self, fit: LocalFit, parameters: Parameters, optimizer: Any) -> None:
@@ -84,8 +85,8 @@ class AlternatingParts(ClientAlgorithm):
         """
         if self._first is not None and not self._body_stepped:
             raise LightningFLError(
-                f"FedRep, which the server asks for, gives the first {self.head_epochs} epochs to the head, and"
-                " the fit ended before the body took a step. Let it go on for longer: look at `max_steps`,"
-                " `max_time`, `limit_train_batches`, and callbacks that stop early."
+                f"FedRep, which the server asks for, gives the first {self.head_epochs} epochs to the head,"
+                " and the fit ended before the body took a step. Let it go on for longer: look at"
+                " `max_steps`, `max_time`, and callbacks that stop early."
             )
         return {}

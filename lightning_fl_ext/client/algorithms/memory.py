@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 
@@ -117,6 +117,6 @@ class ContextMemory:
         index = self._context.state.get(self._name)
         if not isinstance(index, ConfigRecord) or index["run-id"] != self._run_id:
             return {}
-        rounds, made_from = index["rounds"], index["made-from"]
-        assert isinstance(rounds, list) and isinstance(made_from, list)
-        return {int(number): int(previous) for number, previous in zip(rounds, made_from, strict=True)}
+        rounds: Any = index["rounds"]
+        made_from: Any = index["made-from"]
+        return dict(zip(rounds, made_from, strict=True))

@@ -65,12 +65,15 @@ class StrategyCalls:
             )
         self.algorithm = strategy if isinstance(strategy, AlgorithmStrategy) else None
         inner = innermost(strategy)
-        if self.algorithm is None and isinstance(inner, AlgorithmStrategy):
-            if inner.sends_or_keeps or inner.clients_keep:
-                raise LightningFLError(
-                    f"{self.name} changes updates on their way to {type(inner).__name__}, whose server half"
-                    " and client half would then no longer agree. Use it without a wrapper, or wrap `FedAvg`."
-                )
+        if (
+            self.algorithm is None
+            and isinstance(inner, AlgorithmStrategy)
+            and (inner.sends_or_keeps or inner.clients_keep)
+        ):
+            raise LightningFLError(
+                f"{self.name} changes updates on their way to {type(inner).__name__}, whose server half and"
+                " client half would then no longer agree. Use it without a wrapper, or wrap `FedAvg`."
+            )
         self.count_key: str = getattr(innermost(strategy), "weighted_by_key", "num-examples")
         self._blas = ThreadpoolController()
 
