@@ -13,15 +13,13 @@ from torch.utils.data import IterableDataset
 from lightning_fl_ext.lightnings import lightning_name
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
 from lightning_fl_ext.once import warn_once
-from lightning_fl_ext.wire.algorithm_names import ALGORITHM, COUNTED
-from lightning_fl_ext.wire.fit_settings import FIT_SETTINGS
+from lightning_fl_ext.wire.algorithm_names import ALGORITHM, COUNTED, FOR_ALL, OF_STRATEGIES
 
 log = logging.getLogger(__name__)
 
 _READ = {
-    *FIT_SETTINGS,
     *("run-seed", "run-id", "server-round", "max-rounds", METRIC_STATES, "max-update-norm", "sampled"),
-    *(ALGORITHM, COUNTED, "feddyn-alpha", "ditto-lambda", "fedrep-head-epochs"),
+    *(ALGORITHM, COUNTED, *FOR_ALL, *OF_STRATEGIES),
 }
 """What the package itself reads of the server's config, or sends for readers of their own."""
 
@@ -53,7 +51,7 @@ def warn_of_unread(settings: Iterable[str], run: object) -> None:
         text = (
             f"the server's config holds {unread}, and nobody reads it: neither `model`, `data` nor `trainer`"
             " of `client_app` has a parameter named `round`, whose `round.config` holds it. What fits know by"
-            f" themselves is {', '.join(f'`{name}`' for name in FIT_SETTINGS)}."
+            f" themselves is {', '.join(f'`{name}`' for name in FOR_ALL)}."
         )
         warn_once(log, run, text, topic=f"unread: {unread}")
 

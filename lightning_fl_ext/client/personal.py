@@ -93,10 +93,9 @@ class PersonalModel:
         server_round, config = self._bridge.server_round, self._bridge.round.config
         previous, inner = self._load(server_round)
         pull = AlgorithmHooks(_PullTo(number(LAMBDA, config.get(LAMBDA)), self._bridge.round.weights))
-        inner._learning_rate = self._bridge._learning_rate
         trainer, module, data = self._make("personal", [inner, pull])
         trainer.fit(module, data)
-        if trainer.is_global_zero:  # which alone has an outcome
+        if trainer.is_global_zero:  # the other ranks have no outcome
             self._memory.write(server_round, previous, inner.update.arrays)
             self._tell(inner.update.metrics)
 
@@ -117,6 +116,7 @@ class PersonalModel:
             client_id=self._bridge.client_id,
             batch_size=self._bridge.batch_size,
         )
+        inner._learning_rate = self._bridge._learning_rate  # of the round, for both fits
         inner.receive(state or self._bridge.round.weights, self._bridge.server_round)
         return previous, inner
 

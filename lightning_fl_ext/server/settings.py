@@ -12,8 +12,7 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.text import shown
-from lightning_fl_ext.wire.algorithm_names import ALGORITHM, COUNTED
-from lightning_fl_ext.wire.fit_settings import meant
+from lightning_fl_ext.wire.algorithm_names import ALGORITHM, COUNTED, FOR_ALL, OF_STRATEGIES
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.fit import FederatedFit
@@ -89,16 +88,22 @@ def check_settings(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
             )
         if name in (*OWN, COUNTED):
             raise LightningFLError(f"{where}: `{name}` is the trainer's own. Give the setting another name.")
+        if name in OF_STRATEGIES:
+            raise LightningFLError(
+                f"{where}: `{name}` is set by the strategy that it belongs to,"
+                f" `strategy={OF_STRATEGIES[name]}`. Under another one no client reads it."
+            )
+        meant = name.strip().lower().replace("_", "-") if isinstance(name, str) else None
+        if meant in FOR_ALL and name != meant:
+            raise LightningFLError(
+                f"{where}: clients heed `{meant}`, and `{name}` would be a setting that nobody reads. Write"
+                f" `{meant}`; or give a setting that your module reads itself another name."
+            )
         values = value if isinstance(value, list) else [value]
         if not isinstance(name, str) or not all(type(v) in _SCALARS for v in values):
             raise LightningFLError(
                 f"{where}: {name!r} is {value!r}; expected a name, and a number, a text, bytes, or a list of"
                 " one of these: only they travel."
-            )
-        if setting := meant(name):
-            raise LightningFLError(
-                f"{where}: `{name}` would be passed over: clients' fits know `{setting}`. Write it so, or"
-                " give a setting that your own code reads another name."
             )
     return own
 

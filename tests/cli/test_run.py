@@ -293,7 +293,7 @@ WRONG = {
     "a setting in another spelling": (
         ("--train-config", "learning_rate=0.1"),
         {},
-        "`--train-config`: `learning_rate` would be passed over: clients' fits know `learning-rate`",
+        "`--train-config`: clients heed `learning-rate`",
     ),
     "a setting": (("--max-update-norm", -1), {}, "`--max-update-norm` must be > 0"),
     "rounds": ((), {"rounds": -1}, "`--rounds` must"),

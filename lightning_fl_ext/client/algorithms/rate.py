@@ -7,7 +7,9 @@ from typing import Any
 
 from lightning_fl_ext.client.instruction_limits import InstructionError, number
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.wire.fit_settings import LEARNING_RATE as KEY
+
+KEY = "learning-rate"
+"""Key of the server's config."""
 
 
 def learning_rate_of(settings: Mapping[str, object]) -> float | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from lightning_fl_ext.client.persistence.old_runs import let_go_of_old_runs
 from lightning_fl_ext.client.persistence.saved_state import SavedState, decode_files, encode_files
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.files import TornFilesError, read_folder, remove_folder, write_folder
+from lightning_fl_ext.files import TornFilesError, read_folder, remove_folder, write_file, write_folder
 from lightning_fl_ext.locks import hold
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,17 @@ class StateFolder:
         """Let go of the state after a round."""
         remove_folder(self.path / _name(server_round))
 
+    def read(self, server_round: int) -> SavedState | None:
+        """Read the state after a round; None if there is none, or it is damaged.
+
+        Raises:
+            LightningFLError: It is of another client or run, or in another format.
+        """
+        if self.has(server_round):
+            with suppress(TornFilesError):
+                return self._read(server_round)
+        return None
+
     def find(self, before: int | None = None, last_kept: int = 0) -> SavedState | None:
         """Read the newest state of an earlier round. If one is lost or damaged, a warning says so.
 
@@ -183,10 +194,25 @@ class StateFolder:
         if begins:
             let_go_of_old_runs(self.path)
 
+    def write_file(self, name: str, content: bytes) -> None:
+        """Write a file that is of no round, in one step; it stays as long as the folder does.
+
+        Raises:
+            LightningFLError: It cannot be written. What lay there before is as it was.
+        """
+        self.make()
+        begins = not os.listdir(self.path)
+        try:
+            write_file(self.path / name, content)
+        except OSError as error:
+            raise LightningFLError(self._unwritable(error)) from error
+        if begins:
+            let_go_of_old_runs(self.path)
+
     def _unwritable(self, error: OSError) -> str:
         return (
             f"client `{self.client_id}`: its state cannot be written to `{self.path}`: {error}. Make room, or"
-            " give `keep_optimizer` a folder that the client may write to."
+            " give `keep_optimizer` or `keep_local` a folder that the client may write to."
         )
 
     def rounds(self) -> list[int]:
@@ -197,9 +223,8 @@ class StateFolder:
 
     def _started_from(self, server_round: int) -> int:
         """Tell from which round's state the fit of a later round had started; 0 if from none."""
-        with suppress(TornFilesError):
-            return self._read(server_round).previous
-        return 0
+        kept = self.read(server_round)
+        return 0 if kept is None else kept.previous
 
     def _read(self, server_round: int) -> SavedState:
         path = self.path / _name(server_round)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_fl_ext.results import Arrays
-from lightning_fl_ext.text import shown
+from lightning_fl_ext.aggregation.rounding import rounded
+
+log = logging.getLogger(__name__)
 
 
 def is_float(array: NDArray[Any]) -> bool:
@@ -42,35 +43,35 @@ def positive(name: str, value: float, zero: bool = False) -> float:
     return float(value)
 
 
-def weights_and_kept(made: object, like: Arrays, what: str) -> tuple[Arrays, dict[str, Any]]:
-    """Take what a user's method gives: new weights, and what the server keeps.
+def narrowed(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Bring what was computed to a model's dtype, rounded once; what is too large for it becomes infinite."""
+    if array.dtype == np.float64 and dtype.kind not in "biuc":
+        return rounded(array, dtype)
+    with np.errstate(over="ignore"):
+        return array.astype(dtype, copy=False)
+
+
+def largest_of(array: NDArray[Any]) -> float:
+    """Give the largest magnitude among real numbers; 0 if there are none."""
+    return float(np.abs(array).max(initial=0))
+
+
+def lead_too_far(strategy: str, server_round: int, largest: float, limit: float, fits: bool) -> bool:
+    """Tell, and say, whether weights are so large that honest clients could not answer them.
 
     Args:
-        made: What it gave.
-        like: Arrays of the weights' names and shapes.
-        what: Its name.
-
-    Raises:
-        TypeError: It is no pair of dicts.
-        ValueError: The weights have other names or shapes.
+        strategy: What made them, for the message.
+        server_round: The current round.
+        largest: Their largest magnitude, before they were brought to the model's dtypes. What is not finite
+            there is another fault, and is let pass here.
+        limit: The magnitude from which screening would leave out such an answer.
+        fits: Whether they are finite in the model's dtypes.
     """
-    pair = made if isinstance(made, tuple) and len(made) == 2 else (None, None)
-    new, kept = pair
-    if not isinstance(new, Mapping) or not isinstance(kept, Mapping):
-        kinds = ", ".join(type(each).__name__ for each in made) if isinstance(made, tuple) else ""
-        raise TypeError(
-            f"{what} must return the new weights and what is kept, two dicts: `return weights, {{}}` if"
-            f" nothing is. Got {f'({kinds})' if kinds else type(made).__name__}."
-        )
-    names = [f"`{shown(name)}` is missing" for name in like if name not in new]
-    names += [f"`{shown(name)}` is none of the model's" for name in new if name not in like]
-    names += [
-        f"`{name}` has the shape {np.shape(new[name])} instead of {array.shape}"
-        for name, array in like.items()
-        if name in new and np.shape(new[name]) != array.shape
-    ]
-    if names:
-        raise ValueError(
-            f"{what} must return weights with the model's names and shapes: {'; '.join(names[:4])}."
-        )
-    return dict(new), dict(kept)
+    if not largest < math.inf or (fits and largest < limit):
+        return False
+    log.warning(
+        "round %d is void: %s makes weights of up to %.3g, too large for clients to send back."
+        " `max_update_norm` leaves out the updates that lead there",
+        *(server_round, strategy, largest),
+    )
+    return True
