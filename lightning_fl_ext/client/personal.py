@@ -95,8 +95,9 @@ class PersonalModel:
         pull = AlgorithmHooks(_PullTo(number(LAMBDA, config.get(LAMBDA)), self._bridge.round.weights))
         trainer, module, data = self._make("personal", [inner, pull])
         trainer.fit(module, data)
-        self._memory.write(server_round, previous, inner.update.arrays)
-        self._tell(inner.update.metrics)
+        if trainer.is_global_zero:  # the other ranks have no outcome
+            self._memory.write(server_round, previous, inner.update.arrays)
+            self._tell(inner.update.metrics)
 
     def validate(self) -> None:
         """Evaluate the own model; before its first fit that is the global one."""
@@ -104,7 +105,8 @@ class PersonalModel:
         _, inner = self._load(after)
         trainer, module, data = self._make("personal-evaluate", [inner])
         trainer.validate(module, data, verbose=False)
-        self._tell(inner.evaluation.metrics)
+        if trainer.is_global_zero:
+            self._tell(inner.evaluation.metrics)
 
     def _load(self, before: int) -> tuple[int, FlowerBridge]:
         previous, state = find_state(self._memory, PersonalHalf.name, self._bridge.client_id, before, None)
@@ -114,6 +116,7 @@ class PersonalModel:
             client_id=self._bridge.client_id,
             batch_size=self._bridge.batch_size,
         )
+        inner._learning_rate = self._bridge._learning_rate  # of the round, for both fits
         inner.receive(state or self._bridge.round.weights, self._bridge.server_round)
         return previous, inner
 

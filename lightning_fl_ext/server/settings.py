@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
 from lightning_fl_ext.server.record import RoundRecord
-from lightning_fl_ext.wire.algorithm_names import ALGORITHM, COUNTED
+from lightning_fl_ext.wire.algorithm_names import ALGORITHM, COUNTED, FOR_ALL, OF_STRATEGIES
 
 if TYPE_CHECKING:
     from lightning_fl_ext.server.fit import FederatedFit
@@ -81,6 +81,17 @@ def check_settings(settings: Mapping[str, Any], where: str) -> None:
             )
         if name in (*OWN, COUNTED):
             raise LightningFLError(f"{where}: `{name}` is the trainer's own. Give the setting another name.")
+        if name in OF_STRATEGIES:
+            raise LightningFLError(
+                f"{where}: `{name}` is set by the strategy that it belongs to,"
+                f" `strategy={OF_STRATEGIES[name]}`. Under another one no client reads it."
+            )
+        meant = name.strip().lower().replace("_", "-") if isinstance(name, str) else None
+        if meant in FOR_ALL and name != meant:
+            raise LightningFLError(
+                f"{where}: clients heed `{meant}`, and `{name}` would be a setting that nobody reads. Write"
+                f" `{meant}`; or give a setting that your module reads itself another name."
+            )
         values = value if isinstance(value, list) else [value]
         if not isinstance(name, str) or not all(type(v) in _SCALARS for v in values):
             raise LightningFLError(

@@ -14,7 +14,7 @@ import _quadratic
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_fl_ext import ExactFedAvg, FedDyn, FedNova, FedProx, Scaffold, client_app
+from lightning_fl_ext import Ditto, ExactFedAvg, FedDyn, FedNova, FedProx, Scaffold, client_app
 
 
 def app(batch, keep_local=True, **trainer):
@@ -36,6 +36,7 @@ STRATEGIES = {
     "fednova": FedNova,
     "fedprox": lambda: FedProx(0.3),
     "feddyn": lambda: FedDyn(alpha=0.3),
+    "ditto": lambda: Ditto(0.3),
 }
 
 

@@ -83,7 +83,8 @@ class AlgorithmHooks(Callback):
         """Called before each step, with gradients unscaled and not yet clipped: the algorithm's part in it.
 
         Raises:
-            LightningFLError: Gradients are sparse, or the optimizer makes or unscales them itself.
+            LightningFLError: Gradients are sparse, or the optimizer makes or unscales them itself, or
+                searches for its step by the loss.
         """
         assert self.fit is not None
         self._steps += 1
@@ -132,6 +133,8 @@ class AlgorithmHooks(Callback):
             reason = "makes its gradients from those of single examples (Opacus) and would drop the change"
         elif scaled and getattr(optimizer, "_step_supports_amp_scaling", False):
             reason = "unscales its gradients itself: use `fused=False` with 16-mixed, or bf16-mixed"
+        elif any(group.get("line_search_fn") for group in optimizer.param_groups):
+            reason = "searches by the loss, which the change is no part of: leave `line_search_fn` out"
         if reason:
             name = type(getattr(optimizer, "optimizer", optimizer)).__name__
             raise LightningFLError(f"{self._what} cannot change gradients: `{name}` {reason}.")

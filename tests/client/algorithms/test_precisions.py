@@ -67,7 +67,9 @@ def test_an_algorithm_over_two_ranks_is_that_of_one_with_both_batches():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("algorithm", "app"), [("scaffold", "ddp"), ("feddyn", "ddp_in_context")])
+@pytest.mark.parametrize(
+    ("algorithm", "app"), [("scaffold", "ddp"), ("feddyn", "ddp_in_context"), ("ditto", "ddp")]
+)
 def test_what_an_algorithm_keeps_reaches_processes_of_the_launcher(algorithm, app):
     launched, fork, one = (f"{algorithm} {name}" for name in (app, "fork", "one"))
     told = run_script(RANKS, launched, fork, one)

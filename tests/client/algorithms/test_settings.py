@@ -7,10 +7,13 @@ from _quadratic import Quadratic, app, run, weights
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
 from lightning_fl_ext import (
+    AlgorithmStrategy,
+    Ditto,
     ExactFedAvg,
     FedDyn,
     FederatedTrainer,
     FedProx,
+    FedRep,
     LightningFLError,
     LocalGrid,
     RoundCallback,
@@ -19,7 +22,10 @@ from lightning_fl_ext import (
     SecureFedAvg,
     WeightExchange,
 )
+from lightning_fl_ext.client.algorithms.proximal import ProximalTerm
+from lightning_fl_ext.client.algorithms.rate import KEY
 from lightning_fl_ext.server import CheckpointError
+from lightning_fl_ext.wire.algorithm_names import FOR_ALL, OF_STRATEGIES
 
 FEW = {"rounds": 2, "clients": 2}
 
@@ -105,6 +111,14 @@ def test_fedprox_goes_with_a_server_optimizer_and_with_local_batch_norm(tmp_path
         ({"algorithm": "scaffold"}, "named by the strategy whose server half it needs"),
         ({"run-seed": 3}, "`run-seed` is the trainer's own"),
         ({"counted-round": 3}, "`counted-round` is the trainer's own"),
+        (
+            {"proximal_mu": 0.1},
+            "clients heed `proximal-mu`, and `proximal_mu` would be a setting that nobody",
+        ),
+        ({"Learning_Rate": 0.1}, "clients heed `learning-rate`"),
+        ({"feddyn-alpha": 0.1}, r"`strategy=FedDyn\(alpha=\.\.\.\)`"),
+        ({"fedrep-head-epochs": 1}, "no client reads it"),
+        ({3: 0.1}, "only they travel"),
         ({"rate": None}, "only they travel"),
         ({"rate": {"a": 1}}, "only they travel"),
     ],
@@ -121,6 +135,15 @@ def test_settings_that_are_none_are_refused():
         FederatedTrainer(train_config=3)
 
 
+def test_the_names_that_settings_are_checked_by_are_those_that_clients_heed():
+    assert (KEY, ProximalTerm({"proximal-mu": 0.1}).mu) == (FOR_ALL[0], 0.1)
+    strategies = {"feddyn-alpha": FedDyn(0.1), "ditto-lambda": Ditto(0.1), "fedrep-head-epochs": FedRep()}
+    assert list(strategies) == list(OF_STRATEGIES)
+    for key, strategy in strategies.items():
+        assert list(strategy.settings(1)) == [key]
+        assert OF_STRATEGIES[key].startswith(type(strategy).__name__)
+
+
 @pytest.mark.parametrize("strategy", [Scaffold, lambda: FedDyn(0.1)])
 def test_a_pull_beside_another_algorithm_is_refused(strategy, tmp_path):
     with pytest.raises(LightningFLError, match="One half is at work at a time"):
@@ -133,6 +156,17 @@ def test_a_wrapper_that_changes_updates_on_their_way_is_refused(tmp_path):
     trainer = FederatedTrainer(strategy=Private(Scaffold(), 0.1, 0.5, 4), enable_progress_bar=False)
     with pytest.raises(LightningFLError, match="changes updates on their way to Scaffold"):
         trainer.fit(Quadratic, LocalGrid(app(keep_local=tmp_path), 4))
+
+
+def test_a_wrapper_around_clients_that_keep_something_is_refused():
+    from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping as Private
+
+    class Keeping(AlgorithmStrategy):
+        clients_keep = True
+
+    trainer = FederatedTrainer(strategy=Private(Keeping(), 0.1, 0.5, 4), enable_progress_bar=False)
+    with pytest.raises(LightningFLError, match="changes updates on their way to Keeping"):
+        trainer.fit(Quadratic, LocalGrid(app(), 4))
 
 
 def test_a_run_goes_on_with_the_settings_it_had(tmp_path):
