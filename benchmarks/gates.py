@@ -9,20 +9,23 @@ takes the time of all that a device does.
 ``python benchmarks/gates.py --estimators`` measures the bias and the spread of every estimator's gradient.
 The loss of 8 gates is a function of 2^8 states, so the true gradient of its expectation is known exactly; so
 are the bias and the spread of an estimator whose samples are 0 or 1. The relaxed ones are sampled.
+
+``python benchmarks/gates.py --heads`` compares encoder layers whose heads have gates with those without.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_fl_ext.gates import BernoulliSample, Estimator, bernoulli_sample, fused
+from lightning_fl_ext.gates import BernoulliSample, Estimator, bernoulli_sample, fused, gate_modules
 from lightning_fl_ext.gates.bernoulli import check_probabilities
 
 RELAXED = ("concrete", "hard_concrete", "gaussian")
@@ -96,6 +99,23 @@ def speed(size: int, repeats: int, device: str) -> None:
                 f"  {name:<16}{median(seconds) / size * 1e9:7.1f} ns per gate {turns:7.2f} x as fast"
                 f" (best times {min(baseline) / min(seconds):.2f} x)"
             )
+
+
+def heads(repeats: int = 25) -> None:
+    """Processor time of encoder layers with gated heads, forward and backward, against those without."""
+    for width in (64, 256):
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, batch_first=True)
+        plain = nn.TransformerEncoder(layer, 2)
+        gated = copy.deepcopy(plain)
+        gate_modules(gated, "layers.*.self_attn", on="heads")
+        tokens = torch.randn(16, 64, width)
+        both = {
+            "plain": lambda plain=plain, tokens=tokens: plain(tokens).sum().backward(),
+            "gated": lambda gated=gated, tokens=tokens: gated(tokens).sum().backward(),
+        }
+        times = times_in_turn(both, repeats, "cpu")
+        turns = median(ours / theirs for theirs, ours in zip(times["plain"], times["gated"], strict=True))
+        print(f"  {width:>4} features, 4 heads: {turns:.2f} x the time")
 
 
 def losses() -> dict[str, Callable[[Tensor], Tensor]]:
@@ -178,16 +198,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What a gate costs, and what its gradient is worth.")
     parser.add_argument("--unfused", action="store_true", help="measure as without numba")
     parser.add_argument("--estimators", action="store_true", help="measure bias and spread instead of speed")
+    parser.add_argument("--heads", action="store_true", help="measure gated heads instead")
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
+    parser.add_argument("--size", type=int, action="append", help="gates, instead of 1e4, 1e6 and 1e7")
     arguments = parser.parse_args()
     if arguments.estimators:
         estimator_table()
         return
+    if arguments.heads:
+        torch.set_num_threads(1)
+        heads()
+        return
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        print("there is no CUDA device: nothing is measured")
+        return
     fused.COMPILE_AFTER = 2**62 if arguments.unfused else 0
     print("fused loop:", "no" if arguments.unfused or fused.compiled_loop() is None else "yes")
     torch.set_num_threads(1)
-    for size, repeats in ((10_000, 300), (1_000_000, 30), (10_000_000, 7)):
-        speed(size, repeats, arguments.device)
+    for size in arguments.size or (10_000, 1_000_000, 10_000_000):
+        speed(size, 300 if size < 1e6 else 30 if size < 1e7 else 7, arguments.device)
 
 
 if __name__ == "__main__":

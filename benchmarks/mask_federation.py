@@ -1,4 +1,4 @@
-"""The federated runs that ``masks.py`` compares: one net, five exchanges, all in Flower messages.
+"""The federated runs that ``masks.py`` and ``mask_conv4.py`` compare, all in Flower messages.
 
 A client here is a hand-written ``ClientApp`` on the exchange's client half, with a plain torch loop, so that
 a run costs little more than its training. `LocalGrid` carries the messages; what is counted is in them.
@@ -7,6 +7,7 @@ a run costs little more than its training. `LocalGrid` carries the messages; wha
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -85,29 +86,39 @@ def make_net() -> nn.Module:
     )
 
 
-class Digits:
-    """The data of one seed: each client's share, and the test set."""
+class Images:
+    """The data of one run: each client's share, and the test set.
 
-    def __init__(self, partition: str, seed: int) -> None:
-        from sklearn.datasets import load_digits
+    Args:
+        x: Images, of shape (examples, channels, height, width).
+        y: Their labels.
+        train: The first so many are trained on; the others are the test set.
+        partition: One of `PARTITIONS`.
+        rng: Deals the shards.
+        batch: Examples in a batch.
+    """
 
-        rng = np.random.Generator(np.random.PCG64(seed))
-        x, y = load_digits(return_X_y=True)
-        order = rng.permutation(len(x))
-        self.x = torch.tensor(x[order] / 16, dtype=torch.float32).view(-1, 1, 8, 8)
-        self.y = torch.tensor(y[order])
-        train = np.arange(TRAIN)
+    def __init__(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        train: int,
+        partition: str,
+        rng: np.random.Generator,
+        batch: int = BATCH,
+    ) -> None:
+        self.x, self.y, self.train, self.batch = x, y, train, batch
         if partition == "IID":
-            self.shares = np.array_split(train, CLIENTS)
+            self.shares = np.array_split(np.arange(train), CLIENTS)
         else:
-            shards = np.array_split(np.argsort(self.y[:TRAIN].numpy(), kind="stable"), 2 * CLIENTS)
+            shards = np.array_split(np.argsort(y[:train].numpy(), kind="stable"), 2 * CLIENTS)
             dealt = rng.permutation(2 * CLIENTS)
             self.shares = [np.concatenate([shards[i] for i in dealt[k::CLIENTS]]) for k in range(CLIENTS)]
 
     def accuracy(self, net: nn.Module) -> float:
         """On the test set."""
         with torch.no_grad():
-            return float((net(self.x[TRAIN:]).argmax(1) == self.y[TRAIN:]).float().mean())
+            return float((net(self.x[self.train :]).argmax(1) == self.y[self.train :]).float().mean())
 
     def fit(self, net: nn.Module, client: int, lr: float) -> float:
         """One client's local training; returns the loss of the last batch."""
@@ -115,7 +126,7 @@ class Digits:
         net.train()
         for _ in range(EPOCHS):
             share = torch.tensor(self.shares[client])[torch.randperm(len(self.shares[client]))]
-            for batch in share.split(BATCH):
+            for batch in share.split(self.batch):
                 optimizer.zero_grad()
                 loss = F.cross_entropy(net(self.x[batch]), self.y[batch])
                 loss.backward()
@@ -123,7 +134,18 @@ class Digits:
         return loss.item()
 
 
-def lean_app(net: nn.Module, data: Digits, exchange: Exchange, lr: float, notes: Log) -> ClientApp:
+def digits(partition: str, seed: int) -> Images:
+    """scikit-learn's digits, 8 x 8 in grey."""
+    from sklearn.datasets import load_digits
+
+    rng = np.random.Generator(np.random.PCG64(seed))
+    x, y = load_digits(return_X_y=True)
+    order = rng.permutation(len(x))
+    images = torch.tensor(x[order] / 16, dtype=torch.float32).view(-1, 1, 8, 8)
+    return Images(images, torch.tensor(y[order]), TRAIN, partition, rng)
+
+
+def lean_app(net: nn.Module, data: Images, exchange: Exchange, lr: float, notes: Log) -> ClientApp:
     """A ClientApp without a Trainer. Clients run one after the other and share `net`.
 
     What is measured goes to `notes`: in the messages is what any module would send, with its training loss.
@@ -228,21 +250,30 @@ class RoundLog(RoundCallback):
 
 
 def federate(
-    code: str, exchange: Exchange, partition: str, seed: int, rounds: int, fraction: float = 1.0
+    code: str,
+    exchange: Exchange,
+    data: Images,
+    build: Callable[[], nn.Module],
+    seed: int,
+    rounds: int,
+    fraction: float = 1.0,
+    samples: int = 5,
 ) -> Log:
-    """One federated run, with this fraction of the clients in each round."""
-    data = Digits(partition, seed)
+    """One federated run of a net on data, with this fraction of the clients in each round.
+
+    The accuracy of sampled masks is the mean over so many of them.
+    """
     masked = not isinstance(exchange, WeightExchange)
     kind = FedPM if exchange.coded else ExactFedAvg
     strategy: Strategy = kind(fraction_train=fraction, fraction_evaluate=0.0)
 
     def make() -> nn.Module:
-        return MaskedModule(make_net(), seed=seed) if masked else make_net()
+        return MaskedModule(build(), seed=seed) if masked else build()
 
     def evaluate(net: Any) -> dict[str, float]:
         accuracy = data.accuracy(net)
-        samples = [data.accuracy(net.bake("sample")) for _ in range(5)] if masked else [accuracy]
-        return {"accuracy": accuracy, "sampled": float(np.mean(samples))}
+        sampled = [data.accuracy(net.bake("sample")) for _ in range(samples)] if masked else [accuracy]
+        return {"accuracy": accuracy, "sampled": float(np.mean(sampled))}
 
     notes: Log = []
     log = RoundLog(code, notes)
@@ -268,10 +299,11 @@ def run(uplink: str, partition: str, seed: int, rounds: int, packed_rounds: int,
     Raises:
         AssertionError: The packed masks gave another model, or took another number of bytes.
     """
-    log = federate(uplink, UPLINKS[uplink], partition, seed, rounds, fraction)
+    data = digits(partition, seed)
+    log = federate(uplink, UPLINKS[uplink], data, make_net, seed, rounds, fraction)
     if uplink in PACKED:
         code, exchange = PACKED[uplink]
-        packed = federate(code, exchange, partition, seed, min(rounds, packed_rounds), fraction)
+        packed = federate(code, exchange, data, make_net, seed, min(rounds, packed_rounds), fraction)
         for ours, theirs in zip(log, packed, strict=False):
             assert ours["digest"] == theirs["digest"], "packed and dithered masks differ"
             assert theirs["up"] == packed[0]["up"], "packed masks vary in length"

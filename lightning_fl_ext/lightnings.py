@@ -19,6 +19,9 @@ from lightning_fl_ext.errors import LightningFLError
 NAMES = ("lightning.pytorch", "pytorch_lightning")
 """What each is imported as."""
 
+_FABRICS = ("lightning.fabric", "lightning_fabric")
+_BANNERS = ("utilities.rank_zero", "strategies.deepspeed")
+
 OLDEST = "2.6"
 """The oldest version whose Trainer takes callbacks of the other name."""
 
@@ -123,13 +126,14 @@ def _root(adapted: Any) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence what a Trainer says about itself in every run; warnings about the user's code pass."""
-    banners = [logging.getLogger(f"{name}.utilities.rank_zero") for name in NAMES]
+    banners = [logging.getLogger(f"{name}.{part}") for name in NAMES for part in _BANNERS]
+    banners += [logging.getLogger(f"{fabric}.utilities.distributed") for fabric in _FABRICS]
     levels = [banner.level for banner in banners]
     for banner in banners:
         banner.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for fabric in ("lightning.fabric", "lightning_fabric"):
+            for fabric in _FABRICS:
                 if (module := sys.modules.get(f"{fabric}.utilities.warnings")) is not None:
                     warnings.simplefilter("ignore", module.PossibleUserWarning)
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)

@@ -85,7 +85,7 @@ ROOMS = {
         "algorithms": {"instruction_limits"},
         "launcher": set(),
         "bridge": {"algorithms", "identity", "messages", "metrics", "notices", "results", "round"},
-        "persistence": {"bridge", "messages", "notices", "results"},
+        "persistence": {"bridge", "identity", "messages", "notices", "results"},
         "personal": {"algorithms", "bridge", "instruction_limits"},
         "secure": {"identity", "instruction_limits", "messages"},
         "answer": {
@@ -97,7 +97,7 @@ ROOMS = {
             *("algorithms", "answer", "app_arguments", "bridge", "factories", "identity", "launcher"),
             *("messages", "personal", "secure"),
         },
-        "worker": {"launcher"},
+        "worker": {"bridge", "launcher"},
     },
 }
 """The rooms of the two crowded parts, lowest first, and which others each may import."""

@@ -21,6 +21,7 @@ from lightning_fl_ext.client.factories import asks_for
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.launcher.kept import KeptProcesses
 from lightning_fl_ext.client.launcher.launchers import Launcher, launcher_of
+from lightning_fl_ext.client.launcher.naming import NamedApp
 from lightning_fl_ext.client.launcher.work import set_work
 from lightning_fl_ext.client.messages import query_reply
 from lightning_fl_ext.client.personal import PersonalHalf
@@ -88,7 +89,8 @@ def client_app(
         keep_local: Whether weights that do not travel, and change, go on from round to round. True keeps them
             in ``~/.local/state/lightning_fl_ext`` (under ``$XDG_STATE_HOME``, if that is set), a path in that
             folder; there in a folder for each client and run. Where all weights travel, nothing is written.
-            With False, every message begins with them as ``model`` builds them.
+            With False, every message begins with them as ``model`` builds them. What an exchange keeps of the
+            global arrays, as masks do, lies there, too.
         batch_size: Gives the number of examples in a batch, the weight of a client; see
             :class:`FlowerBridge`.
         secure: Whether updates and evaluations are masked if the server asks for it (``"auto"``), or leave in
@@ -160,18 +162,19 @@ def client_app(
     )
     answerer = Answerer(recipe, chosen, fit_timeout)
     app = ClientApp()
+    named = NamedApp(app)
     set_work(app, answerer.work)
     plain: list[Any] = [refuse_plain] if secure == "required" else []
 
     @app.train(ACTION, mods=[half])
     @app.train(mods=plain)
     def train(message: Message, context: Context) -> Message:
-        return answerer.answer(app, message, context)
+        return answerer.answer(named, message, context)
 
     @app.evaluate(ACTION, mods=[half])
     @app.evaluate(mods=plain)
     def evaluate(message: Message, context: Context) -> Message:
-        return answerer.answer(app, message, context)
+        return answerer.answer(named, message, context)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:

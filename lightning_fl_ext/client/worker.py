@@ -10,6 +10,7 @@ the store where the ranks find each other, IN and OUT. Every rank then leaves a 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -21,6 +22,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from lightning_fl_ext.client.bridge.spawned import leave_group
 from lightning_fl_ext.client.launcher.message_file import (
     WorkerFailure,
     read_message,
@@ -43,7 +45,7 @@ def main(given: str, out: str, name: str) -> None:
         out: The folder for what comes of it.
         name: Of the ClientApp, ``MODULE:NAME`` or ``FILE.py:NAME``.
     """
-    enter()
+    _begin()
     threading.Thread(target=_end_with_client, daemon=True).start()
     _answer(given, out, partial(load_app, name))
 
@@ -54,7 +56,7 @@ def stay(name: str) -> None:
     Args:
         name: As in :func:`main`.
     """
-    enter()
+    _begin()
     asked: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_listen, args=(asked,), daemon=True).start()
     load = cache(partial(load_app, name))
@@ -62,6 +64,12 @@ def stay(name: str) -> None:
         os.environ["MASTER_PORT"], given, out = json.loads(asked.get())
         _answer(given, out, load)
         Path(out, f"done-{rank()}").touch()
+
+
+def _begin() -> None:
+    enter()
+    if rank() > 0:  # what every rank would say, rank 0 says
+        logging.getLogger("lightning_fl_ext").setLevel(logging.ERROR)
 
 
 def _answer(given: str, out: str, load: Callable[[], Any]) -> None:
@@ -73,7 +81,8 @@ def _answer(given: str, out: str, load: Callable[[], Any]) -> None:
     except BaseException as error:
         _leave_traceback(Path(out), error)
         os._exit(1)  # an orderly end may wait for the other ranks
-    _leave_group()
+    leave_group()
+    _free_device()
 
 
 def _end_with_client() -> None:
@@ -99,12 +108,9 @@ def _leave_traceback(out: Path, error: BaseException) -> None:
     write_failure(out / f"error-{rank()}.json", WorkerFailure(time.monotonic(), rank(), count, trace))
 
 
-def _leave_group() -> None:
+def _free_device() -> None:
     import torch
-    import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
 

@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from lightning_fl_ext.engines import private
+from lightning_fl_ext.errors import LightningFLError
 
 Arrival = Callable[[list[Message]], list[Message]]
 """Puts a batch of messages into the order in which clients run and answer."""
@@ -120,7 +121,9 @@ class LocalGrid(Grid):
 
         Raises:
             ValueError: ``arrival`` lost or added messages.
+            LightningFLError: No federation may run in this process.
         """
+        _refuse_if_forbidden()
         batch = list(messages)
         for message in batch:
             self._sent += 1
@@ -190,6 +193,9 @@ def run_local(
     Returns:
         The server's ``Context``, with what the ``ServerApp`` left in its state.
 
+    Raises:
+        LightningFLError: This process is one of a client's, which has imported the script.
+
     Example:
         >>> from flwr.app import ConfigRecord
         >>> server, client = ServerApp(), ClientApp()
@@ -199,6 +205,7 @@ def run_local(
         >>> run_local(server, client, num_clients=4).state["seen"]["clients"]
         4
     """
+    _refuse_if_forbidden()
     _check_apps(server_app, client_app)
     grid = LocalGrid(client_app, num_clients, run_config=run_config, arrival=arrival, faults=faults)
     context = Context(
@@ -210,6 +217,25 @@ def run_local(
     )
     server_app(grid, context)
     return context
+
+
+_forbidden = ""
+"""Why no federation may run in this process."""
+
+
+def forbid_federations(why: str) -> None:
+    """Have this process run no federation from now on.
+
+    Args:
+        why: What is raised where one begins.
+    """
+    global _forbidden
+    _forbidden = why
+
+
+def _refuse_if_forbidden() -> None:
+    if _forbidden:
+        raise LightningFLError(_forbidden)
 
 
 def _check_apps(server_app: object, client_app: object) -> None:

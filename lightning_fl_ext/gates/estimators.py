@@ -9,7 +9,7 @@ open, and closer to the bit the lower the temperature.
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from lightning_fl_ext.gates.bernoulli import (
     sample_gates,
     uniform_like,
 )
-from lightning_fl_ext.gates.relaxed import RELAXED, relaxed_sample
+from lightning_fl_ext.gates.relaxed import RELAXED, only_backward, relaxed_sample
 
 __all__ = ["Estimator", "bernoulli_sample", "open_probability"]
 
@@ -40,6 +40,28 @@ def check_estimator(estimator: str, temperature: float | None, hard: bool) -> No
         )
     if temperature is not None and not temperature > 0:
         raise ValueError(f"`temperature` must be positive. Got {temperature}.")
+
+
+class _ConstantFactor(torch.autograd.Function):
+    """A sample, and the gradient times 1 or 1 / 2 P(b), with no tensors but the sample and the factor."""
+
+    @staticmethod
+    def forward(ctx: Any, probs: Tensor, estimator: Estimator) -> Tensor:
+        """Draw."""
+        sample = sample_gates(probs)
+        ctx.factor = _one_half_over(sample, probs) if estimator == "reinmax" else None
+        return sample
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        """Multiply by the factor."""
+        return grad_output if ctx.factor is None else grad_output * ctx.factor, None
+
+
+def _one_half_over(sample: Tensor, probs: Tensor) -> Tensor:
+    """1 / 2 P(b), with P(b) = p if open, else 1 - p, to the bit."""
+    of_sample = (1 - sample).sub_(probs.detach()).abs_()
+    return of_sample.clamp_min_(torch.finfo(probs.dtype).tiny).reciprocal_().mul_(0.5)
 
 
 def _straight_through(sample: Tensor, carrier: Tensor, factor: Tensor | None = None) -> Tensor:
@@ -100,21 +122,21 @@ def bernoulli_sample(
         >>> probs = torch.tensor([0.2, 0.5, 0.9], requires_grad=True)
         >>> _ = torch.manual_seed(1)
         >>> bernoulli_sample(probs, "identity")
-        tensor([0., 1., 1.], grad_fn=<AddBackward0>)
+        tensor([0., 1., 1.], grad_fn=<...>)
         >>> _ = torch.manual_seed(1)
         >>> bernoulli_sample(probs, "hard_concrete")
-        tensor([0.0000, 0.8667, 1.0000], grad_fn=<_InPlaceBackward>)
+        tensor([0.0000, 0.8667, 1.0000], grad_fn=<...>)
     """
     check_estimator(estimator, temperature, hard)
     if estimator == "probability":
         return cast(Tensor, BernoulliSample.apply(probs))  # type: ignore[no-untyped-call]
-    if estimator == "identity":
-        return _straight_through(sample_gates(probs), probs)
-    if estimator == "reinmax":
+    if estimator in ("identity", "reinmax"):
+        if isinstance(probs, Tensor) and only_backward(probs):
+            return cast(Tensor, _ConstantFactor.apply(probs, estimator))  # type: ignore[no-untyped-call]
         sample = sample_gates(probs)
-        tiny = torch.finfo(probs.dtype).tiny
-        of_sample = (1 - sample).sub_(probs.detach()).abs_()  # p if open, else 1 - p, to the bit
-        return _straight_through(sample, probs, of_sample.clamp(min=tiny).reciprocal_().mul_(0.5))
+        return _straight_through(
+            sample, probs, None if estimator == "identity" else _one_half_over(sample, probs)
+        )
     check_probabilities(probs)
     uniform = uniform_like(probs)
     relaxation = RELAXED[estimator]

@@ -1,8 +1,8 @@
 r"""Relaxed samples: :math:`z = h((Q(p) - Q(u)) / \tau)`, and their derivative by the probability.
 
 Left to autograd, the formula keeps some ten tensors for the derivative, and to make them takes longer than to
-compute them. Here two are kept: z, from which :math:`h'(x)` follows, and :math:`Q'(p)`, and
-:math:`dz/dp = h'(x) Q'(p) / \tau`.
+compute them: each new one of 40 MB is 10 000 pages that the system has to hand out. Here two are made and
+kept: z, from which :math:`h'(x)` follows, and :math:`Q'(p)`. The third is :math:`dz/dp = h'(x) Q'(p) / \tau`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from lightning_fl_ext.gates.fused import has_values
@@ -33,7 +33,7 @@ class Relaxation:
         squash: h.
         quantile_: Q, in place.
         squash_: h, in place.
-        rate: Q'(p), the inverse of the noise's density, from p and Q(p).
+        rate: Q'(p), the inverse of the noise's density, from p and Q(p), in a given tensor or a new one.
         slope: h'(x), from h(x).
         temperature: tau, as in the source.
         zero: h is 0 up to here; None: h is nowhere 0.
@@ -44,7 +44,7 @@ class Relaxation:
     squash: Function
     quantile_: Function
     squash_: Function
-    rate: Callable[[Tensor, Tensor], Tensor]
+    rate: Callable[..., Tensor]
     slope: Function
     temperature: float
     zero: float | None
@@ -87,25 +87,25 @@ def _hard_sigmoid_(x: Tensor) -> Tensor:
 # In place on tensors of their own, these can be differentiated: what autograd keeps is not written to again.
 
 
-def _logistic_rate(probs: Tensor, quantile: Tensor) -> Tensor:
-    return _spread(probs).reciprocal_()
+def _logistic_rate(probs: Tensor, quantile: Tensor, out: Tensor | None = None) -> Tensor:
+    return _spread(probs, out).reciprocal_()
 
 
-def _normal_rate(probs: Tensor, quantile: Tensor) -> Tensor:
-    return (quantile * quantile).mul_(0.5).add_(0.5 * math.log(2 * math.pi)).exp_()
+def _normal_rate(probs: Tensor, quantile: Tensor, out: Tensor | None = None) -> Tensor:
+    return torch.mul(quantile, quantile, out=out).mul_(0.5).add_(0.5 * math.log(2 * math.pi)).exp_()
 
 
 def _stretched_slope(z: Tensor) -> Tensor:
-    spread = _spread(z)
-    return (spread + 0.11).mul_(spread.sign()).div_(1.2)  # (z + 0.1) (1.1 - z) / 1.2; 0 where z is at an end
+    # (z + 0.1) (1.1 - z) / 1.2, and 0 where z is at an end, or nearer to it than the sum can tell
+    return nn.functional.threshold(_spread(z).add_(0.11), 0.11, 0.0, inplace=True).div_(1.2)
 
 
 def _hard_slope(z: Tensor) -> Tensor:
     return _spread(z).sign_()
 
 
-def _spread(x: Tensor) -> Tensor:
-    return torch.addcmul(x, x, x, value=-1)  # x (1 - x)
+def _spread(x: Tensor, out: Tensor | None = None) -> Tensor:
+    return torch.addcmul(x, x, x, value=-1, out=out)  # x (1 - x)
 
 
 RELAXED = {
@@ -137,15 +137,15 @@ def relaxed_sample(probs: Tensor, uniform: Tensor, relaxation: Relaxation, tempe
     Returns:
         The sample, of the dtype of `probs`.
     """
-    if probs.dtype == uniform.dtype and has_values(probs) and not _is_dual(probs):
+    if probs.dtype == uniform.dtype and only_backward(probs):
         return cast(Tensor, _InPlace.apply(probs, uniform, relaxation, temperature))  # type: ignore[no-untyped-call]
     noisy = relaxation.quantile(probs.to(uniform.dtype)) - relaxation.quantile(uniform)
     return relaxation.squash(noisy / temperature).to(probs.dtype)
 
 
-def _is_dual(tensor: Tensor) -> bool:
-    """Whether a forward-mode derivative is on its way."""
-    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+def only_backward(tensor: Tensor) -> bool:
+    """Whether it is an ordinary tensor on the processor, and no forward-mode derivative is on its way."""
+    return has_values(tensor) and forward_ad.unpack_dual(tensor).tangent is None  # type: ignore[no-untyped-call]
 
 
 class _InPlace(torch.autograd.Function):
@@ -155,11 +155,12 @@ class _InPlace(torch.autograd.Function):
     def forward(
         ctx: Any, probs: Tensor, uniform: Tensor, relaxation: Relaxation, temperature: float
     ) -> Tensor:
-        """Compute the sample in one tensor."""
+        """Compute the sample where the uniform numbers were, and the rate where their quantiles were."""
         quantile = relaxation.quantile_(probs.clone())
-        rate = relaxation.rate(probs, quantile) if ctx.needs_input_grad[0] else None
-        noisy = quantile.sub_(relaxation.quantile_(uniform)).div_(temperature)
+        noisy = torch.sub(quantile, relaxation.quantile_(uniform), out=uniform).div_(temperature)
         sample = relaxation.squash_(noisy)
+        ctx.mark_dirty(uniform)  # which is the sample now
+        rate = relaxation.rate(probs, quantile, out=quantile) if ctx.needs_input_grad[0] else None
         ctx.save_for_backward(probs, sample, rate)
         ctx.relaxation, ctx.temperature = relaxation, temperature
         return sample
@@ -177,7 +178,7 @@ class _InPlace(torch.autograd.Function):
         derivative = relaxation.slope(sample).mul_(rate).div_(ctx.temperature)
         low, high = probs.detach().aminmax()
         if low < eps or high > 1 - eps:  # There Q does not change with p.
-            derivative = derivative.where((probs >= eps) & (probs <= 1 - eps), 0.0)
+            derivative.masked_fill_((probs < eps).logical_or_(probs > 1 - eps), 0.0)
         if again or not has_values(grad_output):
             return grad_output * derivative, None, None, None
         return derivative.mul_(grad_output), None, None, None

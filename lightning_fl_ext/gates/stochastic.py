@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fl_ext.gates.bernoulli import at_least_float32
+from lightning_fl_ext.gates.checks import check_input, checked_groups
 from lightning_fl_ext.gates.estimators import (
     Estimator,
     bernoulli_sample,
@@ -68,7 +69,7 @@ class StochasticGateModule(nn.Module):
     Raises:
         ValueError: If an argument is out of its range, or `init_prob` or ``per_example=False`` comes with a
             `gater`; in forward, if the input or the gater's logits have another shape than the gates.
-        TypeError: In forward, if the input's dtype is an integer or bool.
+        TypeError: In forward, if the input is no tensor, nested, or of an integer dtype or bool.
 
     Example:
         >>> gate = StochasticGateModule(3, init_prob=0.5)
@@ -121,7 +122,7 @@ class StochasticGateModule(nn.Module):
                 "probabilities. Drop one of them."
             )
         self.register_buffer(
-            "groups", None if groups is None else _checked_groups(groups, self.gate_shape), persistent=False
+            "groups", None if groups is None else checked_groups(groups, self.gate_shape), persistent=False
         )
         self.dim = dim
         self.init_prob = DEFAULT_INIT_PROB if init_prob is None else init_prob
@@ -132,6 +133,8 @@ class StochasticGateModule(nn.Module):
         self.per_example = per_example
         self.gater = gater
         self.conditional_probs: Tensor | None = None
+        # A hook, since torch's fused encoder layer would pass by a gate within it, were there none.
+        self.register_forward_pre_hook(check_input, with_kwargs=True)
         if gater is None:
             self.logits = nn.Parameter(torch.empty(self.gate_shape, dtype=torch.float32))
             self.reset_parameters()
@@ -211,11 +214,6 @@ class StochasticGateModule(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Gate the input."""
-        if not (input.is_floating_point() or input.is_complex()):
-            raise TypeError(
-                f"`StochasticGateModule` needs a floating or complex input. Got {input.dtype}. "
-                "Convert it by `input.float()`."
-            )
         start, end = self._gated_dimensions(input)
         batch = input.shape[: min(start, 1)]
         probs = self.probs if self.gater is None else self._condition(self.gater, input, batch)
@@ -294,22 +292,3 @@ def _check_evaluation(evaluation: str, argument: str = "evaluation") -> None:
         raise ValueError(
             f"`{argument}` must be one of {', '.join(get_args(Evaluation))}. Got {evaluation!r}."
         )
-
-
-def _checked_groups(groups: Tensor | Sequence[Any], gate_shape: tuple[int, ...]) -> Tensor:
-    """The gate of each position, as int64.
-
-    Raises:
-        ValueError: They are not whole numbers from 0 on, or a gate has no position.
-    """
-    found = torch.as_tensor(groups)
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool or not found.numel():
-        raise ValueError(f"`groups` must be whole numbers, one for each position. Got {groups!r}.")
-    if len(gate_shape) != 1:
-        raise ValueError(f"`groups` needs `num_gates` to be a number. Got {gate_shape}.")
-    named = sorted(set(found.flatten().tolist()))
-    if named != list(range(gate_shape[0])):
-        raise ValueError(
-            f"`groups` must name every gate from 0 to {gate_shape[0] - 1}, and no other. Got {named}."
-        )
-    return found.long()

@@ -100,6 +100,7 @@ def configuration(metric: Metric) -> dict[str, str]:
         if not (
             name.startswith("_")
             or name in _RUNTIME
+            or _is_of_deepspeed(name, metric)
             or name in metric._defaults
             or isinstance(value, torch.device)
         )
@@ -117,6 +118,14 @@ def configuration(metric: Metric) -> dict[str, str]:
         for name, value in described.items()
         if value is not None
     }
+
+
+def _is_of_deepspeed(name: str, metric: Metric) -> bool:
+    """Tell what DeepSpeed hangs on every module at stage 3, metrics included."""
+    return "ds_id" in vars(metric) and (name.startswith("ds_") or name in _OF_DEEPSPEED)
+
+
+_OF_DEEPSPEED = {"all_parameters", "applied_pre_backward_ref_cnt", "pre_bwd_fn", "post_bwd_fn"}
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -50,11 +50,15 @@ def named_metrics(
     }
 
 
-def weights_of(module: nn.Module) -> dict[str, Any]:
+def weights_of(module: nn.Module, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Give a module's state dict, with ``None`` in the place of what belongs to its metrics.
 
     That is everything below a torchmetrics metric but trainable parameters: states that were made
     persistent, constants, a frozen network that computes features. It is not part of the model.
+
+    Args:
+        module: Any module.
+        state: Its state dict, if it was gathered from shards. By default the module's own.
 
     Example:
         >>> from torchmetrics import MeanMetric
@@ -64,15 +68,28 @@ def weights_of(module: nn.Module) -> dict[str, Any]:
         {'layer.weight': tensor(...), 'loss.mean_value': None, 'loss.weight': None}
     """
     inside = [
-        name
+        unwrapped(name)
         for name, child in module.named_modules(remove_duplicate=False)
         if name and isinstance(child, Metric)
     ]
-    trained = {n for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    trained = {unwrapped(n) for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     return {
         name: None if name not in trained and covered(name, inside) else value
-        for name, value in module.state_dict().items()
+        for name, value in (module.state_dict() if state is None else state).items()
     }
+
+
+def unwrapped(name: str) -> str:
+    """Give the name in a state dict of what FSDP1 and activation checkpointing have wrapped.
+
+    Example:
+        >>> unwrapped("net._fsdp_wrapped_module.0._checkpoint_wrapped_module.weight")
+        'net.0.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+_WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 def hidden_metrics(module: nn.Module) -> list[str]:

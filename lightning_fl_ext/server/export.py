@@ -212,6 +212,8 @@ def _tracing(model: torch.nn.Module, what: str) -> Iterator[None]:
             while reason.__cause__ is not None:  # torch.onnx tells how far it came, and why behind that
                 reason = reason.__cause__
             said = shown(next(iter(str(reason).strip().splitlines()), ""), 400).rstrip(".")
+            if "Constraints violated" in said:
+                said += ": a constant number of examples, such as by `len(x)` instead of `x.shape[0]`"
             raise ExportError(
                 f"{what} does not take {type(model).__name__}: {type(reason).__name__}: {said}."
                 " Without a graph there are `model.ckpt` and `model.safetensors`."

@@ -197,8 +197,7 @@ class MaskExchange(Exchange):
         key = self._key(arrays, info, down=True)
         rest = {name: array for name, array in arrays.items() if name not in (MASKS, SIZE, COUNTS, TRIALS)}
         held = info.held if np.array_equal(info.held.get(MODEL, ()), arrays[MODEL]) else {}
-        base = _theta(held) if held else None
-        return LateTheta(arrays[MASKS].tobytes(), _size(arrays[SIZE]), key, rest, base)
+        return LateTheta(arrays[MASKS].tobytes(), _size(arrays[SIZE]), key, rest, _held_theta(held))
 
     def to_server(self, arrays: Arrays, received: Arrays | None, info: RoundInfo) -> Arrays:
         """Sample the masks and write them down."""
@@ -278,6 +277,16 @@ def _size(array: NDArray[Any]) -> int:
 
 def _theta(arrays: Arrays) -> ThetaCounts:
     return ThetaCounts(np.asarray(arrays[COUNTS]).astype(np.uint16, copy=False), int(arrays[TRIALS]))
+
+
+def _held_theta(held: Arrays) -> ThetaCounts | None:
+    """Give the θ that a client has kept; None if what it has is none, however it came there."""
+    try:
+        counts, trials = held[COUNTS], held[TRIALS]
+        whole = counts.dtype in (np.uint8, np.uint16) and trials.dtype.kind in "iu" and trials.ndim == 0
+        return _theta(held) if whole else None
+    except (KeyError, ValueError):
+        return None
 
 
 def _on_the_way(payload: bytes, arrays: Arrays) -> dict[str, NDArray[Any]]:

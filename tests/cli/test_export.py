@@ -42,6 +42,21 @@ def test_closed_gates_are_cut_out_on_demand(call, federate, project):
     assert (refused.code, "does not take a smaller model" in refused.err) == (2, True)
 
 
+def test_the_onnx_graph_without_closed_gates_gives_what_the_whole_model_gives(call, federate, project):
+    pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
+    onnx = pytest.importorskip("onnx.reference", reason="needs the extra `onnx`")
+    assert federate("gated", model="lit:Gated").code == 0
+    assert call("export", "gated", "small.onnx", "--shrink").out == "wrote small.onnx\n"
+    assert call("export", "gated", "whole.pt2").code == 0
+    graph = onnx.ReferenceEvaluator("small.onnx")
+    shapes = [tuple(weight.dims) for weight in graph.proto_.graph.initializer]
+    assert {(2, 4), (2,)} <= {*shapes}
+    rows = torch.randn(7, 4)
+    expected = torch.export.load("whole.pt2").module()(rows)
+    (given,) = graph.run(None, {graph.input_names[0]: rows.numpy()})
+    assert torch.allclose(torch.from_numpy(given), expected, rtol=0, atol=1e-6 * expected.abs().max().item())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -168,6 +168,7 @@ def masks(strategy):
         "mask": len(read["masks"]),
         "held": held["masks.counts"].tolist(),
         "first": first["masks.counts"].tolist(),
+        "files": len(list(Path(os.environ["XDG_STATE_HOME"]).rglob("held.safetensors"))),
     }
 
 

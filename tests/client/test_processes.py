@@ -85,6 +85,7 @@ def test_a_client_app_over_forked_workers(forked):
 def test_a_theta_that_only_the_workers_could_read_is_kept_and_coded_by(forked):
     masks = forked["masks"]
     assert masks["held"] == masks["first"]
+    assert masks["files"] == 1, "written by the client itself, of what a worker has read"
     assert masks["mask"] == len(masks["first"]) == 4
 
 

@@ -10,5 +10,7 @@ import processes_app
 from lightning_fl_ext import run_local
 
 if __name__ == "__main__":
-    run_local(processes_app.server, processes_app.client, 2, run_config={"run-dir": sys.argv[1]})
-    print("RESULT " + Path(sys.argv[1], "outcome.json").read_text())
+    folder, clients, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    run_config = {"run-dir": folder, "clients": clients, "rounds": rounds}
+    run_local(processes_app.server, processes_app.client, clients, run_config=run_config)
+    print("RESULT " + Path(folder, "outcome.json").read_text())

@@ -10,7 +10,8 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from lightning_fl_ext.engines import LocalGrid, run_local
+from lightning_fl_ext import LightningFLError
+from lightning_fl_ext.engines import LocalGrid, local, run_local
 from lightning_fl_ext.wire import from_record, to_record
 
 
@@ -389,3 +390,17 @@ def test_messages_made_by_the_grid_and_the_run_it_is_given():
 def test_swapped_apps_are_refused_by_type():
     with pytest.raises(TypeError, match="Got ClientApp and ServerApp"):
         run_local(ClientApp(), ServerApp(), 2)
+
+
+def test_where_no_federation_may_run_none_begins(monkeypatch):
+    """Neither by `run_local`, nor by hand on a grid that was made before."""
+    began, server = [], ServerApp()
+    server.main()(lambda grid, context: began.append(grid))
+    grid = LocalGrid(ClientApp(), num_clients=1)
+    monkeypatch.setattr(local, "_forbidden", "")
+    local.forbid_federations("not here")
+    with pytest.raises(LightningFLError, match="not here"):
+        run_local(server, ClientApp(), num_clients=1)
+    with pytest.raises(LightningFLError, match="not here"):
+        grid.send_and_receive([Message(RecordDict(), node, "query") for node in grid.get_node_ids()])
+    assert not began

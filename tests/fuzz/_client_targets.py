@@ -17,6 +17,7 @@ from safetensors.torch import save
 
 from lightning_fl_ext import MaskExchange, WeightExchange
 from lightning_fl_ext.client.algorithms.choice import algorithm_of
+from lightning_fl_ext.client.bridge.held import read_held
 from lightning_fl_ext.client.launcher.message_file import (
     read_message,
     read_reply,
@@ -31,14 +32,17 @@ from lightning_fl_ext.client.messages import (
     read_run_id,
     read_settings,
 )
+from lightning_fl_ext.client.persistence.held_file import held_on_disk
 from lightning_fl_ext.client.persistence.saved_state import decode_files, encode_state
+from lightning_fl_ext.client.persistence.state_folder import StateFolder
 from lightning_fl_ext.client.results.spool import read_result
 from lightning_fl_ext.engines.private import ensure_identity
-from lightning_fl_ext.files import tensors_to_bytes
+from lightning_fl_ext.files import arrays_to_bytes, tensors_to_bytes
 from lightning_fl_ext.results import ClientUpdate, EpochResult
-from lightning_fl_ext.wire import to_record, to_torch
+from lightning_fl_ext.wire import Held, RoundInfo, to_record, to_torch
 from lightning_fl_ext.wire.algorithm_names import joined
-from lightning_fl_ext.wire.mask_names import MASKS, MODEL, SIZE
+from lightning_fl_ext.wire.codes import CountedRound
+from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
 
 # Kept states
 
@@ -108,6 +112,42 @@ def read_spooled(given):
     FILE.write_bytes(data)
     result = read_result(FILE, kind)
     return {name: result.arrays[name] for name in result.arrays}, result.arrays.load()
+
+
+# θ that a client has kept
+
+EXCHANGE, MASKED = MaskExchange(), np.arange(8, dtype=np.uint8)
+HELD_BEFORE = {COUNTS: MASKED % 4, TRIALS: np.array(3), MODEL: np.zeros(32, np.uint8)}
+HELD_AFTER = {**HELD_BEFORE, COUNTS: MASKED % 3}
+SUM = EXCHANGE.to_holder(HELD_AFTER, RoundInfo(7, 2), Held(HELD_BEFORE, CountedRound(1, ("a", "b", "c"))))
+HELD_FILE = arrays_to_bytes(HELD_BEFORE)
+ROOT = Path(FOLDER.name, "states")
+STATES = StateFolder(ROOT, "a", "r")
+
+
+def make_held(rng):
+    if rng.random() < 0.5:
+        return damage_bytes(HELD_FILE, rng)
+    held = dict(HELD_BEFORE)
+    name = rng.choice(list(held))
+    kind = rng.choice((np.uint8, np.uint16, np.int64, np.float32, np.bool_))
+    size = rng.choice(((), 1, 8, 7, (2, 4), 0))
+    with np.errstate(invalid="ignore"):
+        held[name] = np.full(size, rng.choice((0, 3, 4, 2**8, 2**16 + 3, -1, 0.5, np.inf))).astype(kind)
+    if rng.random() < 0.2:
+        del held[name]
+    return arrays_to_bytes(held)
+
+
+def read_held_file(data):
+    """Read the next θ, which is the right one or none."""
+    STATES.write_file("held.safetensors", data)
+    message = SimpleNamespace(content=RecordDict({"config": ConfigRecord({"run-id": "r"})}))
+    context = Context(1, 2, {"client-id": "a"}, RecordDict(), {})
+    with held_on_disk(ROOT, message, context):
+        theta = EXCHANGE.from_server(SUM, RoundInfo(7, 2, held=read_held(context)))
+    assert (theta[COUNTS] == HELD_AFTER[COUNTS]).all()
+    return theta
 
 
 # Instructions
@@ -261,6 +301,7 @@ def read_launcher_file(given):
 
 
 CLIENT_TARGETS = {
+    "held θ": Target(make_held, read_held_file),
     "kept states": Target(make_kept, lambda files: decode_files(files, Path("kept"), **WHOSE)),
     "spool files": Target(make_spooled, read_spooled),
     "instructions": Target(make_instruction, read_whole),

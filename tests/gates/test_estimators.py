@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import jacfwd, jacrev, vmap
 
 from lightning_fl_ext.gates import BernoulliSample, bernoulli_sample, open_probability
+from lightning_fl_ext.gates import estimators as estimators_module
 from lightning_fl_ext.gates import relaxed as relaxed_module
 from lightning_fl_ext.gates.relaxed import RELAXED as RELAXED_FAMILIES
 from lightning_fl_ext.gates.relaxed import relaxed_sample
@@ -259,7 +260,29 @@ def test_computed_in_place_samples_and_derivatives_are_those_of_the_formula(
     assert formula[3].abs().max() > 0
 
 
-@pytest.mark.parametrize("estimator", RELAXED)
+@pytest.mark.parametrize("estimator", ["identity", "reinmax"])
+def test_constant_factors_without_temporaries_are_those_of_the_formula(
+    estimator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probs = torch.rand(2000, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    incoming = torch.rand(2000, requires_grad=True, generator=torch.Generator().manual_seed(1))
+
+    def outcome() -> list[Tensor]:
+        torch.manual_seed(2)
+        sample = bernoulli_sample(probs, estimator)
+        drawn = sample.detach().clone()
+        sample.mul_(3)  # of its own
+        (first,) = torch.autograd.grad(sample, probs, incoming, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), incoming)
+        return [drawn, first.detach(), second]
+
+    alone = outcome()
+    monkeypatch.setattr(estimators_module, "only_backward", lambda tensor: False)
+    for one, two in zip(alone, outcome(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("estimator", EVERY)
 def test_gradients_in_batches_are_those_one_by_one(estimator: str) -> None:
     probs = torch.rand(6, dtype=torch.float64, requires_grad=True)
     sample = bernoulli_sample(probs, estimator)

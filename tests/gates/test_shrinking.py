@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from _shrunk import IMAGES, ROWS, Lambda, check, gate, parameters, settled, thresholded
 from torch import nn
 
-from lightning_fl_ext.gates import shrink
+from lightning_fl_ext.gates import gate_costs, gate_modules, shrink
 from lightning_fl_ext.gates.shrinking import rules
 
 TWO_OPERANDS = {"add", "sub", "mul", "multiply", "div", "true_divide"}
@@ -213,6 +213,87 @@ def test_a_norm_over_features_keeps_their_width(caplog):
     net = nn.Sequential(nn.LayerNorm(6), gate(6), nn.LayerNorm(6))
     small = check(net, ROWS)
     assert "closed gates that are fixed in place, without a smaller width: 1" in caplog.text
+
+
+@pytest.mark.parametrize(("index", "head", "cut"), [
+    ((..., 0), nn.Conv1d(6, 2, 1), True),
+    ((slice(None), slice(None), -1), nn.Conv1d(6, 2, 1), True),
+    ((slice(None), slice(None), slice(0, 4, 2)), nn.Conv2d(6, 2, 1), True),
+    (slice(1, None), nn.Conv2d(6, 2, 1), True),
+    (0, nn.Conv2d(6, 2, 1), True),
+    ((slice(None), slice(None), None, 0, 2), nn.Conv1d(6, 2, 1), True),
+    ((slice(None), slice(1, 5)), nn.Conv2d(4, 2, 1), False),
+    ((slice(None), 2, None), nn.Conv2d(1, 2, 1), False),
+    ((..., 4, slice(None), slice(None)), nn.Conv1d(6, 2, 1), False),
+    ((slice(None), [4, 1]), nn.Conv2d(2, 2, 1), False),
+    (torch.tensor([0, 1]), nn.Conv2d(6, 2, 1), False),
+])  # fmt: skip
+def test_channels_are_followed_through_numbers_and_slices(index, head, cut):
+    net = nn.Sequential(nn.Conv2d(2, 6, 3), gate(6, 1, [0, 2, 4]), Lambda(lambda x: x[index]), head)
+    small = check(net, IMAGES)
+    assert small[0].out_channels == 3
+    assert isinstance(small[1], nn.Identity) == cut
+    assert (small[3].weight.shape[1] == 3) == cut
+
+
+def test_positions_can_be_rotated_within_heads():
+    class Rotated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v, self.proj = (nn.Linear(6, 6) for _ in range(4))
+
+        def forward(self, x):
+            q, k, v = (
+                part(x).view(*x.shape[:-1], -1, 2).transpose(1, 2) for part in (self.q, self.k, self.v)
+            )
+            angle = torch.arange(x.shape[1])[:, None] * torch.ones(2)
+            q, k = (y * angle.cos() + torch.cat([-y[..., 1:], y[..., :1]], -1) * angle.sin() for y in (q, k))
+            return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    net = Rotated()
+    groups = [0, 0, 1, 1, 2, 2]
+    gate_modules(net, "proj", 3, on="input", groups=groups)["proj"].logits.data[1] = -3.0
+    small = check(net, torch.randn(2, 5, 6))
+    assert [layer.out_features for layer in (small.q, small.k, small.v)] == [4, 4, 4]
+
+
+def test_a_gate_s_input_may_be_named():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.gate, self.head = nn.Linear(6, 8), gate(8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(self.gate(input=self.body(x)))
+
+    assert check(Named(), ROWS).body.out_features == 4
+
+
+def test_of_a_layer_whose_gates_have_all_closed_one_channel_is_left_and_not_complained_about(caplog):
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), gate(8, open_=[]), nn.Linear(8, 2))
+    small = check(net, ROWS)
+    assert (small[0].out_features, small[3].in_features) == (1, 1)
+    assert caplog.text == ""
+
+
+def test_a_branch_of_a_sum_that_has_closed_keeps_one_channel():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch = nn.Sequential(
+                nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+            )
+            self.branch.extend([nn.Conv2d(8, 2, 3, padding=1)])
+            gate_modules(self, "branch")
+            self.branch.stochastic_gate.logits.data.fill_(-3)
+
+        def forward(self, x):
+            return x + self.branch(x)
+
+    net = settled(nn.Sequential(Sum(), nn.Conv2d(2, 3, 3)))
+    small = check(net, IMAGES)
+    assert (small[0].branch[0].out_channels, small[0].branch[3].out_channels) == (1, 1)
+    assert gate_costs(net, IMAGES)["0.branch.stochastic_gate"] == (152 + 16 + 146) - (19 + 2 + 10)
 
 
 def test_concatenated_channels_are_told_apart():

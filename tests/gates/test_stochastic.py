@@ -103,6 +103,13 @@ def test_integer_inputs_raise(dtype: torch.dtype) -> None:
         StochasticGateModule(3)(torch.ones(2, 3, dtype=dtype))
 
 
+def test_what_is_no_tensor_raises_and_the_input_may_be_named() -> None:
+    gate = StochasticGateModule(3).eval()
+    assert torch.equal(gate(input=torch.ones(3)), gate.probs)
+    with pytest.raises(TypeError, match="needs a tensor"):
+        gate((torch.ones(3), None))
+
+
 @pytest.mark.parametrize(
     "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
 )

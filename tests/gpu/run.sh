@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests that need a CUDA device, then the benchmark of the gates on it. TEST_DEVICE=cpu tries the script itself.
+# Runs the tests that need a CUDA device, then the benchmark of the gates on it. Without one both are skipped.
+# TEST_DEVICE=cpu tries the script itself.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_fl_ext import GateSchedule, GateTarget, MaskedModule, StochasticGateModule, shrink
-from lightning_fl_ext.gates import bernoulli_sample, project_open_fraction
+from lightning_fl_ext.gates import bernoulli_sample, gate_modules, project_open_fraction
 from lightning_fl_ext.gates.relaxed import RELAXED, relaxed_sample
 
 ESTIMATORS = ["probability", "identity", "reinmax", "concrete", "hard_concrete", "gaussian"]
@@ -74,6 +74,21 @@ def test_a_gated_net_moves_shrinks_and_is_baked_there(device):
     baked = there[2].bake()
     x = torch.ones(2, 8, 1, 1, device=device)
     assert torch.equal(baked(x), there[2](x))
+
+
+def test_gated_heads_are_those_of_the_processor_and_are_not_passed_by(device):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    gate = gate_modules(layer, "self_attn", on="heads", evaluation="threshold")["self_attn"]
+    gate.logits.data[:2] = -3
+    tokens = torch.randn(2, 5, 16)
+    expected = layer(tokens)
+    layer, tokens = layer.to(device), tokens.to(device)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(tokens).cpu(), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(shrink(layer, tokens)(tokens).cpu(), expected, rtol=1e-3, atol=1e-3)
+    layer.train()(tokens).sum().backward()
+    assert gate.logits.grad.isfinite().all()
 
 
 def test_the_projection_is_that_of_the_processor(device):

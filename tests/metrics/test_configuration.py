@@ -151,6 +151,12 @@ def test_private_and_runtime_attributes_are_not_told():
     assert described == configuration(SumMetric(sync_on_compute=False, compute_with_cache=False))
 
 
+def test_what_deepspeed_hangs_on_every_module_is_not_told():
+    hung = {"ds_id": 3, "ds_grads_remaining": 0, "all_parameters": len, "pre_bwd_fn": object}
+    assert configuration(Odd(**hung)) == configuration(SumMetric())
+    assert "ds_grads_remaining" in configuration(Odd(ds_grads_remaining=0)), "a metric's own"
+
+
 def test_class_and_reductions_have_their_names():
     assert class_path(MaxMetric()) == "torchmetrics.aggregation.MaxMetric"
     assert reduction_name(BinaryAccuracy(), "tp") == "sum"

@@ -1,13 +1,15 @@
 """What is found in a module."""
 
 import pytest
+import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torchmetrics import MeanMetric, MetricCollection, MultioutputWrapper, SumMetric
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, MulticlassAccuracy
 from torchmetrics.regression import R2Score
 from torchmetrics.wrappers import ClasswiseWrapper
 
-from lightning_fl_ext.metrics.discovery import hidden_metrics, named_metrics, own_states
+from lightning_fl_ext.metrics.discovery import hidden_metrics, named_metrics, own_states, weights_of
 
 
 class Model(nn.Module):
@@ -71,6 +73,25 @@ def test_metrics_in_plain_containers_are_hidden_and_told_by_the_name_of_what_hol
     module.numbers, module.names = [1, 2], {"a": "b"}
     assert hidden_metrics(module) == ["losses", "layer.several", "inner.0.pair"]
     assert hidden_metrics(Model()) == []
+
+
+class Gathered(nn.ModuleDict):
+    def state_dict(self, *arguments, **options):
+        raise AssertionError("FSDP1 would take this module for the outermost one")
+
+
+def test_what_is_gathered_from_a_wrapped_module_is_told_apart_and_the_module_is_not_asked():
+    layer = nn.ModuleDict({"linear": nn.Linear(1, 1), "seen": MeanMetric(), "learned": MeanMetric()})
+    layer["learned"].scale = nn.Parameter(torch.ones(1))
+    layer["seen"].persistent(True)
+    state = {f"layer.{name}": value for name, value in layer.state_dict().items()}
+    module = Gathered({"layer": checkpoint_wrapper(layer)})
+    weights = weights_of(module, state)
+    assert [name for name, value in weights.items() if value is None] == [
+        "layer.seen.mean_value",
+        "layer.seen.weight",
+    ]
+    assert list(weights) == list(state)
 
 
 def test_a_text_is_no_tuple_of_names():

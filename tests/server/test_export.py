@@ -241,7 +241,11 @@ class Graphless(Wide):
             r"needs an example of what `forward` takes: set `self.example_i",
         ),
         (Graphless, "model.pt2", r"torch.export does not take Graphless: .*there are `model.ckpt` and"),
-        (Pairs, "model.pt2", "torch.export does not take Pairs: UserError: Constraints violated"),
+        (
+            Pairs,
+            "model.pt2",
+            r"Pairs: UserError: Constraints violated.*number of examples, such as by `len\(x\)`",
+        ),
         (TakesTwo, "model.pt2", "TakesTwo: TypeError: missing a required argument: 'y'"),
         (NoForward, "model.pt2", "NoForward has no `forward`, and a graph is one of that"),
     ],

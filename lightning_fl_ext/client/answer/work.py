@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
 
 from lightning_fl_ext.client.answer.instruction import Instruction, ProcessesNeeded, Recipe
 from lightning_fl_ext.client.bridge.refusals import refuse_without_test, refuse_without_validation
 from lightning_fl_ext.client.launcher.launchers import Launcher, Processes, refuse_other_machines
+from lightning_fl_ext.client.launcher.naming import NamedApp
 from lightning_fl_ext.client.launcher.remote import answer_in_processes
 from lightning_fl_ext.client.messages import read_stage
 from lightning_fl_ext.client.notices import warn_of_training_rows
+from lightning_fl_ext.client.persistence.held_file import held_on_disk
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Answerer:
     launcher: Launcher | None = None
     timeout: float | None = None
 
-    def answer(self, app: ClientApp, message: Message, context: Context) -> Message:
+    def answer(self, app: NamedApp, message: Message, context: Context) -> Message:
         """Answer in this process, or have others do so where the Trainer's arguments ask for several.
 
         Args:
@@ -37,15 +38,17 @@ class Answerer:
             message: As it arrived.
             context: The client's.
         """
-        try:
-            reply = self.work(message, context)
-        except ProcessesNeeded as needed:
-            with Instruction(self.recipe, message, context).hand_over(needed.given):
-                launcher = self.launcher or Processes()
-                refuse_other_machines(launcher, needed.given)
-                return answer_in_processes(app, message, context, launcher, needed.count, self.timeout)
-        assert reply is not None  # rank 0 is here
-        return reply
+        with held_on_disk(self.recipe.root, message, context):
+            try:
+                reply = self.work(message, context)
+            except ProcessesNeeded as needed:
+                with Instruction(self.recipe, message, context).hand_over(needed.given):
+                    launcher = self.launcher or Processes()
+                    refuse_other_machines(launcher, needed.given)
+                    name = app.name()
+                    return answer_in_processes(name, message, context, launcher, needed.count, self.timeout)
+            assert reply is not None  # rank 0 is here
+            return reply
 
     def work(self, message: Message, context: Context) -> Message | None:
         """Fit or evaluate in this process; None on a rank that has no answer."""

@@ -51,8 +51,8 @@ class FlowerBridge(FitHooks):
 
     Alone, it keeps the weights of every epoch with their true number of examples. Made with
     :meth:`from_message` it also loads the global weights before the fit and answers with :meth:`reply`.
-    It works in ``lightning.pytorch`` and in ``pytorch_lightning``, under any strategy but DeepSpeed ZeRO-3,
-    and in ``Trainer.validate`` and ``Trainer.test`` as well, where the reply holds the metrics alone.
+    It works in ``lightning.pytorch`` and in ``pytorch_lightning``, under any strategy, and in
+    ``Trainer.validate`` and ``Trainer.test`` as well, where the reply holds the metrics alone.
 
     Place it before weight averaging callbacks: they copy the module in ``setup``, and would bring the
     weights from before the load back at the end.

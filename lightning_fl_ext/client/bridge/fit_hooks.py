@@ -29,7 +29,6 @@ from lightning_fl_ext.client.bridge.refusals import (
     refuse_late_layers,
     refuse_other_weights,
     refuse_to_follow_averaging,
-    refuse_zero3,
 )
 from lightning_fl_ext.client.bridge.spawned import leave_group_at_exit
 from lightning_fl_ext.client.bridge.unrepeated import evaluate_unrepeated, spread_as_before
@@ -39,6 +38,7 @@ from lightning_fl_ext.client.results.retention import Retention
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import described, sign
+from lightning_fl_ext.metrics.discovery import unwrapped
 from lightning_fl_ext.once import warn_once
 from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult
 from lightning_fl_ext.seeds import derive_seed
@@ -83,7 +83,6 @@ class FitHooks(EvaluationHooks):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called when a fit or evaluation begins: checks its place and loads what was received."""
-        refuse_zero3(trainer)
         leave_group_at_exit()
         evaluate_unrepeated(trainer)
         self._counter, self._evaluated = self._new_counter(), self._new_counter()
@@ -228,7 +227,7 @@ class FitHooks(EvaluationHooks):
         """Name what is trained and then lost, if another message's fit begins without it."""
         if self.keeps_local or self._message is None or not self.local_entries:
             return
-        trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        trained = {unwrapped(n) for n, parameter in module.named_parameters() if parameter.requires_grad}
         lost = [name for name in self.local_entries if name in trained]
         if lost:
             text = (

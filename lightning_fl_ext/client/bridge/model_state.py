@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
-from lightning_fl_ext.metrics.discovery import weights_of
+from lightning_fl_ext.metrics.discovery import unwrapped, weights_of
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.wire import Exchange, to_torch
 from lightning_fl_ext.wire.exchange import left_alone, place
@@ -16,22 +18,26 @@ _TRUE_PRECISIONS = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-t
 
 
 def is_sharded(trainer: Any) -> bool:
-    """Tell whether the strategy spreads parameters over ranks (FSDP, ModelParallel).
+    """Tell whether the strategy spreads parameters over ranks (FSDP, ModelParallel, DeepSpeed at stage 3).
 
     Args:
         trainer: A Lightning Trainer in a run.
     """
     after_setup = getattr(trainer.strategy, "restore_checkpoint_after_setup", False)
-    return bool(after_setup) and not is_deepspeed(trainer)
+    return bool(after_setup) and (not is_deepspeed(trainer) or _is_zero3(trainer))
 
 
 def is_deepspeed(trainer: Any) -> bool:
-    """Tell DeepSpeed's strategy: at stages 1 and 2 each rank has all weights, and shares a copy to train.
+    """Tell DeepSpeed's strategy: at stages 1 and 2 each rank has all weights, at stage 3 a shard of them.
 
     Args:
         trainer: A Lightning Trainer.
     """
     return any(base.__name__ == "DeepSpeedStrategy" for base in type(trainer.strategy).__mro__)
+
+
+def _is_zero3(trainer: Any) -> bool:
+    return bool(getattr(trainer.strategy, "zero_stage_3", False))
 
 
 def is_built_later(module: Any) -> bool:
@@ -111,8 +117,9 @@ def load_state(trainer: Any, module: torch.nn.Module, exchange: Exchange, arrays
 
     state = _read(trainer, module)  # empty on the other ranks, which are sent their part
     full = exchange.unpack(arrays, _undo_precision(trainer, state, arrays)) if trainer.is_global_zero else {}
-    options = StateDictOptions(full_state_dict=True, strict=False, broadcast_from_rank0=True)
-    set_model_state_dict(trainer.strategy.model, dict(full), options=options)
+    if not _is_zero3(trainer):  # which spreads what was loaded early
+        options = StateDictOptions(full_state_dict=True, strict=False, broadcast_from_rank0=True)
+        set_model_state_dict(trainer.strategy.model, dict(full), options=options)
     return left_alone(state, full)
 
 
@@ -126,21 +133,37 @@ def read_counters(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _read(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
-    own = weights_of(module)
     if not is_sharded(trainer):
-        return own
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    full = dict(get_model_state_dict(trainer.strategy.model, options=options))
+        return weights_of(module)
+    full = (_gather_zero3 if _is_zero3(trainer) else _gather)(trainer, module)
     first: dict[int, str] = {}  # what is tied in the module comes in copies
     for name, tensor in (
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
     ):
-        if name in full:
-            full[name] = full[first.setdefault(id(tensor), name)]
-    return {name: None if own.get(name, value) is None else value for name, value in full.items()}
+        if (plain := unwrapped(name)) in full:
+            full[plain] = full[first.setdefault(id(tensor), plain)]
+    # FSDP1 takes the module that is first asked for its own state dict for the outermost one.
+    return weights_of(module, full)
+
+
+def _gather(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
+    """Gather a state dict in rank 0's main memory; that of the others is empty."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return dict(get_model_state_dict(trainer.strategy.model, options=options))
+
+
+def _gather_zero3(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
+    """The same under DeepSpeed, one parameter after the other: all may be too many for a device."""
+    gathered = importlib.import_module("deepspeed").zero.GatheredParameters
+    full = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        with gathered([value]) if hasattr(value, "ds_id") else nullcontext():
+            if isinstance(value, torch.Tensor) and trainer.is_global_zero:
+                full[name] = value.detach().to("cpu", copy=True)
+    return full
 
 
 def _undo_precision(trainer: Any, state: dict[str, Any], like: Arrays | None) -> dict[str, Any]:

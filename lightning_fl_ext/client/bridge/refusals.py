@@ -79,24 +79,11 @@ SPENT = (
 """What a bridge says of such a Trainer."""
 
 
-def refuse_zero3(trainer: Any) -> None:
-    """Refuse DeepSpeed ZeRO-3, whose full state dict exists nowhere.
-
-    Raises:
-        ValueError: The strategy is DeepSpeed at stage 3.
-    """
-    if getattr(trainer.strategy, "zero_stage_3", False):
-        raise ValueError(
-            "`FlowerBridge` cannot collect weights that DeepSpeed ZeRO stage 3 spreads over the ranks."
-            " Use `strategy='deepspeed_stage_2'`, where the weights fit a rank; or shard them with"
-            " `ModelParallelStrategy` and `fully_shard` in the module's `configure_model`."
-        )
-
-
 def refuse_late_layers(trainer: Any, module: torch.nn.Module) -> None:
     """Refuse layers that DeepSpeed's ranks would not begin with as received.
 
-    Stages 1 and 2 train a copy of the weights, which they make before a callback sees what is built late.
+    It trains a copy of the weights (at stages 1 and 2) or shards of them (at stage 3), which it makes before
+    a callback sees what is built late.
 
     Raises:
         ValueError: The strategy is DeepSpeed.

@@ -1,9 +1,10 @@
-"""What a process that Lightning has spawned for a fit does at its end."""
+"""Leaving the process group of a fit: what a process that was started for it does at its end."""
 
 from __future__ import annotations
 
 import atexit
 import multiprocessing
+import sys
 
 from torch import distributed
 
@@ -15,10 +16,14 @@ def leave_group_at_exit() -> None:
     is done: the fit would be lost.
     """
     if multiprocessing.parent_process() is not None:
-        atexit.unregister(_leave_group)  # once, however many fits
-        atexit.register(_leave_group)
+        atexit.unregister(leave_group)  # once, however many fits
+        atexit.register(leave_group)
 
 
-def _leave_group() -> None:
-    if distributed.is_available() and distributed.is_initialized():
+def leave_group() -> None:
+    """Destroy the process group, if this process is in one."""
+    deepspeed = sys.modules.get("deepspeed.comm")
+    if deepspeed is not None and deepspeed.is_initialized():
+        deepspeed.destroy_process_group()  # and what it notes of it, which another fit would stumble over
+    elif distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

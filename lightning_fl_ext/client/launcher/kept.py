@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,19 +23,21 @@ class KeptProcesses(Processes):
     """Starts an interpreter for each device of this machine, and keeps them for the messages to come.
 
     Only the first message waits for them to start. They end with the client's process, after a failure, and
-    where another number of them is needed. Until then they hold memory, on their devices too.
+    where another number of them is needed. Until then they hold memory, on their devices too. Each process
+    that gets a copy of this launcher, such as an actor of Flower's simulation, has its own.
 
     Example:
         ``client_app(LitDigits, data, {"devices": 4}, launcher=KeptProcesses())``
     """
 
     def __init__(self) -> None:
+        self._key = uuid.uuid4().hex
         self._lock = threading.Lock()
         self._name = ""
         self._started: list[subprocess.Popen[bytes]] = []
 
     def __reduce__(self) -> Any:
-        return type(self), ()  # engines may copy an app to other processes
+        return _of_this_process, (type(self), self._key)
 
     @contextmanager
     def at_work(
@@ -77,3 +80,13 @@ class KeptProcesses(Processes):
             with suppress(OSError):  # what it was told last is not read
                 process.stdin.close()
         self._started = []
+
+
+_here: dict[str, KeptProcesses] = {}
+"""What copies of a launcher, one with every message, have in common in this process."""
+
+
+def _of_this_process(kind: type[KeptProcesses], key: str) -> KeptProcesses:
+    if key not in _here:
+        _here[key] = kind()
+    return _here[key]

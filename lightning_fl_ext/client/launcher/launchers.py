@@ -39,7 +39,8 @@ class Launcher(ABC):
 class Processes(Launcher):
     """Starts an interpreter for each device of this machine.
 
-    They find each other at a store in the calling process, so no port is guessed.
+    They find each other at a store in the calling process, so no port is guessed. As with Lightning's own
+    launchers, they share the processors, unless ``OMP_NUM_THREADS`` says how many threads each has.
 
     Example:
         >>> Processes()
@@ -57,6 +58,7 @@ class Processes(Launcher):
     def start(self, worker: Sequence[str], count: int, **options: Any) -> list[subprocess.Popen[bytes]]:
         """Start one process for each rank, each told its own as ``torchrun`` tells it."""
         common = {
+            "OMP_NUM_THREADS": str(max(1, _num_processors() // count)),
             **options.pop("env", os.environ),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": self.open_store(),
@@ -117,6 +119,10 @@ class Command(Launcher):
 def _free_port() -> str:
     with socket.create_server(("", 0)) as server:
         return str(server.getsockname()[1])
+
+
+def _num_processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def launcher_of(given: Any) -> Launcher | None:

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +14,36 @@ from lightning_fl_ext.errors import LightningFLError
 
 _SCRIPT = "__mp_main__"
 """What a script is called when another process imports it, as in multiprocessing."""
+
+
+class NamedApp:
+    """A ClientApp by the name under which another process can import it.
+
+    Flower's simulation gives its actors a copy of the ClientApp with every message, and no module of theirs
+    holds that. So where it is copied, the name is found and goes along.
+
+    Args:
+        app: The ClientApp.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app, self._name, self._sought = app, "", False
+
+    def name(self) -> str:
+        """Give its name.
+
+        Raises:
+            LightningFLError: No module holds it, here or where it was copied.
+        """
+        self._name = self._name or app_name(self._app)
+        return self._name
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not self._sought:  # takes 30 ms where no module holds it
+            self._sought = True
+            with suppress(LightningFLError):
+                self.name()
+        return self.__dict__
 
 
 def app_name(app: Any) -> str:

@@ -44,9 +44,11 @@ def processes_needed(given: Mapping[str, Any], named: bool = False) -> int:
             f"`launcher` starts the processes, and so does the strategy {given.get('strategy')!r}, by forking"
             " or spawning. Use `strategy='ddp'` with the launcher; or leave `launcher` out."
         )
-    # A cluster's environment (SLURM in a batch script) takes this process for one of several.
-    awaits_others = trainer.world_size > 1 and trainer.strategy.launcher is None
-    return int(trainer.world_size) if starts_scripts(trainer) or awaits_others else int(named)
+    # A cluster's environment (SLURM in a batch script) takes this process for one of several, and how many
+    # there are of it for what is needed.
+    count = int(trainer.num_devices * trainer.num_nodes)
+    awaits_others = count > 1 and trainer.strategy.launcher is None
+    return count if starts_scripts(trainer) or awaits_others else int(named)
 
 
 def _is_alone(given: Mapping[str, Any]) -> bool:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context, Message
 
@@ -19,7 +18,6 @@ from lightning_fl_ext.client.launcher.ending import POLL, end_all
 from lightning_fl_ext.client.launcher.kept import KeptProcesses
 from lightning_fl_ext.client.launcher.launchers import WORKER, Launcher
 from lightning_fl_ext.client.launcher.message_file import read_reply, read_worker_failure, write_message
-from lightning_fl_ext.client.launcher.naming import app_name
 from lightning_fl_ext.errors import LightningFLError
 
 Started = subprocess.Popen[bytes]
@@ -33,7 +31,7 @@ class ProcessesFailedError(LightningFLError):
 
 
 def answer_in_processes(
-    app: Any, message: Message, context: Context, launcher: Launcher, count: int, timeout: float | None
+    name: str, message: Message, context: Context, launcher: Launcher, count: int, timeout: float | None
 ) -> Message:
     """Have processes answer a message.
 
@@ -41,7 +39,7 @@ def answer_in_processes(
     until this function ends.
 
     Args:
-        app: The ClientApp, which each process imports.
+        name: Of the ClientApp, which each process imports: ``MODULE:NAME`` or ``FILE.py:NAME``.
         message: To answer.
         context: Its state is replaced by that which rank 0 leaves.
         launcher: Starts the processes.
@@ -49,10 +47,8 @@ def answer_in_processes(
         timeout: Seconds after which they are ended; None for no limit.
 
     Raises:
-        LightningFLError: No other process can import the app.
         ProcessesFailedError: They did not answer.
     """
-    name = app_name(app)
     with tempfile.TemporaryDirectory(prefix="lightning-fl-") as folder:
         given, out = Path(folder, "message.safetensors"), Path(folder, "out")
         out.mkdir(mode=0o700)

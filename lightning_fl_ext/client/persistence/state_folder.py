@@ -13,7 +13,7 @@ from pathlib import Path
 from lightning_fl_ext.client.persistence.old_runs import let_go_of_old_runs
 from lightning_fl_ext.client.persistence.saved_state import SavedState, decode_files, encode_files
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.files import TornFilesError, read_folder, remove_folder, write_folder
+from lightning_fl_ext.files import TornFilesError, read_folder, remove_folder, write_file, write_folder
 from lightning_fl_ext.locks import hold
 
 log = logging.getLogger(__name__)
@@ -194,10 +194,25 @@ class StateFolder:
         if begins:
             let_go_of_old_runs(self.path)
 
+    def write_file(self, name: str, content: bytes) -> None:
+        """Write a file that is of no round, in one step; it stays as long as the folder does.
+
+        Raises:
+            LightningFLError: It cannot be written. What lay there before is as it was.
+        """
+        self.make()
+        begins = not os.listdir(self.path)
+        try:
+            write_file(self.path / name, content)
+        except OSError as error:
+            raise LightningFLError(self._unwritable(error)) from error
+        if begins:
+            let_go_of_old_runs(self.path)
+
     def _unwritable(self, error: OSError) -> str:
         return (
             f"client `{self.client_id}`: its state cannot be written to `{self.path}`: {error}. Make room, or"
-            " give `keep_optimizer` a folder that the client may write to."
+            " give `keep_optimizer` or `keep_local` a folder that the client may write to."
         )
 
     def rounds(self) -> list[int]:

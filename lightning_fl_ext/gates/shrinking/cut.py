@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_fl_ext.errors import LightningFLError
-from lightning_fl_ext.gates.modules import CHILD, skipped_or_run, without_gate
+from lightning_fl_ext.gates.heads import HeadGatedAttention, bake_heads
+from lightning_fl_ext.gates.hooks import CHILD, skipped_or_run, without_gate
 from lightning_fl_ext.gates.shrinking.follow import Followed, GateSlots
 from lightning_fl_ext.gates.shrinking.plain import closed_for_good, first_argument, narrowed
 from lightning_fl_ext.gates.stochastic import StochasticGateModule
@@ -63,8 +64,9 @@ def cut(small: nn.Module, followed: Followed, keep: Sequence[str]) -> list[str]:
     for name, gate in gates.items():
         if id(gate) not in made:
             made[id(gate)] = _replacement(gate, followed.gates[id(gate)], kept)
-        if isinstance(made[id(gate)], nn.Module) and "closed" in dict(made[id(gate)].named_buffers()):
-            left.append(name)
+        closed, met = dict(made[id(gate)].named_buffers()).get("closed"), followed.gates[id(gate)]
+        if closed is not None and (met is None or closed.numel() > 1 or len(met.open) == 1):
+            left.append(name)  # one of several closed channels stays where nothing else would
     for part in small.modules():
         _narrow(part, smaller, followed.grouped)
         for name, child in part._modules.items():
@@ -89,7 +91,13 @@ def settle_skips(small: nn.Module, keep: Sequence[str]) -> None:
         for part in modules.values():
             for child_name, child in part._modules.items():
                 if child is module:
-                    part._modules[child_name] = first_argument()
+                    part._modules[child_name] = first_argument(module)
+
+
+def settle_heads(small: nn.Module) -> list[str]:
+    """Make attentions whose heads have gates plain ones; name the gates that have closed."""
+    gated = {name: m for name, m in small.named_modules() if isinstance(m, HeadGatedAttention)}
+    return [f"{name}.{CHILD}".lstrip(".") for name, attention in gated.items() if bake_heads(attention)]
 
 
 def _replacement(gate: StochasticGateModule, met: GateSlots | None, kept: NDArray[np.bool_]) -> nn.Module:

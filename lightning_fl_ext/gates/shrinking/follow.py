@@ -72,7 +72,7 @@ def follow(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     hooks = []
     for gate in {id(m): m for m in module.modules() if isinstance(m, StochasticGateModule)}.values():
         hooks.append(gate.register_forward_pre_hook(mode.enter_gate))
-        hooks.append(gate.register_forward_hook(mode.leave_gate))
+        hooks.append(gate.register_forward_hook(mode.leave_gate, with_kwargs=True))
     try:
         with torch.no_grad(), mode:
             output = module(*args, **kwargs)
@@ -170,10 +170,14 @@ class _Mode(TorchFunctionMode):
         """Do not follow what happens within a gate layer."""
         self._in_gate = True
 
-    def leave_gate(self, gate: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        """Take the layer for one operation."""
+    def leave_gate(
+        self, gate: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        """Take the layer for one operation; for none if it let its input pass."""
         assert isinstance(gate, StochasticGateModule)
-        self._set(output, self._gated(gate, self.value(args[0]), args[0]))
+        input = args[0] if args else kwargs["input"]
+        if output is not input:
+            self._set(output, self._gated(gate, self.value(input), input))
         self._in_gate = False
 
     def _gated(self, gate: StochasticGateModule, value: Value, input: Tensor) -> Value:

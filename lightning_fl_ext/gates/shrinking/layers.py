@@ -143,6 +143,23 @@ def batch_norm(call: Call) -> Value | None:
     return result
 
 
+def attention(call: Call) -> Value | None:
+    """Heads, on the third axis from the last, go together; what is within them stays."""
+    query, key, value, mask = call.arguments("query", "key", "value", "attn_mask")
+    told = [call.value(tensor) for tensor in (query, key, value)]
+    heads = [one.slots[-3] if len(one.slots) > 3 else None for one in told]
+    by_head = mask is not None and mask.ndim > 2 and mask.shape[-3] != 1
+    if by_head or any(one is None or len(one) != query.shape[-3] for one in heads):
+        return None
+    for one in told:
+        for axis, ids in enumerate(one.slots):
+            if axis != len(one.slots) - 3:
+                call.slots.need(ids)
+    result = Value.opaque(call.output.ndim)
+    result.slots[-3] = call.slots.join(*(one for one in heads if one is not None))
+    return result
+
+
 def prelu(call: Call) -> Value | None:
     """Channels go with their slopes, if each has its own."""
     x, weight = call.arguments("input", "weight")

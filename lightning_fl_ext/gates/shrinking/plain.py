@@ -40,14 +40,25 @@ def closed_for_good(closed: Tensor) -> nn.Module:
     return fx.GraphModule(root, graph, "ClosedGates")
 
 
-def first_argument() -> nn.Module:
-    """A module that gives its first argument back, whatever else it is called with."""
+def first_argument(skipped: nn.Module) -> nn.Module:
+    """A module that gives its first argument back, whatever else it is called with.
+
+    Args:
+        skipped: The module whose place it takes. Torch's encoders and decoders ask their first layer for
+            ``self_attn.batch_first``, and find that it is the same.
+    """
+    root = nn.Module()
     graph = fx.Graph()
     x = graph.placeholder("input")
     graph.placeholder("*args")
     graph.placeholder("**kwargs")
+    batch_first = getattr(getattr(skipped, "self_attn", None), "batch_first", None)
+    if batch_first is not None:
+        root.self_attn = nn.Identity()
+        root.self_attn.batch_first = batch_first
+        graph.get_attr("self_attn")  # what the graph names is copied with it
     graph.output(x)
-    return fx.GraphModule(nn.Module(), graph, "Skipped")
+    return fx.GraphModule(root, graph, "Skipped")
 
 
 def narrowed(open_: Flags, before: Flags, after: Flags, dim: int, ndim: int) -> nn.Module:

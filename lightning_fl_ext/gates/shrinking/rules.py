@@ -94,18 +94,20 @@ RULES: dict[str, Rule] = {
     "matmul": layers.matmul,
     "batch_norm": layers.batch_norm,
     "prelu": layers.prelu,
+    "scaled_dot_product_attention": layers.attention,
     "cat": shapes.cat,
     "concat": shapes.cat,
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), _dropout),
     "embedding": layers.embedding,
     "pad": shapes.pad,
     "interpolate": shapes.interpolate,
+    "__getitem__": shapes.indexed,
     "transpose": shapes.transpose,
     "permute": shapes.permute,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), layers.conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), layers.conv_transpose),
     **dict.fromkeys(("mean", "sum", "amax", "amin"), shapes.reduced),
-    **dict.fromkeys(("flatten", "view", "reshape", "unsqueeze", "squeeze"), shapes.reshape),
+    **dict.fromkeys(("flatten", "unflatten", "view", "reshape", "unsqueeze", "squeeze"), shapes.reshape),
     **{
         f"{kind}_pool{spatial}d": shapes.local(spatial)
         for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp")

@@ -81,6 +81,27 @@ def permute(call: Call) -> Value | None:
     return _permuted(call, [axis % call.output.ndim for axis in dims])
 
 
+def indexed(call: Call) -> Value | None:
+    """Numbers and slices: axes that are taken whole go as they are, of the others nothing can be removed."""
+    x, index = call.args
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if not all(part is None or part is ... or type(part) in (int, slice) for part in parts):
+        return None
+    left = x.ndim - sum(part is not None and part is not ... for part in parts)
+    place = next((i for i, part in enumerate(parts) if part is ...), len(parts))
+    parts[place : place + 1] = [slice(None)] * left
+    value, result, axis = call.value(x), Value([], []), 0
+    for part in parts:
+        whole = part == slice(None)
+        if part is None or isinstance(part, slice):
+            result.slots.append(value.slots[axis] if whole else None)
+            result.known.append(value.known[axis] if whole else None)
+        if part is not None:
+            call.slots.need(None if whole else value.slots[axis])
+            axis += 1
+    return result
+
+
 def cat(call: Call) -> Value | None:
     """One axis is put together from several."""
     tensors, dim = call.arguments("tensors", "dim")
@@ -112,13 +133,22 @@ def cat(call: Call) -> Value | None:
 
 
 def reshape(call: Call) -> Value | None:
-    """Axes that are merged keep the slots of one of them; an axis that is split has none."""
+    """Axes that are merged keep the slots of one of them; one that is split, those of the part that is -1."""
     x = call.args[0]
     value, before, after = call.value(x), tuple(x.shape), tuple(call.output.shape)
     named = call.func.__name__ in ("view", "reshape") and -1 not in _sizes(call.args[1:])[1:]
     result = Value.opaque(len(after))
+    inferred = _inferred(call)
+    joined: set[int] = set()
     for inward, outward in _blocks(before, after):
         tracked = [axis for axis in inward if value.slots[axis] is not None]
+        if len(inward) == len(tracked) == 1 and len(outward) > 1 and inferred in outward:
+            # As many heads as there are features for: each is kept or removed as a whole.
+            parts = np.asarray(value.slots[tracked[0]]).reshape([after[axis] for axis in outward])
+            heads = np.moveaxis(parts, outward.index(inferred), 0).reshape(after[inferred], -1)
+            result.slots[inferred] = call.slots.join(*heads.T)
+            joined.update(heads.flat)
+            continue
         if len(tracked) != 1 or len(outward) != 1 or (len(inward) > 1 and named and call.careful):
             continue
         sizes = [before[axis] for axis in inward]
@@ -129,11 +159,21 @@ def reshape(call: Call) -> Value | None:
 
         result.slots[outward[0]] = spread(value.slots[tracked[0]])
         result.known[outward[0]] = spread(value.known[tracked[0]])
-    passed = {slot for ids in result.slots if ids is not None for slot in ids.tolist()}
+    passed = joined | {slot for ids in result.slots if ids is not None for slot in ids.tolist()}
     for ids in value.slots:
         if ids is not None and not passed.issuperset(ids.tolist()):
             call.slots.need(ids)
     return result
+
+
+def _inferred(call: Call) -> int | None:
+    """The axis of the result whose size is spelled as -1."""
+    sizes, first = (), 0
+    if call.func.__name__ == "unflatten":
+        first, sizes = call.args[1] % call.args[0].ndim, tuple(call.args[2])
+    elif call.func.__name__ in ("view", "reshape"):
+        sizes = _sizes(call.args[1:])
+    return first + sizes.index(-1) if -1 in sizes else None
 
 
 def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:

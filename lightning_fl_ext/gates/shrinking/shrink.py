@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fl_ext.gates.masked import MaskedModule
-from lightning_fl_ext.gates.shrinking.cut import ShrinkError, cut, gates_of, settle_skips
+from lightning_fl_ext.gates.shrinking.cut import ShrinkError, cut, gates_of, settle_heads, settle_skips
 from lightning_fl_ext.gates.shrinking.follow import follow, tensors_in
 from lightning_fl_ext.gates.stochastic import StochasticGateModule
 
@@ -35,7 +35,9 @@ def shrink(
     embeddings, through elementwise functions, pooling, reshapes, concatenations and residual sums. Of a sum
     with other terms, or before a function that is not known, the width stays: there a plain module puts zeros
     in the place of what is gone. A constant that is left behind by a removed channel (the shift of a
-    BatchNorm behind the gate) goes into the next bias.
+    BatchNorm behind the gate) goes into the next bias. Attention loses whole heads, if their number is not
+    spelled out; those of an ``nn.MultiheadAttention`` are not cut, but their weights become 0, and stay 0
+    when it is trained on.
 
     The forward is run once, on `example`, to see which layer feeds which. Then the smaller module is compared
     with the gated one on the same example.
@@ -90,8 +92,9 @@ def shrunk(
     for careful in (False, True):
         small = copy.deepcopy(gated)
         settle_skips(small, patterns)
+        left = settle_heads(small)
         followed = follow(small, args, kwargs, careful)
-        left = cut(small, followed, patterns)
+        left += cut(small, followed, patterns)
         failure = _difference(small, args, kwargs, expected, tolerance)
         if not failure:
             break

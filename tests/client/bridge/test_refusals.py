@@ -1,7 +1,5 @@
 """What would go wrong silently is refused; what is allowed beside it gives the right weights."""
 
-from types import SimpleNamespace
-
 import lightning.pytorch as L
 import numpy as np
 import pytest
@@ -16,7 +14,6 @@ from lightning_fl_ext import FlowerBridge
 from lightning_fl_ext.client.bridge.refusals import (
     refuse_script_launcher,
     refuse_without_validation,
-    refuse_zero3,
 )
 
 AVERAGING = {
@@ -93,14 +90,6 @@ def test_an_average_that_never_starts_gives_back_the_global_weights_not_the_old_
         np.testing.assert_array_equal(bridge.update.arrays[name], source[name])
 
 
-def test_zero_stage_3_is_refused_by_name():
-    strategy = SimpleNamespace(zero_stage_3=True)
-    with pytest.raises(ValueError, match=r"ZeRO stage 3 .*deepspeed_stage_2.*fully_shard"):
-        refuse_zero3(SimpleNamespace(strategy=strategy))
-    strategy.zero_stage_3 = False
-    refuse_zero3(SimpleNamespace(strategy=strategy))
-
-
 class DeepSpeedStrategy(SingleDeviceStrategy):
     """Stands in for that of Lightning at stages 1 and 2: its optimizer trains a copy of the weights."""
 
@@ -144,14 +133,6 @@ def test_deepspeed_below_stage_3_trains_what_was_received(kit, deepspeed):
 def test_deepspeed_with_layers_that_are_built_late_is_refused(kit, deepspeed, hook):
     with pytest.raises(ValueError, match="must have its layers when the fit begins"):
         deepspeed(built_late(kit.Lit, hook)(), strategy=DeepSpeedStrategy("cpu"))
-
-
-def test_the_bridge_looks_for_zero_stage_3_in_fits_and_evaluations(kit):
-    for entry, module in (("fit", kit.Lit()), ("validate", kit.Validated())):
-        trainer = kit.trainer(FlowerBridge())
-        trainer.strategy.zero_stage_3 = True
-        with pytest.raises(ValueError, match="ZeRO stage 3"):
-            getattr(trainer, entry)(module, kit.loader())
 
 
 @pytest.mark.parametrize(("strategy", "allowed"), [("ddp", False), ("ddp_fork", True), ("ddp_spawn", True)])

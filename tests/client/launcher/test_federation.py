@@ -1,5 +1,8 @@
 """Clients whose fits run in two processes of their own."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -79,6 +82,36 @@ def test_processes_that_are_kept_give_the_same_also_after_a_failure():
     assert out["kept"] == out["fork"]
     assert "process 1 of 2 raised" in failed["error"]
     assert not failed["left"]
+
+
+def said_by(script, *arguments):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-W", "ignore", script, *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=100).stderr
+
+
+UNGUARDED = """
+import lightning.pytorch as L
+from lightning_fl_ext import ExactFedAvg, FederatedTrainer, client_app, run_local, server_app
+
+client = client_app(L.LightningModule, lambda context: None, {"accelerator": "cpu", "devices": 2})
+trainer = FederatedTrainer(2, ExactFedAvg(fraction_evaluate=0.0), enable_progress_bar=False)
+run_local(server_app(L.LightningModule, trainer), client, num_clients=2)
+"""
+
+
+@pytest.mark.slow
+def test_a_script_that_starts_its_federation_when_imported_is_told_where_to_put_that(tmp_path):
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    said = said_by(tmp_path / "script.py")
+    assert said.rstrip().endswith('Put what starts it under `if __name__ == "__main__":`. (script.py:7)')
+
+
+@pytest.mark.slow
+def test_what_every_rank_would_say_rank_0_says():
+    said = said_by(Path(__file__).with_name("_federation.py"), "ddp,evaluate:1")
+    assert said.count("`data` gives one loader") == 1
+    assert "MEMBER" not in said, "nor do Lightning's processes introduce themselves"
 
 
 @pytest.mark.slow

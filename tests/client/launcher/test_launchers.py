@@ -1,5 +1,6 @@
 """What is started, by which name, and what lies in files between the processes."""
 
+import copy
 import os
 import re
 import subprocess
@@ -28,7 +29,7 @@ from lightning_fl_ext.client.launcher.message_file import (
     write_failure,
     write_message,
 )
-from lightning_fl_ext.client.launcher.naming import app_name, load_app
+from lightning_fl_ext.client.launcher.naming import NamedApp, app_name, load_app
 from lightning_fl_ext.client.launcher.needs import processes_needed
 from lightning_fl_ext.client.launcher.remote import ProcessesFailedError, answer_in_processes
 from lightning_fl_ext.client.launcher.work import work_of
@@ -117,11 +118,13 @@ def test_as_many_processes_as_devices_where_the_strategy_starts_none(given, name
     assert processes_needed(given, named) == count
 
 
-def test_within_a_job_of_slurm_devices_need_processes_too(monkeypatch):
-    job = {"JOB_ID": 7, "NTASKS": 2, "NTASKS_PER_NODE": 2, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
+@pytest.mark.parametrize("tasks", [1, 2, 4])
+def test_within_a_job_of_slurm_devices_need_processes_however_many_tasks_it_has(monkeypatch, tasks):
+    job = {"JOB_ID": 7, "NTASKS": tasks, "NTASKS_PER_NODE": tasks, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
     for name, value in job.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     assert processes_needed({**CPU, "devices": 2}) == 2
+    assert processes_needed({**CPU, "devices": 2, "num_nodes": 3}) == 6
     assert processes_needed({**CPU, "devices": 1}) == 0
 
 
@@ -138,6 +141,15 @@ def test_a_command_has_a_port_to_meet_at():
     for given, expected in ({}, r"\d+"), ({"MASTER_PORT": "29"}, "29"):
         (started,) = Command(show).start([], 2, env={**env, **given}, stdout=subprocess.PIPE)
         assert re.fullmatch(expected, started.communicate()[0].decode().strip())
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "4"), ({"OMP_NUM_THREADS": "7"}, "7")])
+def test_processes_share_the_processors(monkeypatch, given, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    show = [sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'])"]
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | given
+    started = Processes().start(show, 2, env=env, stdout=subprocess.PIPE)
+    assert [process.communicate()[0].decode().strip() for process in started] == [expected] * 2
 
 
 def test_a_launcher_and_a_strategy_that_forks_contradict():
@@ -182,6 +194,16 @@ def test_an_app_of_a_script_is_found_by_its_file(monkeypatch, tmp_path):
 def test_an_app_that_no_module_holds_is_refused():
     with pytest.raises(LightningFLError, match="top level of a file"):
         app_name(object())
+
+
+def test_a_copy_of_an_app_goes_by_the_name_of_the_original():
+    """As the simulation copies it, with every message, into processes where no module holds it."""
+    copied = copy.deepcopy(NamedApp(held))
+    with pytest.raises(LightningFLError, match="top level of a file"):
+        app_name(copied._app)
+    assert copied.name() == app_name(held)
+    with pytest.raises(LightningFLError, match="top level of a file"):
+        copy.deepcopy(NamedApp(ClientApp())).name()
 
 
 def test_an_app_written_by_hand_has_no_work():
@@ -232,6 +254,14 @@ def test_kept_processes_are_told_of_every_message_and_meet_anew(tmp_path):
     assert all(process.poll() is not None for process in started), "after a failure"
 
 
+def test_all_copies_of_a_launcher_in_a_process_keep_the_same_processes():
+    launcher, other = KeptProcesses(), KeptProcesses()
+    first, second, third = (copy.copy(one) for one in (launcher, launcher, other))
+    assert first is second
+    assert first is not third
+    assert first is not launcher, "this process is not one of theirs"
+
+
 def test_a_kept_process_that_ends_is_told_and_replaced(message):
     launcher = Stays("import sys; sys.stdin.readline(); raise SystemExit(0)")
     for _ in range(2):
@@ -251,7 +281,7 @@ def test_kept_processes_that_take_too_long_are_ended(message):
 
 
 def answer(launcher, message, timeout=None):
-    return answer_in_processes(held, message, context(), launcher, 2, timeout)
+    return answer_in_processes("m:app", message, context(), launcher, 2, timeout)
 
 
 def test_processes_that_take_too_long_are_ended(message):

@@ -1,6 +1,7 @@
-"""Two clients, the first of which trains in two processes."""
+"""Clients, each other one of which trains in two processes, by a launcher that the environment names."""
 
 import json
+import os
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -9,14 +10,14 @@ from flwr.serverapp import ServerApp
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_fl_ext import ExactFedAvg, FederatedTrainer, client_app
+from lightning_fl_ext import ExactFedAvg, FederatedTrainer, WeightExchange, client_app
 
 
 class Lit(L.LightningModule):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(3, 1), nn.Dropout(0.1))
+        self.net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1), nn.Dropout(0.1))
 
     def training_step(self, batch, _):
         loss = (self.net(batch[0]) - batch[1]).square().mean()
@@ -24,7 +25,14 @@ class Lit(L.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
+        return torch.optim.SGD(self.parameters(), 0.05, momentum=0.9)
+
+
+def make_model(context):
+    folder = Path(context.run_config["run-dir"], "processes")
+    folder.mkdir(exist_ok=True)
+    (folder / f"client {partition(context)} process {os.getpid()}").touch()
+    return Lit()
 
 
 def partition(context):
@@ -32,24 +40,35 @@ def partition(context):
 
 
 def data(context):
-    x = torch.randn(21, 3, generator=torch.Generator().manual_seed(partition(context)))
+    x = torch.randn(24, 3, generator=torch.Generator().manual_seed(partition(context)))
     return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=4)
 
 
 def trainer(context):
-    return {"accelerator": "cpu", "devices": 2 - partition(context)}
+    return {"accelerator": "cpu", "devices": 2 - partition(context) % 2}
 
 
-client = client_app(Lit, data, trainer, num_threads=1, keep_local=False)
+client = client_app(
+    make_model,
+    data,
+    trainer,
+    exchange=WeightExchange(exclude="net.0.*"),
+    num_threads=1,
+    keep_optimizer=True,
+    launcher=os.environ.get("LAUNCHER", "auto"),
+)
 server = ServerApp()
 
 
 @server.main()
 def main(grid, context):
-    strategy = ExactFedAvg(fraction_evaluate=0.0, min_available_nodes=2)
-    result = FederatedTrainer(max_rounds=1, strategy=strategy, seed=7).fit(Lit(), grid)
+    config = context.run_config
+    strategy = ExactFedAvg(fraction_evaluate=0.0, min_available_nodes=config["clients"])
+    exchange = WeightExchange(exclude="net.0.*")
+    trainer = FederatedTrainer(config["rounds"], strategy, exchange=exchange, seed=7)
+    result = trainer.fit(Lit(), grid)
     told = {
         "digest": result.digest,
         "rounds": [[record.accepted, record.metrics["loss"]] for record in result.rounds],
     }
-    Path(context.run_config["run-dir"], "outcome.json").write_text(json.dumps(told))
+    Path(config["run-dir"], "outcome.json").write_text(json.dumps(told))
