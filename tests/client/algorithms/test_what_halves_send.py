@@ -5,7 +5,8 @@ import pytest
 import torch
 from _quadratic import RATE, Quadratic, app, run, steps
 
-from lightning_fl_ext import FedNova, Scaffold
+from lightning_fl_ext import ClientAlgorithm, FedNova, Scaffold
+from lightning_fl_ext.client.algorithms.hooks import AlgorithmHooks
 from lightning_fl_ext.wire import from_record
 
 
@@ -65,3 +66,24 @@ def test_a_control_variate_of_what_a_client_does_not_train_in_a_round_stays(tmp_
     trained, rested = tails(1), tails(2)
     assert all(np.abs(change).max() > 0 for change in trained.values())
     assert all(np.abs(change).max() == 0 for change in rested.values())
+
+
+@pytest.mark.parametrize(
+    ("returned", "kept", "words"),
+    [
+        (None, {}, r"`Odd.on_fit_end` must return tensors by name. Got None"),
+        ({"w": np.zeros(1)}, {}, "must return tensors by name. Got .*'w': 'ndarray'"),
+        ({1: torch.zeros(1)}, {}, "must return tensors by name"),
+        ({}, {"w": 1.0}, "must leave in `fit.kept` tensors by name. Got .*'w': 'float'"),
+    ],
+)
+def test_what_a_half_of_one_s_own_sends_and_keeps_must_be_tensors(returned, kept, words, kit):
+    class Odd(ClientAlgorithm):
+        name = "odd"
+
+        def on_fit_end(self, fit):
+            fit.kept.update(kept)
+            return returned
+
+    with pytest.raises(TypeError, match=words):
+        kit.fit(AlgorithmHooks(Odd({})))
