@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm, LocalFit, Parameters
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.text import shown
 
 
 class AlgorithmHooks(Callback):
@@ -110,6 +111,7 @@ class AlgorithmHooks(Callback):
 
         Raises:
             LightningFLError: Under manual optimization no step came by here.
+            TypeError: What the algorithm sends or keeps is not tensors by name.
         """
         assert self.fit is not None
         if not pl_module.automatic_optimization and not self._steps:
@@ -119,11 +121,21 @@ class AlgorithmHooks(Callback):
                 " `self.optimizers(use_pl_optimizer=False)` or an optimizer of your own."
             )
         with torch.no_grad():
-            self.sent = {name: value.detach() for name, value in self.algorithm.on_fit_end(self.fit).items()}
+            self.sent = self._tensors("must return", self.algorithm.on_fit_end(self.fit))
+            self.fit.kept = self._tensors("must leave in `fit.kept`", self.fit.kept)
 
     @property
     def _what(self) -> str:
         return f"{self.algorithm!r} (the server's algorithm `{self.algorithm.name}`)"
+
+    def _tensors(self, what: str, values: Any) -> dict[str, torch.Tensor]:
+        named = isinstance(values, Mapping) and all(isinstance(name, str) for name in values)
+        if named and all(isinstance(value, torch.Tensor) for value in values.values()):
+            return {name: value.detach() for name, value in values.items()}
+        odd = {name: type(value).__name__ for name, value in values.items()} if named else values
+        raise TypeError(
+            f"`{type(self.algorithm).__name__}.on_fit_end` {what} tensors by name. Got {shown(odd)}."
+        )
 
     def _refuse(self, optimizer: Any, parameters: list[torch.nn.Parameter], scaled: bool) -> None:
         reason = None
