@@ -153,7 +153,7 @@ def test_processes_share_the_processors(monkeypatch, given, expected):
 
 
 def test_a_launcher_and_a_strategy_that_forks_contradict():
-    with pytest.raises(LightningFLError, match="with the launcher; or leave `launcher` out"):
+    with pytest.raises(LightningFLError, match="leave `launcher` and `fit_timeout` out"):
         processes_needed({**CPU, "devices": 2, "strategy": "ddp_fork"}, named=True)
 
 
