@@ -99,12 +99,16 @@ class PersonalModel:
             self._memory.write(server_round, previous, inner.update.arrays)
             self._tell(inner.update.metrics)
 
-    def validate(self) -> None:
-        """Evaluate the own model; before its first fit that is the global one."""
+    def evaluate(self, stage: str) -> None:
+        """Evaluate the own model; before its first fit that is the global one.
+
+        Args:
+            stage: ``"validate"`` or ``"test"``.
+        """
         after = self._bridge.server_round + 1 if self._bridge.server_round else 0
         _, inner = self._load(after)
         trainer, module, data = self._make("personal-evaluate", [inner])
-        trainer.validate(module, data, verbose=False)
+        getattr(trainer, stage)(module, data, verbose=False)
         if trainer.is_global_zero:
             self._tell(inner.evaluation.metrics)
 

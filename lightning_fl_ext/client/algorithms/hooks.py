@@ -118,37 +118,41 @@ class AlgorithmHooks(Callback):
         Raises:
             LightningFLError: Under manual optimization steps did not come by here; or a state would be lost,
                 since the algorithm does not say that it keeps one.
-            TypeError: What is sent or kept is something else than tensors by name.
+            TypeError: What the algorithm sends or keeps is not tensors by name.
         """
         assert self.fit is not None
         if self._manual and ((passed := self._manual.end()) or not self._steps):
-            saw = (
-                f"did not see all steps of {', '.join(passed)}"
-                if self._steps
-                else "saw no step of an optimizer"
-            )
+            saw, which = f"did not see all steps of {', '.join(passed)}", "those"
+            if not self._steps:
+                saw, which = "saw no step of an optimizer", "any"
             raise LightningFLError(
-                f"{self._what} {saw}, so it had no part in {'those' if self._steps else 'any'}."
+                f"{self._what} {saw}, so it had no part in {which}."
                 f" `{type(pl_module).__name__}` optimizes manually: step what `self.optimizers()` gives, not"
                 " `self.optimizers(use_pl_optimizer=False)`, its `.optimizer`, or an optimizer of your own."
             )
         with torch.no_grad():
-            sent, what = self.algorithm.on_fit_end(self.fit), type(self.algorithm).__name__
-        _check_tensors(
-            sent, f"{what}.on_fit_end must return what is sent, tensors by name, `{{}}` for nothing"
-        )
-        _check_tensors(self.fit.kept, f"{what} must leave tensors by name in `fit.kept`")
+            self.sent = self._tensors("must return", self.algorithm.on_fit_end(self.fit))
+            self.fit.kept = self._tensors("must leave in `fit.kept`", self.fit.kept)
         if self.fit.kept and not self.algorithm.keeps:
             names = ", ".join(f"`{name}`" for name in list(self.fit.kept)[:4])
             raise LightningFLError(
-                f"{what} leaves {names} in `fit.kept`, and it would be lost: with `keeps = True` in"
-                " the class, and `clients_keep = True` in the strategy's, it goes on from round to round."
+                f"`{type(self.algorithm).__name__}` leaves {names} in `fit.kept`, and it would be lost: with"
+                " `keeps = True` in the class, and `clients_keep = True` in the strategy's, it goes on from"
+                " round to round."
             )
-        self.sent = {name: value.detach() for name, value in sent.items()}
 
     @property
     def _what(self) -> str:
         return f"{self.algorithm!r} (the server's algorithm `{self.algorithm.name}`)"
+
+    def _tensors(self, what: str, values: Any) -> dict[str, torch.Tensor]:
+        named = isinstance(values, Mapping) and all(isinstance(name, str) for name in values)
+        if named and all(isinstance(value, torch.Tensor) for value in values.values()):
+            return {name: value.detach() for name, value in values.items()}
+        odd = {name: type(value).__name__ for name, value in values.items()} if named else values
+        raise TypeError(
+            f"`{type(self.algorithm).__name__}.on_fit_end` {what} tensors by name. Got {shown(odd)}."
+        )
 
     def _refuse(self, optimizer: Any, parameters: list[torch.nn.Parameter], scaled: bool) -> None:
         reason = None
@@ -163,14 +167,6 @@ class AlgorithmHooks(Callback):
         if reason:
             name = type(getattr(optimizer, "optimizer", optimizer)).__name__
             raise LightningFLError(f"{self._what} cannot change gradients: `{name}` {reason}.")
-
-
-def _check_tensors(values: object, what: str) -> None:
-    if not isinstance(values, Mapping):
-        raise TypeError(f"{what}. Got {shown(values)}.")
-    for name, value in values.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise TypeError(f"{what}. Got {shown(value)} under {name!r}.")
 
 
 def _divide(

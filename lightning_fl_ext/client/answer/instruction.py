@@ -17,7 +17,7 @@ from lightning_fl_ext.client.algorithms.memory import AlgorithmMemory, ContextMe
 from lightning_fl_ext.client.answer.process_state import garbage_collected, threads
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.bridge.refusals import refuse_other_data, refuse_script_launcher
-from lightning_fl_ext.client.launcher.needs import processes_needed
+from lightning_fl_ext.client.launcher.needs import processes_needed, refuse_untold
 from lightning_fl_ext.client.launcher.rank import is_inside
 from lightning_fl_ext.client.messages import outcome_kind, read_run_id, read_seed
 from lightning_fl_ext.client.notices import warn_if_seeded, warn_of_unread
@@ -122,7 +122,7 @@ class Instruction:
             if is_personal(bridge):
                 personal = PersonalModel(bridge, self._memory(PersonalHalf.name), self._make)
             callbacks = [bridge, persistence] if persistence else [bridge]
-            if self.fits and not recipe.reads_settings:
+            if self.fits and not recipe.reads_settings and not is_inside():
                 warn_of_unread(bridge.round.config, self.run_id)
             yield Built(*self._make(self._kind, callbacks), bridge, personal)
             self._warn_if_seeded()  # in a hook of data module or model
@@ -161,8 +161,7 @@ class Instruction:
         self._warn_if_seeded()
         lightning = _lightning_of(module)
         trainer = lightning.Trainer(**own)
-        if not is_inside():
-            refuse_script_launcher(trainer)
+        refuse_untold(trainer) if is_inside() else refuse_script_launcher(trainer)
         refuse_other_data(source)
         return trainer, module, data_for(lightning, source)
 

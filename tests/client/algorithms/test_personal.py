@@ -1,14 +1,17 @@
 """Ditto and FedRep: each client's own model, against the formulas and beside the global one."""
 
+import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
 from _quadratic import (
     BATCH,
+    CPU,
     RATE,
     SIZES,
     Quadratic,
     app,
+    data,
     examples,
     fedavg,
     handwritten,
@@ -18,7 +21,16 @@ from _quadratic import (
     weights,
 )
 
-from lightning_fl_ext import Ditto, ExactFedAvg, FedRep, LightningFLError, RoundCallback, WeightExchange
+from lightning_fl_ext import (
+    Ditto,
+    ExactFedAvg,
+    FedRep,
+    LightningFLError,
+    LocalGrid,
+    RoundCallback,
+    WeightExchange,
+    client_app,
+)
 
 HEAD = {"exchange": WeightExchange(exclude="head")}
 
@@ -87,6 +99,30 @@ def test_ditto_is_refused_where_it_would_not_be_ditto(kit, tmp_path):
         run(Ditto(0.5), app(keep_local=tmp_path, **HEAD), rounds=1, **HEAD)
     with pytest.raises(LightningFLError, match=r"this client knows .*got `ditto`"):
         run(Ditto(0.5), handwritten(kit), rounds=1)
+
+
+def test_own_models_are_tested_beside_the_final_one(tmp_path):
+    class Tested(Quadratic):
+        def test_step(self, batch, _):  # noqa: PT019
+            self.log("test_loss", self.loss(batch), batch_size=len(batch[0]))
+
+    class Data(L.LightningDataModule):
+        def __init__(self, context):
+            super().__init__()
+            self.rows = data(context)
+
+        def train_dataloader(self):
+            return self.rows
+
+        test_dataloader = train_dataloader
+
+    client = client_app(Tested, lambda context: Data(context), {**CPU, "max_epochs": 2}, keep_local=tmp_path)
+    trainer = run(Ditto(0.5), client, rounds=2, model=Tested)
+    own = ditto([range(4)] * 2, 0.5)
+    told = trainer.test(trainer.result.model, LocalGrid(client, 4))
+    assert told["personal_test_loss"] == pytest.approx(mean({i: loss(i, own[i]) for i in range(4)}), rel=1e-6)
+    globally = mean({i: loss(i, weights(trainer)) for i in range(4)})
+    assert told["test_loss"] == pytest.approx(globally, rel=1e-6)
 
 
 def test_both_fits_of_ditto_have_the_learning_rate_of_the_round():
