@@ -17,7 +17,7 @@ from lightning_fl_ext.client.algorithms.memory import AlgorithmMemory, ContextMe
 from lightning_fl_ext.client.answer.process_state import garbage_collected, threads
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.bridge.refusals import refuse_other_data, refuse_script_launcher
-from lightning_fl_ext.client.launcher.needs import processes_needed
+from lightning_fl_ext.client.launcher.needs import processes_needed, refuse_untold
 from lightning_fl_ext.client.launcher.rank import is_inside
 from lightning_fl_ext.client.messages import outcome_kind, read_run_id, read_seed
 from lightning_fl_ext.client.notices import warn_if_seeded
@@ -157,8 +157,7 @@ class Instruction:
         self._warn_if_seeded()
         lightning = _lightning_of(module)
         trainer = lightning.Trainer(**own)
-        if not is_inside():
-            refuse_script_launcher(trainer)
+        refuse_untold(trainer) if is_inside() else refuse_script_launcher(trainer)
         refuse_other_data(source)
         return trainer, module, data_for(lightning, source)
 
