@@ -109,6 +109,14 @@ def test_weights_that_honest_clients_could_not_send_back_make_a_round_void(toy, 
     assert all(np.abs(value.numpy()).max() < 100 for value in result.model.state_dict().values())
 
 
+@pytest.mark.parametrize("normalizer", [0.0, -4.0, 1e-7, 1e10, 1e300])
+def test_a_normalizer_that_no_steps_have_leaves_its_client_out(toy, normalizer):
+    trainer = toy.make_trainer(FedNova(fraction_evaluate=0.0), max_rounds=1)
+    trainer.fit(toy.Net(), toy.make_grid(3, toy.make_app(fit=answer(normalizer, 0.5))))
+    (left_out,) = trainer.rounds[0].rejected
+    assert (left_out.client_id, left_out.reason) == ("01", Reason.MAGNITUDE)
+
+
 def test_a_check_that_answers_instead_of_raising_accepts_nobody(toy):
     class Asking(AlgorithmStrategy):
         def expected(self, arrays):
