@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm, LocalFit
 from lightning_fl_ext.client.algorithms.hooks import AlgorithmHooks
-from lightning_fl_ext.client.algorithms.memory import AlgorithmMemory, find_state
+from lightning_fl_ext.client.algorithms.memory import AlgorithmMemory, find_state, require_round
 from lightning_fl_ext.client.algorithms.proximal import ProximalTerm
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.instruction_limits import number
@@ -81,7 +81,7 @@ class PersonalModel:
         """Train the own model, after the fit of the global one.
 
         Raises:
-            LightningFLError: Not all of the model travels.
+            LightningFLError: Not all of the model travels, or the round is not told.
         """
         if self._bridge.local_entries:
             raise LightningFLError(
@@ -91,6 +91,7 @@ class PersonalModel:
                 " at home are personal without it."
             )
         server_round, config = self._bridge.server_round, self._bridge.round.config
+        require_round(PersonalHalf.name, server_round)
         previous, inner = self._load(server_round)
         pull = AlgorithmHooks(_PullTo(number(LAMBDA, config.get(LAMBDA)), self._bridge.round.weights))
         trainer, module, data = self._make("personal", [inner, pull])

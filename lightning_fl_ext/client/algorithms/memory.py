@@ -31,6 +31,20 @@ class AlgorithmMemory(Protocol):
         """Hold the state after a round, and let go of all but that and the one it was made from."""
 
 
+def require_round(algorithm: str, server_round: int) -> None:
+    """Refuse a fit whose round is not told: the next one would not find what this one keeps.
+
+    Raises:
+        LightningFLError: It is so.
+    """
+    if server_round < 1:
+        raise LightningFLError(
+            f"`{algorithm}`, which the server asks for, keeps something from round to round, and needs to"
+            " know the round: the server's config must hold `server-round`, as that of `FederatedTrainer` and"
+            " of Flower's strategies does."
+        )
+
+
 def find_state(
     memory: AlgorithmMemory, algorithm: str, client: str, server_round: int, counted: int | None
 ) -> tuple[int, Arrays]:

@@ -174,8 +174,10 @@ def fedrep(rounds, head_epochs, epochs):
     return body, heads
 
 
-def test_fedrep_alternates_head_and_body_as_the_formula_does(tmp_path):
-    client = app(Judged, {"max_epochs": 3}, keep_local=tmp_path, **HEAD)
+@pytest.mark.parametrize("keep_optimizer", [False, True])  # with it, epochs are counted over the whole run
+def test_fedrep_alternates_head_and_body_as_the_formula_does(keep_optimizer, tmp_path):
+    folder = {"keep_optimizer": tmp_path} if keep_optimizer else {"keep_local": tmp_path}
+    client = app(Judged, {"max_epochs": 3}, **folder, **HEAD)
     trainer = run(FedRep(head_epochs=2), client, rounds=2, model=Judged, evaluate=1.0, **HEAD)
     body, heads = fedrep(2, 2, 3)
     np.testing.assert_allclose(trainer.arrays["tail"], body, rtol=1e-9)

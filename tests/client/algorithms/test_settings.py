@@ -10,6 +10,7 @@ from lightning_fl_ext import (
     AlgorithmStrategy,
     ClientAlgorithm,
     Ditto,
+    ExactFedAdam,
     ExactFedAvg,
     FedDyn,
     FederatedTrainer,
@@ -106,6 +107,13 @@ def test_fedprox_goes_with_a_server_optimizer_and_with_local_batch_norm(tmp_path
     np.testing.assert_allclose(weights(exact), weights(run(FedProx(0.3), app(), **FEW)), rtol=1e-9)
     local = {"exchange": WeightExchange(exclude="seen")}
     run(FedProx(0.3), app(keep_local=tmp_path, **local), rounds=1, **local)
+
+
+def test_a_server_optimizer_goes_with_buffers_that_stay_at_home(tmp_path):
+    local = {"exchange": WeightExchange(exclude="seen")}
+    kept = run(ExactFedAdam(0.1), app(keep_local=tmp_path, **local), **FEW, **local)
+    assert "seen" not in kept.arrays
+    np.testing.assert_array_equal(weights(kept), weights(run(ExactFedAdam(0.1), app(), **FEW)))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_fl_ext import AlgorithmStrategy, Ditto, ExactFedAvgM, FedDyn, FedNova, FedProx, Scaffold
+from lightning_fl_ext import (
+    AlgorithmStrategy,
+    Ditto,
+    ExactFedAvgM,
+    FedDyn,
+    FedNova,
+    FedProx,
+    LightningFLError,
+    Scaffold,
+)
 from lightning_fl_ext.server import Reason
 
 
@@ -98,6 +107,32 @@ def test_weights_that_honest_clients_could_not_send_back_make_a_round_void(toy, 
     assert [record.void for record in result.rounds] == [True, False, False]
     assert "round 1 is void: Beyond makes weights of up to 6.67e+10, too large" in caplog.text
     assert all(np.abs(value.numpy()).max() < 100 for value in result.model.state_dict().values())
+
+
+@pytest.mark.parametrize("normalizer", [0.0, -4.0, 1e-7, 1e10, 1e300])
+def test_a_normalizer_that_no_steps_have_leaves_its_client_out(toy, normalizer):
+    trainer = toy.make_trainer(FedNova(fraction_evaluate=0.0), max_rounds=1)
+    trainer.fit(toy.Net(), toy.make_grid(3, toy.make_app(fit=answer(normalizer, 0.5))))
+    (left_out,) = trainer.rounds[0].rejected
+    assert (left_out.client_id, left_out.reason) == ("01", Reason.MAGNITUDE)
+
+
+def test_a_check_that_answers_instead_of_raising_accepts_nobody(toy):
+    class Asking(AlgorithmStrategy):
+        def expected(self, arrays):
+            return {"x": np.zeros(1)}
+
+        def check(self, extras):
+            return bool(extras["x"] > 0)
+
+    def fit(arrays, partition, server_round):
+        return {**toy.local_fit(arrays, partition, server_round), "algorithm/x": np.ones(1)}
+
+    trainer = toy.make_trainer(Asking(fraction_evaluate=0.0), max_rounds=1)
+    with pytest.raises(
+        LightningFLError, match=r"`check` refuses by a ValueError, and returns nothing. Got True"
+    ):
+        trainer.fit(toy.Net(), toy.make_grid(3, toy.make_app(fit=fit)))
 
 
 @pytest.mark.parametrize("kind", ["two halves", "server optimizer"])
