@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +50,17 @@ def answer_in_processes(
     Raises:
         ProcessesFailedError: They did not answer.
     """
-    with tempfile.TemporaryDirectory(prefix="lightning-fl-") as folder:
-        given, out = Path(folder, "message.safetensors"), Path(folder, "out")
-        out.mkdir(mode=0o700)
-        write_message(given, message, context)
+    with ExitStack() as around:
+        try:
+            folder = around.enter_context(tempfile.TemporaryDirectory(prefix="lightning-fl-"))
+            given, out = Path(folder, "message.safetensors"), Path(folder, "out")
+            out.mkdir(mode=0o700)
+            write_message(given, message, context)
+        except OSError as error:
+            raise ProcessesFailedError(
+                f"the message for the processes cannot be written: {error}. Have TMPDIR name a folder that"
+                " this user may write to, with room for the message and the reply."
+            ) from None
         if isinstance(launcher, KeptProcesses):
             _answer_by_kept(launcher, name, count, given, out, timeout)
         else:

@@ -342,6 +342,12 @@ def test_a_command_that_is_not_there_is_told(message):
         answer(Command(["no-such-launcher"]), message)
 
 
+def test_a_folder_that_cannot_be_written_to_is_told(monkeypatch, tmp_path, message):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(ProcessesFailedError, match=r"cannot be written: .*gone.*Have TMPDIR name"):
+        answer(Runs("pass"), message)
+
+
 def test_torchrun_is_told_to_run_a_program():
     started = Command([sys.executable, "-c", "pass", "torch.distributed.run"]).start(["python"], 2)
     started[0].wait()
