@@ -74,7 +74,7 @@ def test_a_process_that_is_not_told_which_of_several_it_is_is_refused(monkeypatc
     with pytest.raises(LightningFLError, match=r"one of 2 that `launcher` was to start.*`RANK`"):
         refuse_untold(L.Trainer(**two))
     refuse_untold(L.Trainer(**two | {"devices": 1, "strategy": "auto"}))
-    told = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "client"}
+    told = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "client"}
     told |= {"LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
     for name, value in told.items():
         monkeypatch.setenv(name, str(value))
