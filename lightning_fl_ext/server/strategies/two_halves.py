@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.server.screening.norms import is_finite
+from lightning_fl_ext.server.strategies.combined import weights_and_kept
 from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg
 from lightning_fl_ext.server.strategies.values import is_float, largest_of, lead_too_far, narrowed, positive
 from lightning_fl_ext.wire import from_record, to_record
@@ -131,7 +132,8 @@ class AlgorithmStrategy(ExactFedAvg):
             share: Clients whose update is in the means, out of those connected.
 
         Returns:
-            The weights, in whatever floating dtypes; and what is kept.
+            The weights, in whatever floating dtypes; and what is kept, in a dict and arrays of its own:
+            ``self.kept`` is what a void round goes back to.
         """
         return mean, self.kept
 
@@ -199,7 +201,8 @@ class AlgorithmStrategy(ExactFedAvg):
         if record is None or before is None or not self.sends_or_keeps:
             return record, metrics
         mean, extras = parted(from_record(record))
-        new, kept = self.combine(before, mean, extras, self._folded / max(self._connected, 1))
+        given = self.combine(before, mean, extras, self._folded / max(self._connected, 1))
+        new, kept = weights_and_kept(given, before, f"{type(self).__name__}.combine")
         made, trained = {name: np.asarray(new[name]) for name in before}, self.trained(before)
         new = {name: narrowed(made[name], array.dtype) for name, array in before.items()}
         largest = max((largest_of(made[name]) for name in trained), default=0.0)
@@ -234,4 +237,10 @@ class AlgorithmStrategy(ExactFedAvg):
                     f" as {config[name]!r}. Take it out of `train_config`: two algorithms do not add up to"
                     " one, unless a strategy says how."
                 )
-            config[name] = value
+            try:
+                config[name] = value.item() if isinstance(value, np.generic) else value
+            except TypeError:
+                raise LightningFLError(
+                    f"{type(self).__name__}.settings: {name!r} is {value!r}; expected a name, and a number or"
+                    " a text: only they travel."
+                ) from None

@@ -3,16 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from _quadratic import Quadratic, app, run, weights
+from _quadratic import CPU, Quadratic, app, data, run, weights
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
 from lightning_fl_ext import (
     AlgorithmStrategy,
+    ClientAlgorithm,
     Ditto,
     ExactFedAdam,
     ExactFedAvg,
     FedDyn,
     FederatedTrainer,
+    FedNova,
     FedProx,
     FedRep,
     LightningFLError,
@@ -22,6 +24,7 @@ from lightning_fl_ext import (
     Scaffold,
     SecureFedAvg,
     WeightExchange,
+    client_app,
 )
 from lightning_fl_ext.client.algorithms.proximal import ProximalTerm
 from lightning_fl_ext.client.algorithms.rate import KEY
@@ -141,6 +144,49 @@ def test_settings_that_cannot_be_are_refused_before_the_run(config, words):
 def test_settings_that_are_none_are_refused():
     with pytest.raises(TypeError, match="`train_config` must be a dict"):
         FederatedTrainer(train_config=3)
+
+
+def test_a_function_of_the_round_that_gives_nothing_is_refused():
+    with pytest.raises(TypeError, match=r"must give a dict of settings, .* In round 1 it gave None"):
+        run(ExactFedAvg(), app(), rounds=1, train_config=lambda _: None)
+
+
+def test_numbers_of_numpy_travel_as_python_s():
+    own = run(ExactFedAvg(), app(), train_config={"learning-rate": 0.25}, **FEW)
+    for rate in (np.float32(0.25), np.float64(0.25)):
+        for config in ({"learning-rate": rate}, lambda _, rate=rate: {"learning-rate": rate}):
+            assert run(ExactFedAvg(), app(), train_config=config, **FEW).result.digest == own.result.digest
+
+
+class Half(ClientAlgorithm):
+    name = "half"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({}, "`lr`, `momentum`"),
+        ({"data": lambda round: data(round.context)}, ""),
+        ({"trainer": lambda round: {**CPU, "max_epochs": 1}}, ""),
+        ({"algorithms": (Half,)}, ""),
+    ],
+)
+def test_settings_that_nobody_reads_are_named_once(options, named, caplog):
+    client = client_app(**{"model": Quadratic, "data": data, "trainer": CPU} | options)
+    run(ExactFedAvg(), client, train_config={"lr": 0.1, "momentum": 0.9, "learning-rate": 0.1}, **FEW)
+    said = [r.getMessage() for r in caplog.records if "nobody reads it" in r.getMessage()]
+    assert [text.split(", and nobody")[0] for text in said] == (
+        [f"the server's config holds {named}"] * bool(named)
+    )
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [lambda: FedProx(0.1), Scaffold, FedNova, lambda: FedDyn(0.1), lambda: Ditto(0.1), FedAdam, SecureFedAvg],
+)
+def test_what_the_package_sends_itself_has_its_readers(strategy, tmp_path, caplog):
+    run(strategy(), app(keep_local=tmp_path), rounds=1, clients=3, max_update_norm=100.0)
+    assert "nobody reads it" not in caplog.text
 
 
 def test_the_names_that_settings_are_checked_by_are_those_that_clients_heed():
