@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -56,9 +58,9 @@ def shrink(
 
     Raises:
         ShrinkError: There are no gates; one has a `gater`, or is not called by ``forward``; the forward
-            fails on the example, or returns something other than tensors, or tuples, lists and mappings of
-            them; or the smaller module gives other outputs, since something in it depends on a width in a way
-            that cannot be seen.
+            fails on the example, or returns no tensors, alone or in tuples, lists, mappings and dataclasses
+            (in other objects none are looked for); or the smaller module gives other outputs, since something
+            in it depends on a width in a way that cannot be seen.
 
     Example:
         >>> gate = StochasticGateModule(8)
@@ -84,14 +86,26 @@ def shrunk(
     """Do as `shrink`, and name the gates that were fixed in place."""
     module = getattr(module, "_orig_mod", module)  # of torch.compile
     args = example if isinstance(example, tuple) else (example,)
-    kwargs = dict(kwargs or {})
+    with as_written():
+        return _shrunk(module, args, dict(kwargs or {}), keep)
+
+
+def as_written() -> AbstractContextManager[Any]:
+    """Have what is compiled within a module run as it is written: else it runs past whoever follows it."""
+    compiling = "torch._dynamo" in sys.modules  # or nothing is compiled, and it need not be loaded
+    return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
+
+
+def _shrunk(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keep: str | Sequence[str]
+) -> tuple[nn.Module, list[str]]:
     gated = _thresholded(module)
     expected, tolerance = _reference(gated, args, kwargs)
     patterns = (keep,) if isinstance(keep, str) else tuple(keep)
     failure: Exception | str = ""
     for careful in (False, True):
         small = copy.deepcopy(gated)
-        settle_skips(small, patterns)
+        settle_skips(small, patterns, args, kwargs)
         left = settle_heads(small)
         followed = follow(small, args, kwargs, careful)
         left += cut(small, followed, patterns)
@@ -102,7 +116,8 @@ def shrunk(
         raise ShrinkError(
             f"`shrink`: without its closed gates {type(module).__name__} does not give the same outputs:"
             f" {failure}. Something in its forward depends on a width, such as a reshape with a number or a"
-            " slice. Name the gates there by `keep=...`; their widths then stay."
+            " slice, or is random, or cannot be followed (TorchScript, `torch.func.vmap`). Name the gates"
+            " there by `keep=...`; their widths then stay."
         )
     modes = {name: part.training for name, part in module.named_modules()}
     for name, part in small.named_modules():
