@@ -1,10 +1,10 @@
-"""Modules that run otherwise than they are written, or return more than a tensor."""
+"""Modules that run otherwise than they are written, return more than a tensor, or are complex."""
 
 from dataclasses import dataclass
 
 import pytest
 import torch
-from _shrunk import ROWS, Lambda, check, gate, parameters, thresholded
+from _shrunk import ROWS, Lambda, check, gate, parameters, settled, thresholded
 from torch import Tensor, nn
 
 from lightning_fl_ext.gates import ShrinkError, gate_costs, gate_modules, shrink
@@ -85,3 +85,26 @@ def test_a_skipped_module_that_returns_a_tuple_goes_if_nothing_else_is_in_it(lay
     gate_modules(net, "layer", closed="skip")["layer"].logits.data.fill_(-2.0)
     small = check(net, ROWS)
     assert parameters(small.layer) == left
+
+
+def test_a_complex_net_is_compared_with_its_imaginary_parts():
+    into = nn.Linear(6, 8, dtype=torch.cfloat)
+    net = nn.Sequential(into, gate(8), nn.Linear(8, 2, dtype=torch.cfloat))
+    rows = ROWS + 1j * ROWS.flip(0)
+    small = shrink(net, rows)
+    assert small[0].out_features == 4
+    torch.testing.assert_close(small(rows * 1j), thresholded(net, rows * 1j))
+    imaginary = nn.Sequential(
+        *net[:2], Lambda(lambda x: x / x.shape[1]), net[2], Lambda(lambda x: 1j * x.imag)
+    )
+    with pytest.raises(ShrinkError, match="they differ by"):
+        shrink(imaginary, rows)
+
+
+def test_what_a_norm_makes_of_zero_goes_into_a_complex_bias():
+    norm = settled(nn.Sequential(nn.BatchNorm1d(8)))
+    cast = Lambda(lambda x: x.to(torch.cdouble if x.dtype == torch.double else torch.cfloat))
+    net = nn.Sequential(nn.Linear(6, 8), gate(8), norm, cast, nn.Linear(8, 2, dtype=torch.cfloat))
+    small = shrink(net, ROWS)
+    assert small[4].in_features == 4
+    torch.testing.assert_close(small.eval()(ROWS * 2), thresholded(net, ROWS * 2))

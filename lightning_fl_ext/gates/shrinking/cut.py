@@ -151,9 +151,9 @@ def _fold(followed: Followed, kept: NDArray[np.bool_]) -> None:
     for one in followed.slots.contractions:
         gone = ~kept[one.read] & ~np.isnan(one.known) & (one.known != 0)
         if one.bias is not None and gone.any():
-            held = torch.from_numpy(np.where(gone, np.nan_to_num(one.known), 0.0)).to(one.weight.device)
-            weight = one.weight.double().movedim(one.axis, -1)
-            change = weight @ held
+            wide = torch.complex128 if one.weight.is_complex() else torch.float64
+            held = torch.from_numpy(np.where(gone, np.nan_to_num(one.known), 0.0)).to(one.weight.device, wide)
+            change = one.weight.to(wide).movedim(one.axis, -1) @ held
             one.bias.add_(change.reshape(len(one.bias), -1).sum(1).to(one.bias.dtype))
 
 

@@ -6,7 +6,7 @@ import copy
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -155,11 +155,13 @@ def _reference(
         ) from error
     if not native:
         raise ShrinkError(f"`shrink`: {type(gated).__name__} must return tensors, or collections of them.")
-    try:
-        return _run(gated, args, kwargs, torch.float64), (torch.float64, _TOLERANCE)
-    except Exception:  # Such as a forward that casts: then in the dtype that it has.
-        lowest = max((torch.finfo(t.dtype).eps for t in native if t.is_floating_point()), default=0.0)
-        return native, (None, max(_TOLERANCE, 1e3 * lowest))
+    tensors = (*gated.parameters(), *gated.buffers(), *tensors_in(args), *tensors_in(kwargs), *native)
+    if not any(tensor.is_complex() for tensor in tensors):  # whose imaginary parts would be gone
+        with suppress(Exception):  # Such as a forward that casts: then in the dtype that it has.
+            return _run(gated, args, kwargs, torch.float64), (torch.float64, _TOLERANCE)
+    numbers = (t.dtype for t in native if t.is_floating_point() or t.is_complex())
+    lowest = max((torch.finfo(dtype).eps for dtype in numbers), default=0.0)
+    return native, (None, max(_TOLERANCE, 1e3 * lowest))
 
 
 def _run(
@@ -194,14 +196,18 @@ def _difference(
     shapes = [[tuple(tensor.shape) for tensor in outputs] for outputs in (expected, got)]
     if shapes[0] != shapes[1]:
         return f"expected shapes {shapes[0]}, got {shapes[1]}"
-    for one, two in zip(expected, got, strict=True):
+    for one, two in zip(map(_wide, expected), map(_wide, got), strict=True):
         if one.numel() and not torch.allclose(
-            one.double(), two.double(), rtol=0.0, equal_nan=True, atol=tolerance * max(1.0, _largest(one))
+            one, two, rtol=0.0, equal_nan=True, atol=tolerance * max(1.0, _largest(one))
         ):
-            return f"they differ by {(one.double() - two.double()).abs().max().item():.3g}"
+            return f"they differ by {(one - two).abs().max().item():.3g}"
     return ""
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).double()
+
+
 def _largest(tensor: Tensor) -> float:
-    finite = tensor.double().abs()
+    finite = tensor.abs()
     return float(finite[finite.isfinite()].max()) if bool(finite.isfinite().any()) else 0.0
