@@ -79,7 +79,7 @@ def build(settings: RunSettings, folder: Path, callbacks: Sequence[RoundCallback
             _load_data(settings.data),
             {"max_epochs": settings.max_epochs, **settings.trainer_option},
             exchange=exchange,
-            **insisting | {"batch_size": batch_size} | settings.client_option,
+            **insisting | {"batch_size": batch_size} | _client_options(settings),
         )
     check_settings(settings.train_config, "`--train-config`")
     flags = {setting.name: f"--{flag_of(setting)}" for setting in SETTINGS}
@@ -155,6 +155,17 @@ def load_model(settings: RunSettings) -> Callable[[], Any]:
             " `lightning.pytorch` or of `pytorch_lightning`."
         )
     return make
+
+
+def _client_options(settings: RunSettings) -> dict[str, Any]:
+    """Give the arguments for ``client_app``; algorithms of a user's own are named ``MODULE:NAME``."""
+    options = dict(settings.client_option)
+    if "algorithms" in options:
+        named = options["algorithms"]
+        listed = named.split(",") if isinstance(named, str) else named
+        what = "`--client-option algorithms`"
+        options["algorithms"] = tuple(load_object(str(spec).strip(), what) for spec in listed)
+    return options
 
 
 def _load_data(spec: str) -> Callable[..., Any]:

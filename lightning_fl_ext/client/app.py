@@ -17,7 +17,7 @@ from lightning_fl_ext.client.answer.instruction import Recipe
 from lightning_fl_ext.client.answer.work import Answerer
 from lightning_fl_ext.client.app_arguments import check_arguments, check_threads, check_timeout, states_folder
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
-from lightning_fl_ext.client.factories import asks_for
+from lightning_fl_ext.client.factories import asks_for, reads_round
 from lightning_fl_ext.client.identity import client_id
 from lightning_fl_ext.client.launcher.kept import KeptProcesses
 from lightning_fl_ext.client.launcher.launchers import Launcher, launcher_of
@@ -130,6 +130,7 @@ def client_app(
     check_arguments(model, data, trainer)
     make_model, make_data = asks_for(model, "model"), asks_for(data, "data")
     make_trainer = asks_for(trainer, "trainer") if callable(trainer) else (lambda told: trainer or {})
+    made = {"model": model, "data": data} | ({"trainer": trainer} if callable(trainer) else {})
     check_threads(num_threads)
     options: dict[str, Any] = {
         "submit": submit,
@@ -159,6 +160,7 @@ def client_app(
         keeps_training=keep_optimizer is not False,
         may_start=launcher not in (None, "in-process"),
         always_starts=(chosen is not None and launcher != "kept") or fit_timeout is not None,
+        reads_settings=bool(algorithms) or any(reads_round(f, name) for name, f in made.items()),
     )
     answerer = Answerer(recipe, chosen, fit_timeout)
     app = ClientApp()

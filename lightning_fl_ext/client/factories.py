@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -19,7 +20,8 @@ def asks_for(factory: Callable[..., Any], name: str) -> Callable[[ClientRound], 
 
     A parameter is one of the two by its annotation (``Context``, ``ClientRound``) or by its name
     (``context``, ``round``). A ``model`` may have other uses for these names: there a parameter with a
-    default is one of them by its annotation alone.
+    default is one of them by its annotation alone; or if the default is None and ``model`` is a function,
+    which the server calls without them.
 
     Args:
         factory: The function, or a class.
@@ -48,14 +50,15 @@ def asks_for(factory: Callable[..., Any], name: str) -> Callable[[ClientRound], 
             return lambda client_round: factory(client_round.context)
         return lambda _: factory()
     positional, by_name = [], {}
+    owner = _owner(factory, name)
     for parameter in parameters:
-        if (kind := _kind(parameter, name)) and parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+        if (kind := _kind(parameter, owner)) and parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             positional.append(kind)
         elif kind:
             by_name[parameter.name] = kind
     if name == "data" and not positional and not by_name and parameters and _is_anything(parameters[0]):
         positional, parameters = [_CONTEXT], parameters[1:]
-    others = [p.name for p in parameters if _is_required(p) and not _kind(p, name)]
+    others = [p.name for p in parameters if _is_required(p) and not _kind(p, owner)]
     if others or (name == "data" and not positional and not by_name):
         raise TypeError(_remedy(factory, name, parameters))
 
@@ -66,7 +69,32 @@ def asks_for(factory: Callable[..., Any], name: str) -> Callable[[ClientRound], 
     return call
 
 
-def _kind(parameter: inspect.Parameter, name: str) -> str | None:
+def reads_round(factory: Callable[..., Any], name: str) -> bool:
+    """Tell whether a function is given the round, and with it the server's settings.
+
+    Args:
+        factory: As for :func:`asks_for`.
+        name: As for :func:`asks_for`.
+
+    Example:
+        >>> reads_round(lambda round: 3, "model"), reads_round(lambda context: 3, "data")
+        (True, False)
+    """
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (ValueError, TypeError):
+        return False
+    return any(_kind(parameter, _owner(factory, name)) == _ROUND for parameter in parameters)
+
+
+def _owner(factory: Callable[..., Any], name: str) -> str:
+    """Tell whose parameters they are: ``"module"`` if they are those of a model's class."""
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    return "module" if name == "model" and isinstance(factory, type) else name
+
+
+def _kind(parameter: inspect.Parameter, owner: str) -> str | None:
     """Tell which of the two a parameter stands for, if one."""
     if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
         return None
@@ -75,7 +103,8 @@ def _kind(parameter: inspect.Parameter, name: str) -> str | None:
     for kind in (_ROUND, _CONTEXT):
         if kind in re.findall(r"\w+", text):
             return kind
-    by_default = name == "model" and parameter.default is not parameter.empty
+    nothing = (parameter.empty,) if owner == "module" else (parameter.empty, None)
+    by_default = owner in ("model", "module") and not any(parameter.default is value for value in nothing)
     return None if by_default or text not in _UNTOLD else _NAMES.get(parameter.name)
 
 
@@ -98,7 +127,7 @@ def _is_required(parameter: inspect.Parameter) -> bool:
 def _remedy(factory: Callable[..., Any], name: str, parameters: list[inspect.Parameter]) -> str:
     called = getattr(factory, "__name__", type(factory).__name__)
     called = "..." if called == "<lambda>" else called
-    own = [p.name for p in parameters if not _kind(p, name)]
+    own = [p.name for p in parameters if not _kind(p, _owner(factory, name))]
     takes = f"It takes {', '.join(f'`{p.name}`' for p in parameters) or 'nothing'}"
     arguments = ", ".join(f"{n}=..." for n in own[:2])
     both = "a parameter named `context` (Flower's Context) or `round` (a `ClientRound`)"

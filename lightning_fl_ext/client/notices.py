@@ -11,9 +11,17 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import IterableDataset
 
 from lightning_fl_ext.lightnings import lightning_name
+from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
 from lightning_fl_ext.once import warn_once
+from lightning_fl_ext.wire.algorithm_names import ALGORITHM, COUNTED, FOR_ALL, OF_STRATEGIES
 
 log = logging.getLogger(__name__)
+
+_READ = {
+    *("run-seed", "run-id", "server-round", "max-rounds", METRIC_STATES, "max-update-norm", "sampled"),
+    *(ALGORITHM, COUNTED, *FOR_ALL, *OF_STRATEGIES),
+}
+"""What the package itself reads of the server's config, or sends for readers of their own."""
 
 
 def warn_of_training_rows(source: object, run: object) -> None:
@@ -30,6 +38,37 @@ def warn_of_training_rows(source: object, run: object) -> None:
             " `val_dataloader`. To have no such metrics, set `fraction_evaluate=0.0` in the strategy."
         )
         warn_once(log, run, text)
+
+
+def warn_of_unread(settings: Iterable[str], run: object) -> None:
+    """Say so, once in a run, if the server's settings for a fit reach nobody.
+
+    Args:
+        settings: The names of all that its config holds.
+        run: Tells the run.
+    """
+    if unread := ", ".join(f"`{name}`" for name in sorted(set(settings) - _READ)):
+        text = (
+            f"the server's config holds {unread}, and nobody reads it: neither `model`, `data` nor `trainer`"
+            " of `client_app` has a parameter named `round`, whose `round.config` holds it. What fits know by"
+            f" themselves is {', '.join(f'`{name}`' for name in FOR_ALL)}."
+        )
+        warn_once(log, run, text, topic=f"unread: {unread}")
+
+
+def warn_of_untold_round(algorithm: str, run: object) -> None:
+    """Say so, once in a run, if a client cannot know which of its states counted.
+
+    Args:
+        algorithm: The half that keeps states.
+        run: Tells the run.
+    """
+    text = (
+        f"`{algorithm}` keeps a state on its clients, and the server does not tell in which round a client's"
+        " update counted last. It goes on from its newest state, also where the update was left out or the"
+        " round was void. With `clients_keep = True` in the strategy's class a `FederatedTrainer` tells it."
+    )
+    warn_once(log, run, text)
 
 
 def warn_of_unsharded(trainer: Any, run: object) -> None:

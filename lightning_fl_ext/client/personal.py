@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm, LocalFit
 from lightning_fl_ext.client.algorithms.hooks import AlgorithmHooks
-from lightning_fl_ext.client.algorithms.memory import AlgorithmMemory, find_state
+from lightning_fl_ext.client.algorithms.memory import AlgorithmMemory, find_state, require_round
 from lightning_fl_ext.client.algorithms.proximal import ProximalTerm
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.instruction_limits import number
@@ -81,7 +81,7 @@ class PersonalModel:
         """Train the own model, after the fit of the global one.
 
         Raises:
-            LightningFLError: Not all of the model travels.
+            LightningFLError: Not all of the model travels, or the round is not told.
         """
         if self._bridge.local_entries:
             raise LightningFLError(
@@ -91,20 +91,27 @@ class PersonalModel:
                 " at home are personal without it."
             )
         server_round, config = self._bridge.server_round, self._bridge.round.config
+        require_round(PersonalHalf.name, server_round)
         previous, inner = self._load(server_round)
         pull = AlgorithmHooks(_PullTo(number(LAMBDA, config.get(LAMBDA)), self._bridge.round.weights))
         trainer, module, data = self._make("personal", [inner, pull])
         trainer.fit(module, data)
-        self._memory.write(server_round, previous, inner.update.arrays)
-        self._tell(inner.update.metrics)
+        if trainer.is_global_zero:  # the other ranks have no outcome
+            self._memory.write(server_round, previous, inner.update.arrays)
+            self._tell(inner.update.metrics)
 
-    def validate(self) -> None:
-        """Evaluate the own model; before its first fit that is the global one."""
+    def evaluate(self, stage: str) -> None:
+        """Evaluate the own model; before its first fit that is the global one.
+
+        Args:
+            stage: ``"validate"`` or ``"test"``.
+        """
         after = self._bridge.server_round + 1 if self._bridge.server_round else 0
         _, inner = self._load(after)
         trainer, module, data = self._make("personal-evaluate", [inner])
-        trainer.validate(module, data, verbose=False)
-        self._tell(inner.evaluation.metrics)
+        getattr(trainer, stage)(module, data, verbose=False)
+        if trainer.is_global_zero:
+            self._tell(inner.evaluation.metrics)
 
     def _load(self, before: int) -> tuple[int, FlowerBridge]:
         previous, state = find_state(self._memory, PersonalHalf.name, self._bridge.client_id, before, None)
@@ -114,6 +121,7 @@ class PersonalModel:
             client_id=self._bridge.client_id,
             batch_size=self._bridge.batch_size,
         )
+        inner._learning_rate = self._bridge._learning_rate  # of the round, for both fits
         inner.receive(state or self._bridge.round.weights, self._bridge.server_round)
         return previous, inner
 

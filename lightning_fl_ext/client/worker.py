@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -81,6 +82,8 @@ def _answer(given: str, out: str, load: Callable[[], Any]) -> None:
     except BaseException as error:
         _leave_traceback(Path(out), error)
         os._exit(1)  # an orderly end may wait for the other ranks
+    with suppress(OSError):
+        sys.stdout.flush()  # a process that is kept has none but a sudden end
     leave_group()
     _free_device()
 
@@ -103,9 +106,13 @@ def _listen(asked: SimpleQueue[bytes]) -> None:
 def _leave_traceback(out: Path, error: BaseException) -> None:
     trace = "".join(traceback.format_exception(error))
     count = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1"
-    sys.stderr.write(trace)
-    sys.stderr.flush()
-    write_failure(out / f"error-{rank()}.json", WorkerFailure(time.monotonic(), rank(), count, trace))
+    failure = WorkerFailure(time.monotonic(), rank(), count, trace)
+    with suppress(OSError):  # nobody reads them
+        sys.stdout.flush()
+        sys.stderr.write(trace)
+        sys.stderr.flush()
+    with suppress(OSError):  # the disk is full: what it printed must do
+        write_failure(out / f"error-{rank()}.json", failure)
 
 
 def _free_device() -> None:

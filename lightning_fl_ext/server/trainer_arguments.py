@@ -88,8 +88,7 @@ def train_settings(value: Any) -> Mapping[str, Any] | Callable[[int], Mapping[st
     if not isinstance(value, Mapping):
         message = "`train_config` must be a dict of settings, or a function from the round to one."
         raise TypeError(message + got(value))
-    check_settings(value, "`train_config`")
-    return dict(value)
+    return check_settings(value, "`train_config`")
 
 
 def callback_list(value: Any, enable_progress_bar: bool) -> list[RoundCallback]:

@@ -11,6 +11,16 @@ ALGORITHM = "algorithm"
 COUNTED = "counted-round"
 """Key of the config: the last round in which this client's update counted; 0 for none."""
 
+FOR_ALL = ("learning-rate", "proximal-mu")
+"""Keys of the config that clients heed whatever the strategy."""
+
+OF_STRATEGIES = {
+    "feddyn-alpha": "FedDyn(alpha=...)",
+    "ditto-lambda": "Ditto(strength=...)",
+    "fedrep-head-epochs": "FedRep(head_epochs=...)",
+}
+"""Keys of the config that one client half heeds, and the strategy that sets each."""
+
 EXTRA = "algorithm/"
 """What the names of arrays begin with that travel beside the weights, in the same record."""
 

@@ -118,6 +118,13 @@ def test_going_on_with_another_seed_is_refused_and_names_it(project, federate):
     assert (told["seed"], told["rounds"]) == (1, 2)  # those of the run that is there
 
 
+def test_an_algorithm_of_one_s_own_is_named_by_both_its_halves(project, federate):
+    halves = "--strategy", "lit:SignedAvg", "--client-option", "algorithms=lit:Signs"
+    assert federate("own", *halves).code == 0
+    assert federate("plain").code == 0
+    assert read_history(project / "own").digest != read_history(project / "plain").digest
+
+
 def test_runs_without_a_folder_are_numbered(project, call):
     for number in (1, 2):
         done = call("run", "lit:Lit", "--data", "lit:data", "--clients", 3, "--rounds", 1)
@@ -281,6 +288,13 @@ WRONG = {
     "a pair without =": (("--trainer-option", "devices"), {}, "expected KEY=VALUE. Got `devices`."),
     "no such trainer option": (("--trainer-option", "epochs=3"), {}, "`--trainer-option` holds ['epochs']"),
     "client options": (("--client-option", "submit=first"), {}, "`--client-option submit` must be "),
+    "no such algorithm": (("--client-option", "algorithms=lit:Sings"), {}, "Did you mean `Signs`?"),
+    "an algorithm that is none": (("--client-option", "algorithms=lit:Lit"), {}, "must be classes derived"),
+    "a setting in another spelling": (
+        ("--train-config", "learning_rate=0.1"),
+        {},
+        "`--train-config`: clients heed `learning-rate`",
+    ),
     "a setting": (("--max-update-norm", -1), {}, "`--max-update-norm` must be > 0"),
     "rounds": ((), {"rounds": -1}, "`--rounds` must"),
     "a site metric without a mode": (("--site-metric", "val_mae"), {}, "expected NAME=MODE, such as"),

@@ -160,15 +160,18 @@ def masks(strategy):
     message = instruction("train")
     message.content["arrays"] = to_record(wire, exchange.coded)
     given = {"accelerator": "cpu", "devices": 2, "strategy": strategy}
-    client, home = client_app(Masked, lambda _: loader(101), given, exchange=exchange), context()
-    reply = client(message, home)
+    home = context()
+    with tempfile.TemporaryDirectory() as states:
+        client = client_app(Masked, lambda _: loader(101), given, exchange=exchange, keep_local=states)
+        reply = client(message, home)
+        files = len(list(Path(states).rglob("held.safetensors")))
     read = exchange.from_client(from_record(reply.content["arrays"]), first, replace(info, client_id="a"))
     held = from_record(home.state["held"])
     return {
         "mask": len(read["masks"]),
         "held": held["masks.counts"].tolist(),
         "first": first["masks.counts"].tolist(),
-        "files": len(list(Path(os.environ["XDG_STATE_HOME"]).rglob("held.safetensors"))),
+        "files": files,
     }
 
 

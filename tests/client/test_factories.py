@@ -73,6 +73,19 @@ def test_a_models_own_uses_of_these_names_are_left_alone():
     assert asks_for(model, "model")(ROUND) == (4, 512, ROUND)
 
 
+def test_a_model_function_that_the_server_calls_without_a_round_is_given_it():
+    def model(size, round=None, context=None):
+        return size, round, context
+
+    assert asks_for(functools.partial(model, 3), "model")(ROUND) == (3, ROUND, ROUND.context)
+
+    class Module:
+        def __init__(self, size=3, context=None):
+            self.context = context
+
+    assert asks_for(functools.partial(Module, size=4), "model")(ROUND).context is None
+
+
 class Digits(L.LightningDataModule):
     def __init__(self, data_dir="./data", batch_size=32):
         super().__init__()

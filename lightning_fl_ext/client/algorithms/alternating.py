@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm, LocalFit, Parameters
 from lightning_fl_ext.client.instruction_limits import MOST_ROUND, bounded_integer
 from lightning_fl_ext.errors import LightningFLError
@@ -32,6 +34,7 @@ class AlternatingParts(ClientAlgorithm):
         super().__init__(settings)
         self.head_epochs = bounded_integer(HEAD_EPOCHS, settings.get(HEAD_EPOCHS), MOST_ROUND)
         self._first: int | None = None
+        self._body_stepped = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(head_epochs={self.head_epochs})"
@@ -40,9 +43,10 @@ class AlternatingParts(ClientAlgorithm):
         """See that both parts have their turn.
 
         Raises:
-            LightningFLError: Nothing stays at home or nothing travels, or the fit has too few epochs.
+            LightningFLError: Nothing stays at home or nothing travels, the fit has too few epochs, or the
+                optimizer is LBFGS.
         """
-        self._first = None
+        self._first, self._body_stepped = None, False
         if not fit.local or not fit.parameters:
             raise LightningFLError(
                 "FedRep, which the server asks for, trains a head that stays at home and a body that travels."
@@ -56,11 +60,33 @@ class AlternatingParts(ClientAlgorithm):
                 f"FedRep, which the server asks for, gives the first {self.head_epochs} epochs to the head."
                 f" Got {epochs}, so that none is left for the body: `trainer={{'max_epochs': ...}}`."
             )
+        optimizers = [getattr(optimizer, "optimizer", optimizer) for optimizer in fit.trainer.optimizers]
+        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
+            raise LightningFLError(
+                "FedRep, which the server asks for, has optimizers pass over the part whose turn it is not."
+                " Got LBFGS, which steps along directions of earlier turns, and would move it all the same."
+                " Use another optimizer."
+            )
 
     def before_step(self, fit: LocalFit, parameters: Parameters, optimizer: Any) -> None:
         """Take the gradients from the part whose turn it is not."""
         epoch = fit.trainer.current_epoch
         self._first = epoch if self._first is None else self._first
         heads_turn = epoch - self._first < self.head_epochs
+        self._body_stepped |= not heads_turn
         for parameter in (fit.parameters if heads_turn else fit.local).values():
             parameter.grad = None
+
+    def on_fit_end(self, fit: LocalFit) -> Mapping[str, torch.Tensor]:
+        """See that the body had its turn.
+
+        Raises:
+            LightningFLError: The fit ended before, so that what travels would be the weights that came.
+        """
+        if self._first is not None and not self._body_stepped:
+            raise LightningFLError(
+                f"FedRep, which the server asks for, gives the first {self.head_epochs} epochs to the head,"
+                " and the fit ended before the body took a step. Let it go on for longer: look at"
+                " `max_steps`, `max_time`, and callbacks that stop early."
+            )
+        return {}

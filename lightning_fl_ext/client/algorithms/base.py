@@ -42,7 +42,8 @@ class ClientAlgorithm:
 
     Its hooks run on every rank, with gradients averaged over ranks: they must do the same on all of them.
     A fit in which they could not is refused: parameters in shards, sparse gradients, optimizers that make or
-    unscale gradients themselves, manual optimization that passes Lightning's optimizers by.
+    unscale gradients themselves or search for their step by the loss, manual optimization that passes
+    Lightning's optimizers by.
 
     Args:
         settings: The server's config. Look up what concerns you, and raise if it is not as it should be.

@@ -84,8 +84,9 @@ class NormalizedSteps(ClientAlgorithm):
         """Look at the optimizer.
 
         Raises:
-            LightningFLError: It has no normalizer.
+            LightningFLError: It has no normalizer, or a parameter is complex.
         """
+        refuse_complex(self, fit)
         self._heavy = self._total = self._first = 0.0
         optimizers = [getattr(o, "optimizer", o) for o in fit.trainer.optimizers]
         kinds = [type(optimizer).__name__ for optimizer in optimizers]

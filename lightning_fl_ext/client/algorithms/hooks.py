@@ -9,7 +9,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm, LocalFit, Parameters
+from lightning_fl_ext.client.algorithms.manual_steps import ManualSteps
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.text import shown
 
 
 class AlgorithmHooks(Callback):
@@ -34,6 +36,7 @@ class AlgorithmHooks(Callback):
         self.sent: dict[str, torch.Tensor] = {}
         self.fit: LocalFit | None = None
         self._steps = 0
+        self._manual: ManualSteps | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.algorithm!r})"
@@ -66,6 +69,8 @@ class AlgorithmHooks(Callback):
                 " shards them. Use one device or DDP."
             )
         self._steps = 0
+        automatic = getattr(module, "automatic_optimization", True)
+        self._manual = None if automatic else ManualSteps(trainer.optimizers)
         parameters, local = _divide(module, local_entries, travelled)
         self.fit = LocalFit(trainer, module, parameters, local, received or {}, dict(kept or {}))
         self._names = {id(parameter): name for name, parameter in parameters.items()}
@@ -83,10 +88,13 @@ class AlgorithmHooks(Callback):
         """Called before each step, with gradients unscaled and not yet clipped: the algorithm's part in it.
 
         Raises:
-            LightningFLError: Gradients are sparse, or the optimizer makes or unscales them itself.
+            LightningFLError: Gradients are sparse, or the optimizer makes or unscales them itself, or
+                searches for its step by the loss.
         """
         assert self.fit is not None
         self._steps += 1
+        if self._manual:
+            self._manual.tell(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if all(p.grad is None for p in parameters):
             return
@@ -108,21 +116,43 @@ class AlgorithmHooks(Callback):
         """Called when training ends: takes what is sent, and what is kept.
 
         Raises:
-            LightningFLError: Under manual optimization no step came by here.
+            LightningFLError: Under manual optimization steps did not come by here; or a state would be lost,
+                since the algorithm does not say that it keeps one.
+            TypeError: What the algorithm sends or keeps is not tensors by name.
         """
         assert self.fit is not None
-        if not pl_module.automatic_optimization and not self._steps:
+        if self._manual and ((passed := self._manual.end()) or not self._steps):
+            saw, which = f"did not see all steps of {', '.join(passed)}", "those"
+            if not self._steps:
+                saw, which = "saw no step of an optimizer", "any"
             raise LightningFLError(
-                f"{self._what} saw no step of an optimizer, so it had no part in any."
+                f"{self._what} {saw}, so it had no part in {which}."
                 f" `{type(pl_module).__name__}` optimizes manually: step what `self.optimizers()` gives, not"
-                " `self.optimizers(use_pl_optimizer=False)` or an optimizer of your own."
+                " `self.optimizers(use_pl_optimizer=False)`, its `.optimizer`, or an optimizer of your own."
             )
         with torch.no_grad():
-            self.sent = {name: value.detach() for name, value in self.algorithm.on_fit_end(self.fit).items()}
+            self.sent = self._tensors("must return", self.algorithm.on_fit_end(self.fit))
+            self.fit.kept = self._tensors("must leave in `fit.kept`", self.fit.kept)
+        if self.fit.kept and not self.algorithm.keeps:
+            names = ", ".join(f"`{name}`" for name in list(self.fit.kept)[:4])
+            raise LightningFLError(
+                f"`{type(self.algorithm).__name__}` leaves {names} in `fit.kept`, and it would be lost: with"
+                " `keeps = True` in the class, and `clients_keep = True` in the strategy's, it goes on from"
+                " round to round."
+            )
 
     @property
     def _what(self) -> str:
         return f"{self.algorithm!r} (the server's algorithm `{self.algorithm.name}`)"
+
+    def _tensors(self, what: str, values: Any) -> dict[str, torch.Tensor]:
+        named = isinstance(values, Mapping) and all(isinstance(name, str) for name in values)
+        if named and all(isinstance(value, torch.Tensor) for value in values.values()):
+            return {name: value.detach() for name, value in values.items()}
+        odd = {name: type(value).__name__ for name, value in values.items()} if named else values
+        raise TypeError(
+            f"`{type(self.algorithm).__name__}.on_fit_end` {what} tensors by name. Got {shown(odd)}."
+        )
 
     def _refuse(self, optimizer: Any, parameters: list[torch.nn.Parameter], scaled: bool) -> None:
         reason = None
@@ -132,6 +162,8 @@ class AlgorithmHooks(Callback):
             reason = "makes its gradients from those of single examples (Opacus) and would drop the change"
         elif scaled and getattr(optimizer, "_step_supports_amp_scaling", False):
             reason = "unscales its gradients itself: use `fused=False` with 16-mixed, or bf16-mixed"
+        elif any(group.get("line_search_fn") for group in optimizer.param_groups):
+            reason = "searches by the loss, which the change is no part of: leave `line_search_fn` out"
         if reason:
             name = type(getattr(optimizer, "optimizer", optimizer)).__name__
             raise LightningFLError(f"{self._what} cannot change gradients: `{name}` {reason}.")

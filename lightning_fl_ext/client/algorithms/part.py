@@ -9,7 +9,7 @@ import torch
 
 from lightning_fl_ext.client.algorithms.base import ClientAlgorithm
 from lightning_fl_ext.client.algorithms.hooks import AlgorithmHooks
-from lightning_fl_ext.client.algorithms.memory import AlgorithmMemory, find_state
+from lightning_fl_ext.client.algorithms.memory import AlgorithmMemory, find_state, require_round
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.wire import to_numpy, to_torch
 
@@ -51,10 +51,12 @@ class AlgorithmPart:
         """Begin the fit, from the state after the last round that counted.
 
         Raises:
-            LightningFLError: That state is gone, or the fit is one in which the half cannot work.
+            LightningFLError: That state is gone, the round is not told, or the fit is one in which the half
+                cannot work.
         """
         state: Arrays = {}
         if self.half.keeps:
+            require_round(self.half.name, server_round)
             _, state = find_state(self.memory, self.half.name, client, server_round, self._counted)
         received, kept = ({n: to_torch(a) for n, a in s.items()} for s in (self._received, state))
         self.hooks.start(trainer, module, local_entries, travelled, received, kept)

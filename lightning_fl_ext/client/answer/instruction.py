@@ -17,10 +17,10 @@ from lightning_fl_ext.client.algorithms.memory import AlgorithmMemory, ContextMe
 from lightning_fl_ext.client.answer.process_state import garbage_collected, threads
 from lightning_fl_ext.client.bridge.bridge import FlowerBridge
 from lightning_fl_ext.client.bridge.refusals import refuse_other_data, refuse_script_launcher
-from lightning_fl_ext.client.launcher.needs import processes_needed
+from lightning_fl_ext.client.launcher.needs import processes_needed, refuse_untold
 from lightning_fl_ext.client.launcher.rank import is_inside
 from lightning_fl_ext.client.messages import outcome_kind, read_run_id, read_seed
-from lightning_fl_ext.client.notices import warn_if_seeded
+from lightning_fl_ext.client.notices import warn_if_seeded, warn_of_unread
 from lightning_fl_ext.client.persistence.algorithm_states import FolderMemory
 from lightning_fl_ext.client.persistence.callback import StatePersistence
 from lightning_fl_ext.client.personal import PersonalHalf, PersonalModel, is_personal
@@ -48,6 +48,7 @@ class Recipe:
         keeps_training: Whether optimizers go on, too.
         may_start: Whether a Trainer may ask for processes.
         always_starts: Whether it is to have them for one device, too.
+        reads_settings: Whether code of the user's is given the server's settings.
     """
 
     model: Callable[[Any], pl.LightningModule]
@@ -60,6 +61,7 @@ class Recipe:
     keeps_training: bool
     may_start: bool
     always_starts: bool
+    reads_settings: bool
 
 
 class ProcessesNeeded(Exception):
@@ -120,6 +122,8 @@ class Instruction:
             if is_personal(bridge):
                 personal = PersonalModel(bridge, self._memory(PersonalHalf.name), self._make)
             callbacks = [bridge, persistence] if persistence else [bridge]
+            if self.fits and not recipe.reads_settings and not is_inside():
+                warn_of_unread(bridge.round.config, self.run_id)
             yield Built(*self._make(self._kind, callbacks), bridge, personal)
             self._warn_if_seeded()  # in a hook of data module or model
             if persistence:
@@ -157,8 +161,7 @@ class Instruction:
         self._warn_if_seeded()
         lightning = _lightning_of(module)
         trainer = lightning.Trainer(**own)
-        if not is_inside():
-            refuse_script_launcher(trainer)
+        refuse_untold(trainer) if is_inside() else refuse_script_launcher(trainer)
         refuse_other_data(source)
         return trainer, module, data_for(lightning, source)
 

@@ -62,10 +62,12 @@ class Answerer:
             elif read_stage(message) == "test":
                 refuse_without_test(module, source)
                 trainer.test(module, source, verbose=False)
+                if built.personal:
+                    built.personal.evaluate("test")
             else:
                 refuse_without_validation(module, source)
                 warn_of_training_rows(source, instruction.run_id)
                 trainer.validate(module, source, verbose=False)
                 if built.personal:
-                    built.personal.validate()
+                    built.personal.evaluate("validate")
             return built.bridge.reply() if trainer.is_global_zero else None

@@ -31,6 +31,7 @@ from lightning_fl_ext.client.messages import (
     read_settings,
 )
 from lightning_fl_ext.client.metrics.collector import MetricCollector
+from lightning_fl_ext.client.notices import warn_of_untold_round
 from lightning_fl_ext.client.results.retention import Retention
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE, ResultStore
 from lightning_fl_ext.client.round import ClientRound
@@ -203,7 +204,9 @@ class FlowerBridge(FitHooks):
                 check_received(half, extras)
             if half is not None:
                 memory = ContextMemory(context, read_run_id(message, context), half.name)
-                bridge._part = AlgorithmPart(half, extras, memory, read_counted(message))
+                bridge._part = AlgorithmPart(half, extras, memory, counted := read_counted(message))
+                if half.keeps and counted is None:
+                    warn_of_untold_round(half.name, read_run_id(message, context))
             bridge._learning_rate = learning_rate_of(settings) if asks else None
             bridge._round = ClientRound(
                 bridge.client_id,

@@ -86,6 +86,8 @@ def load_app(name: str) -> Any:
 
 def _importable(name: str, module: ModuleType) -> str | None:
     file = getattr(module, "__file__", None)
+    if name == "__main__":  # under `python -m` it has a name of its own, by which its relative imports go
+        name = getattr(module.__spec__, "name", name)
     if name not in ("__main__", _SCRIPT) and file is not None and _found_anew(name) == file:
         return name
     return os.path.abspath(file) if file and file.endswith(".py") and os.path.exists(file) else None
@@ -112,4 +114,7 @@ def _load_script(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[_SCRIPT] = module
     spec.loader.exec_module(module)
+    # So that processes that are spawned from here, such as a loader's workers, import the script, too.
+    module.__spec__ = None
+    sys.modules["__main__"] = module
     return module

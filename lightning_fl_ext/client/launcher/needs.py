@@ -22,6 +22,24 @@ def starts_scripts(trainer: Any) -> bool:
     return type(trainer.strategy.launcher).__name__ == _SCRIPTS
 
 
+def refuse_untold(trainer: Any) -> None:
+    """Refuse to work as one of several processes in one that is not told which of them it is.
+
+    Args:
+        trainer: Of a process that a launcher has started.
+
+    Raises:
+        LightningFLError: It would start the others itself.
+    """
+    if starts_scripts(trainer) and not trainer.strategy.cluster_environment.creates_processes_externally:
+        raise LightningFLError(
+            f"this process is one of {trainer.world_size} that `launcher` was to start, and is not told"
+            " which: its environment has neither `RANK` and `WORLD_SIZE`, as `torchrun` gives them, nor what"
+            " `srun` gives. Have the command start as many processes as the Trainer has devices, and tell"
+            " them; or leave `launcher` out."
+        )
+
+
 def processes_needed(given: Mapping[str, Any], named: bool = False) -> int:
     """Tell how many processes must be started for a Trainer; 0 if it needs none, or starts them itself.
 
@@ -41,8 +59,9 @@ def processes_needed(given: Mapping[str, Any], named: bool = False) -> int:
     )
     if named and type(trainer.strategy.launcher).__name__ == _FORKING:
         raise LightningFLError(
-            f"`launcher` starts the processes, and so does the strategy {given.get('strategy')!r}, by forking"
-            " or spawning. Use `strategy='ddp'` with the launcher; or leave `launcher` out."
+            "with `launcher` or `fit_timeout` the client starts the processes, and so does the strategy"
+            f" {given.get('strategy')!r}, by forking or spawning. Use `strategy='ddp'`; or leave `launcher`"
+            " and `fit_timeout` out."
         )
     # A cluster's environment (SLURM in a batch script) takes this process for one of several, and how many
     # there are of it for what is needed.

@@ -34,10 +34,13 @@ class FolderMemory:
 
     def read(self, server_round: int) -> Arrays | None:
         """Give the state after a round; None if there is none, or it is damaged."""
-        kept = self._folder.find(server_round + 1)
-        if kept is None or kept.server_round != server_round:
-            return None
-        return {name: to_numpy(tensor) for name, tensor in kept.state.items()}
+        kept = self._folder.read(server_round)
+        return None if kept is None else {name: to_numpy(tensor) for name, tensor in kept.state.items()}
+
+    def made_from(self, server_round: int) -> int:
+        """Give the round whose state the one after a round was made from; 0 for none, or if it is damaged."""
+        kept = self._folder.read(server_round)
+        return 0 if kept is None else kept.previous
 
     def write(self, server_round: int, previous: int, state: Arrays) -> None:
         """Hold the state after a round, and let go of all but that and the one it was made from."""

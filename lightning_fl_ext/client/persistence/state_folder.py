@@ -103,6 +103,17 @@ class StateFolder:
         """Let go of the state after a round."""
         remove_folder(self.path / _name(server_round))
 
+    def read(self, server_round: int) -> SavedState | None:
+        """Read the state after a round; None if there is none, or it is damaged.
+
+        Raises:
+            LightningFLError: It is of another client or run, or in another format.
+        """
+        if self.has(server_round):
+            with suppress(TornFilesError):
+                return self._read(server_round)
+        return None
+
     def find(self, before: int | None = None, last_kept: int = 0) -> SavedState | None:
         """Read the newest state of an earlier round. If one is lost or damaged, a warning says so.
 
@@ -212,9 +223,8 @@ class StateFolder:
 
     def _started_from(self, server_round: int) -> int:
         """Tell from which round's state the fit of a later round had started; 0 if from none."""
-        with suppress(TornFilesError):
-            return self._read(server_round).previous
-        return 0
+        kept = self.read(server_round)
+        return 0 if kept is None else kept.previous
 
     def _read(self, server_round: int) -> SavedState:
         path = self.path / _name(server_round)

@@ -65,7 +65,11 @@ class StrategyCalls:
             )
         self.algorithm = strategy if isinstance(strategy, AlgorithmStrategy) else None
         inner = innermost(strategy)
-        if self.algorithm is None and isinstance(inner, AlgorithmStrategy) and inner.sends_or_keeps:
+        if (
+            self.algorithm is None
+            and isinstance(inner, AlgorithmStrategy)
+            and (inner.sends_or_keeps or inner.clients_keep)
+        ):
             raise LightningFLError(
                 f"{self.name} changes updates on their way to {type(inner).__name__}, whose server half and"
                 " client half would then no longer agree. Use it without a wrapper, or wrap `FedAvg`."

@@ -99,7 +99,7 @@ def screen_train_reply(
 def screen_extras(
     update: ClientUpdate,
     limits: ValueLimits,
-    check: Callable[[Arrays], None],
+    check: Callable[[Arrays], object],
     contribution: Callable[[Arrays, Arrays], Arrays],
 ) -> None:
     """Have an algorithm look at what came beside the weights, and bound what it makes of both.
@@ -112,6 +112,7 @@ def screen_extras(
             it passes on as they are have been screened.
 
     Raises:
+        TypeError: ``check`` returned something, which would go unheard.
         Rejected: It refuses the values; they are beyond the limit on their norm; or what goes into the mean
             is not finite, or beyond the limit.
     """
@@ -122,7 +123,10 @@ def screen_extras(
             what = f"arrays beside the weights of norm at most {limits.max_extra_norm:g} (`max_extra_norm`)"
             raise Rejected(Reason.NORM, ALGORITHM, what, f"{norm:g}")
     try:
-        check(extras)
+        if (answer := check(extras)) is not None:
+            raise TypeError(
+                f"a strategy's `check` refuses by a ValueError, and returns nothing. Got {answer!r}."
+            )
     except ValueError as error:
         raise Rejected(Reason.MAGNITUDE, ALGORITHM, "values of a client's half", str(error)) from None
     for name, array in contribution(weights, extras).items():

@@ -15,7 +15,9 @@ from lightning_fl_ext.aggregation.rounding import rounded
 from lightning_fl_ext.aggregation.streamed import StreamedMean
 from lightning_fl_ext.aggregation.structure import INTEGERS, PARTS
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg, aggregate_summaries
+from lightning_fl_ext.server.strategies.values import largest_of, lead_too_far
 from lightning_fl_ext.wire import to_record
 
 Float64 = NDArray[np.float64]
@@ -37,6 +39,8 @@ class ExactFedOpt(ExactFedAvg):
             model's buffers; anything else that runs this strategy needs them here: ``()`` if there are none.
         **options: Arguments of Flower's ``FedAvg``, such as ``fraction_train``.
     """
+
+    _asked: int = 0
 
     def __init__(self, *, buffers: Sequence[str] | None = None, **options: Any) -> None:
         if isinstance(buffers, str):
@@ -79,12 +83,16 @@ class ExactFedOpt(ExactFedAvg):
                 f"{type(self).__name__}: expected `buffers` to name arrays that travel, got {unknown[:5]},"
                 f" which the model's {len(arrays)} are not. Correct the names, or leave these out."
             )
-        return super().configure_train(server_round, arrays, config, grid)
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        self._asked = len(messages)
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average replies as they come, letting go of each, and take a step towards the mean.
+
+        A round is void whose weights honest clients could not answer: theirs would be left out as too large.
 
         Raises:
             AggregationOverflow: The updates are too large for an exact sum.
@@ -96,17 +104,22 @@ class ExactFedOpt(ExactFedAvg):
             raise LightningFLError(
                 f"{type(self).__name__} needs the global weights: call `configure_train` first."
             )
-        mean, summaries = StreamedMean(like), list[RecordDict]()
+        mean, summaries, largest_count = StreamedMean(like), list[RecordDict](), 1
         for arrays, weight in self._updates(replies, summaries):
             mean.add(arrays, weight)
+            largest_count = max(largest_count, weight)
             del arrays
         if not mean.num_updates:
             return None, None
         optimised = {name for name, old in like.items() if old.dtype not in INTEGERS} - set(
             self.buffers or ()
         )
-        means, new = mean.wide_result(optimised), {}
+        means, new, largest, fits = mean.wide_result(optimised), {}, 0.0, True
         m_before, v_before = dict(self.m_t), dict(self.v_t)
+
+        def undo() -> None:
+            self.m_t, self.v_t = m_before, v_before
+
         for name, old in like.items():
             if name not in optimised:
                 new[name] = means[name]
@@ -117,11 +130,14 @@ class ExactFedOpt(ExactFedAvg):
             self.m_t.update({name: m} if m is not None else {})
             self.v_t.update({name: v} if v is not None else {})
             part = PARTS.get(old.dtype, old.dtype)
-            new[name] = rounded(wide + step, part).view(old.dtype).reshape(old.shape)
-
-        def undo() -> None:
-            self.m_t, self.v_t = m_before, v_before
-
+            wide += step
+            narrow = rounded(wide, part)
+            largest, fits = max(largest, largest_of(wide)), fits and is_finite(narrow)
+            new[name] = narrow.view(old.dtype).reshape(old.shape)
+        limit = self.max_term(self._asked) / largest_count
+        if lead_too_far(type(self).__name__, server_round, largest, limit, fits):
+            undo()
+            return None, None
         self._undo = undo
         return to_record(new), aggregate_summaries(
             summaries, self.train_metrics_aggr_fn, self.weighted_by_key

@@ -15,7 +15,7 @@ class Ditto(AlgorithmStrategy):
 
     The global model is that of :class:`ExactFedAvg`, to the bit. In each round in which a client takes part
     it fits its own model too, with ``strength / 2 * ||v - w_global||²`` in the loss, and keeps it. Where the
-    global model is evaluated so is the own one: ``personal_val_...`` beside ``val_...``.
+    global model is evaluated or tested so is the own one: ``personal_val_...`` beside ``val_...``.
 
     The bytes of FedAvg; a second fit in each round, and one model on the client's disk.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar
@@ -14,14 +12,14 @@ from flwr.serverapp import Grid
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
+from lightning_fl_ext.server.screening.norms import is_finite
+from lightning_fl_ext.server.strategies.combined import weights_and_kept
 from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg
-from lightning_fl_ext.server.strategies.values import is_float, positive
+from lightning_fl_ext.server.strategies.values import is_float, largest_of, lead_too_far, narrowed, positive
 from lightning_fl_ext.wire import from_record, to_record
 from lightning_fl_ext.wire.algorithm_names import ALGORITHM, EXTRA, joined, parted
 
 Setting = bool | int | float | str
-
-log = logging.getLogger(__name__)
 
 
 class AlgorithmStrategy(ExactFedAvg):
@@ -134,7 +132,8 @@ class AlgorithmStrategy(ExactFedAvg):
             share: Clients whose update is in the means, out of those connected.
 
         Returns:
-            The weights, in whatever floating dtypes; and what is kept.
+            The weights, in whatever floating dtypes; and what is kept, in a dict and arrays of its own:
+            ``self.kept`` is what a void round goes back to.
         """
         return mean, self.kept
 
@@ -202,15 +201,14 @@ class AlgorithmStrategy(ExactFedAvg):
         if record is None or before is None or not self.sends_or_keeps:
             return record, metrics
         mean, extras = parted(from_record(record))
-        new, kept = self.combine(before, mean, extras, self._folded / max(self._connected, 1))
-        new = {name: np.asarray(new[name]).astype(array.dtype, copy=False) for name, array in before.items()}
-        largest = max((float(np.abs(new[name]).max(initial=0)) for name in self.trained(before)), default=0.0)
-        if self.max_term(self._asked) <= largest * self._largest_count < math.inf:
-            log.warning(
-                "round %d is void: %s makes weights of up to %.3g, too large for clients to send back."
-                " `max_update_norm` leaves out the updates that lead there",
-                *(server_round, type(self).__name__, largest),
-            )
+        given = self.combine(before, mean, extras, self._folded / max(self._connected, 1))
+        new, kept = weights_and_kept(given, before, f"{type(self).__name__}.combine")
+        made, trained = {name: np.asarray(new[name]) for name in before}, self.trained(before)
+        new = {name: narrowed(made[name], array.dtype) for name, array in before.items()}
+        largest = max((largest_of(made[name]) for name in trained), default=0.0)
+        fits = all(is_finite(new[name]) for name in trained)
+        limit = self.max_term(self._asked) / max(self._largest_count, 1)
+        if lead_too_far(type(self).__name__, server_round, largest, limit, fits):
             return None, None
         self._undo, self.kept = partial(setattr, self, "kept", self.kept), kept
         return to_record(new), metrics
@@ -239,4 +237,10 @@ class AlgorithmStrategy(ExactFedAvg):
                     f" as {config[name]!r}. Take it out of `train_config`: two algorithms do not add up to"
                     " one, unless a strategy says how."
                 )
-            config[name] = value
+            try:
+                config[name] = value.item() if isinstance(value, np.generic) else value
+            except TypeError:
+                raise LightningFLError(
+                    f"{type(self).__name__}.settings: {name!r} is {value!r}; expected a name, and a number or"
+                    " a text: only they travel."
+                ) from None

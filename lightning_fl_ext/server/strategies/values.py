@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lightning_fl_ext.aggregation.rounding import rounded
+
+log = logging.getLogger(__name__)
 
 
 def is_float(array: NDArray[Any]) -> bool:
@@ -36,3 +41,37 @@ def positive(name: str, value: float, zero: bool = False) -> float:
             f"`{name}` must be a finite number {'of at least' if zero else 'above'} 0. Got {value!r}."
         )
     return float(value)
+
+
+def narrowed(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Bring what was computed to a model's dtype, rounded once; what is too large for it becomes infinite."""
+    if array.dtype == np.float64 and dtype.kind not in "biuc":
+        return rounded(array, dtype)
+    with np.errstate(over="ignore"):
+        return array.astype(dtype, copy=False)
+
+
+def largest_of(array: NDArray[Any]) -> float:
+    """Give the largest magnitude among real numbers; 0 if there are none."""
+    return float(np.abs(array).max(initial=0))
+
+
+def lead_too_far(strategy: str, server_round: int, largest: float, limit: float, fits: bool) -> bool:
+    """Tell, and say, whether weights are so large that honest clients could not answer them.
+
+    Args:
+        strategy: What made them, for the message.
+        server_round: The current round.
+        largest: Their largest magnitude, before they were brought to the model's dtypes. What is not finite
+            there is another fault, and is let pass here.
+        limit: The magnitude from which screening would leave out such an answer.
+        fits: Whether they are finite in the model's dtypes.
+    """
+    if not largest < math.inf or (fits and largest < limit):
+        return False
+    log.warning(
+        "round %d is void: %s makes weights of up to %.3g, too large for clients to send back."
+        " `max_update_norm` leaves out the updates that lead there",
+        *(server_round, strategy, largest),
+    )
+    return True

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.regression import MeanAbsoluteError
 
-from lightning_fl_ext import StochasticGateModule
+from lightning_fl_ext import AlgorithmStrategy, ClientAlgorithm, StochasticGateModule
 
 
 class Lit(L.LightningModule):
@@ -158,3 +158,15 @@ def other_name():
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     return Other()
+
+
+class Signs(ClientAlgorithm):
+    name = "signs"
+
+    def before_step(self, fit, parameters, optimizer):
+        for parameter in parameters.values():
+            parameter.grad.sign_()
+
+
+class SignedAvg(AlgorithmStrategy):
+    algorithm = "signs"

@@ -68,6 +68,9 @@ CASES = {
         {**ALPHA, "counted-round": -1},
         "`counted-round`: expected a whole",
     ),
+    "no round": ("scaffold", controls(), {"server-round": 0}, "config must hold `server-round`"),
+    "no round for terms": ("feddyn", {}, {**ALPHA, "server-round": 0}, "and needs to know the round"),
+    "no round for own models": ("ditto", {}, {"ditto-lambda": 0.1, "server-round": 0}, "`ditto`, which the"),
     "a round in words": ("scaffold", controls(), {"counted-round": "x"}, "`counted-round`: expected a whole"),
     "a name that leads elsewhere": ("../../x", {}, {}, "this client knows fedavg, .*, got `../../x`"),
 }

@@ -87,7 +87,7 @@ def test_lightning_takes_bfloat16_for_16_mixed_on_a_processor_and_says_so(tmp_pa
     np.testing.assert_allclose(weights(trainer), REFERENCES["scaffold"](ROUNDS[:1]), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["scaffold", "feddyn"])
+@pytest.mark.parametrize("name", ["scaffold", "feddyn", "fednova"])
 def test_complex_parameters_are_refused_by_name(name, tmp_path):
     class Complex(Quadratic):
         def __init__(self):

@@ -1,14 +1,17 @@
 """Ditto and FedRep: each client's own model, against the formulas and beside the global one."""
 
+import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
 from _quadratic import (
     BATCH,
+    CPU,
     RATE,
     SIZES,
     Quadratic,
     app,
+    data,
     examples,
     fedavg,
     handwritten,
@@ -18,7 +21,16 @@ from _quadratic import (
     weights,
 )
 
-from lightning_fl_ext import Ditto, ExactFedAvg, FedRep, LightningFLError, RoundCallback, WeightExchange
+from lightning_fl_ext import (
+    Ditto,
+    ExactFedAvg,
+    FedRep,
+    LightningFLError,
+    LocalGrid,
+    RoundCallback,
+    WeightExchange,
+    client_app,
+)
 
 HEAD = {"exchange": WeightExchange(exclude="head")}
 
@@ -89,6 +101,61 @@ def test_ditto_is_refused_where_it_would_not_be_ditto(kit, tmp_path):
         run(Ditto(0.5), handwritten(kit), rounds=1)
 
 
+def test_own_models_are_tested_beside_the_final_one(tmp_path):
+    class Tested(Quadratic):
+        def test_step(self, batch, _):  # noqa: PT019
+            self.log("test_loss", self.loss(batch), batch_size=len(batch[0]))
+
+    class Data(L.LightningDataModule):
+        def __init__(self, context):
+            super().__init__()
+            self.rows = data(context)
+
+        def train_dataloader(self):
+            return self.rows
+
+        test_dataloader = train_dataloader
+
+    client = client_app(Tested, lambda context: Data(context), {**CPU, "max_epochs": 2}, keep_local=tmp_path)
+    trainer = run(Ditto(0.5), client, rounds=2, model=Tested)
+    own = ditto([range(4)] * 2, 0.5)
+    told = trainer.test(trainer.result.model, LocalGrid(client, 4))
+    assert told["personal_test_loss"] == pytest.approx(mean({i: loss(i, own[i]) for i in range(4)}), rel=1e-6)
+    globally = mean({i: loss(i, weights(trainer)) for i in range(4)})
+    assert told["test_loss"] == pytest.approx(globally, rel=1e-6)
+
+
+def test_both_fits_of_ditto_have_the_learning_rate_of_the_round():
+    rates = []
+
+    class Seen(Quadratic):
+        def on_train_end(self):
+            rates.append(self.optimizers().param_groups[0]["lr"])
+
+    told = {"train_config": lambda server_round: {"learning-rate": 0.1 / server_round}}
+    run(Ditto(0.5), app(Seen, keep_local=False), rounds=2, clients=1, **told)
+    assert rates == [0.1, 0.1, 0.05, 0.05]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_ditto_does_not_begin_afresh_where_the_server_goes_back_beyond_what_is_kept(keep, kit, tmp_path):
+    client, context = app(keep_local=tmp_path if keep else False), kit.context()
+
+    def ask(server_round):
+        message = kit.message(kit.arrays_of(Quadratic()), server_round=server_round)
+        for key, value in {"algorithm": "ditto", "ditto-lambda": 0.5}.items():
+            message.content["config"][key] = value
+        return client(message, context)
+
+    for server_round in (1, 1, 2, 3, 3):  # a killed server asks once more for what it had not written down
+        ask(server_round)
+    with pytest.raises(
+        LightningFLError, match=r"rounds \[2, 3\], which go back to one of round 1: the server"
+    ):
+        ask(2)
+    ask(4)
+
+
 def fedrep(rounds, head_epochs, epochs):
     """The common body and the heads, as the paper's client does it: first the head alone, then the body."""
     body, heads = np.zeros(1), {i: np.zeros(2) for i in range(4)}
@@ -107,8 +174,10 @@ def fedrep(rounds, head_epochs, epochs):
     return body, heads
 
 
-def test_fedrep_alternates_head_and_body_as_the_formula_does(tmp_path):
-    client = app(Judged, {"max_epochs": 3}, keep_local=tmp_path, **HEAD)
+@pytest.mark.parametrize("keep_optimizer", [False, True])  # with it, epochs are counted over the whole run
+def test_fedrep_alternates_head_and_body_as_the_formula_does(keep_optimizer, tmp_path):
+    folder = {"keep_optimizer": tmp_path} if keep_optimizer else {"keep_local": tmp_path}
+    client = app(Judged, {"max_epochs": 3}, **folder, **HEAD)
     trainer = run(FedRep(head_epochs=2), client, rounds=2, model=Judged, evaluate=1.0, **HEAD)
     body, heads = fedrep(2, 2, 3)
     np.testing.assert_allclose(trainer.arrays["tail"], body, rtol=1e-9)
@@ -141,3 +210,18 @@ def test_fedrep_without_a_head_or_an_epoch_for_the_body_is_refused(tmp_path):
         run(FedRep(), app(keep_local=tmp_path), rounds=1)
     with pytest.raises(LightningFLError, match=r"gives the first 2 epochs to the head\. Got 2"):
         run(FedRep(head_epochs=2), app(keep_local=tmp_path, **HEAD), rounds=1, **HEAD)
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 2, "max_steps": 1}, {"max_epochs": -1, "max_steps": 1}])
+def test_fedrep_whose_fit_ends_before_the_body_has_its_turn_is_refused(limit, tmp_path):
+    with pytest.raises(LightningFLError, match="the fit ended before the body took a step"):
+        run(FedRep(), app(trainer=limit, keep_local=tmp_path, **HEAD), rounds=1, **HEAD)
+
+
+def test_fedrep_refuses_an_optimizer_that_steps_along_earlier_turns(tmp_path):
+    class Remembers(Quadratic):
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters(), 0.1, max_iter=3)
+
+    with pytest.raises(LightningFLError, match="Got LBFGS, which steps along directions of earlier turns"):
+        run(FedRep(), app(Remembers, keep_local=tmp_path, **HEAD), rounds=1, **HEAD)

@@ -134,6 +134,28 @@ def test_manual_steps_that_pass_lightning_by_are_refused(fit):
         fit(Raw(), pull())
 
 
+@pytest.mark.parametrize("raw", ["first", "every other"])
+def test_so_are_some_of_many_manual_steps(raw, fit):
+    class Partly(Net):
+        automatic_optimization = False
+
+        def training_step(self, batch, index):
+            for number, optimizer in enumerate(self.optimizers()):
+                self.zero_grad()
+                self.manual_backward(self.loss(batch))
+                passes = number == 0 if raw == "first" else (index + number) % 2
+                (optimizer.optimizer if passes else optimizer).step()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.body.parameters(), 0.1), torch.optim.Adam(self.head.parameters())
+
+    kinds = "SGD" if raw == "first" else "SGD, Adam"
+    with pytest.raises(
+        LightningFLError, match=rf"did not see all steps of {kinds}, so it had no part in those"
+    ):
+        fit(Partly(), pull())
+
+
 @pytest.mark.filterwarnings("ignore:.*returned `None`.*")  # said once in a process
 def test_a_skipped_batch_moves_nothing_and_an_unreached_parameter_is_pulled(fit):
     class Skipping(Net):

@@ -4,8 +4,18 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 
-from lightning_fl_ext import AlgorithmStrategy, Ditto, FedDyn, FedNova, FedProx, Scaffold
+from lightning_fl_ext import (
+    AlgorithmStrategy,
+    Ditto,
+    ExactFedAvgM,
+    FedDyn,
+    FedNova,
+    FedProx,
+    LightningFLError,
+    Scaffold,
+)
 from lightning_fl_ext.server import Reason
 
 
@@ -97,6 +107,65 @@ def test_weights_that_honest_clients_could_not_send_back_make_a_round_void(toy, 
     assert [record.void for record in result.rounds] == [True, False, False]
     assert "round 1 is void: Beyond makes weights of up to 6.67e+10, too large" in caplog.text
     assert all(np.abs(value.numpy()).max() < 100 for value in result.model.state_dict().values())
+
+
+@pytest.mark.parametrize("normalizer", [0.0, -4.0, 1e-7, 1e10, 1e300])
+def test_a_normalizer_that_no_steps_have_leaves_its_client_out(toy, normalizer):
+    trainer = toy.make_trainer(FedNova(fraction_evaluate=0.0), max_rounds=1)
+    trainer.fit(toy.Net(), toy.make_grid(3, toy.make_app(fit=answer(normalizer, 0.5))))
+    (left_out,) = trainer.rounds[0].rejected
+    assert (left_out.client_id, left_out.reason) == ("01", Reason.MAGNITUDE)
+
+
+def test_a_check_that_answers_instead_of_raising_accepts_nobody(toy):
+    class Asking(AlgorithmStrategy):
+        def expected(self, arrays):
+            return {"x": np.zeros(1)}
+
+        def check(self, extras):
+            return bool(extras["x"] > 0)
+
+    def fit(arrays, partition, server_round):
+        return {**toy.local_fit(arrays, partition, server_round), "algorithm/x": np.ones(1)}
+
+    trainer = toy.make_trainer(Asking(fraction_evaluate=0.0), max_rounds=1)
+    with pytest.raises(
+        LightningFLError, match=r"`check` refuses by a ValueError, and returns nothing. Got True"
+    ):
+        trainer.fit(toy.Net(), toy.make_grid(3, toy.make_app(fit=fit)))
+
+
+@pytest.mark.parametrize("kind", ["two halves", "server optimizer"])
+def test_weights_beyond_the_model_s_dtype_make_a_round_void_and_stop_nothing(kind, toy, caplog):
+    class Narrow(toy.Net):
+        def __init__(self):
+            super().__init__()
+            self.narrow = torch.nn.Parameter(torch.zeros(3, dtype=torch.float16))
+
+    class Beyond(AlgorithmStrategy):
+        def combine(self, before, mean, extras, share):
+            far = mean["narrow"].astype(np.float64) * 8
+            return {**mean, "narrow": far}, {"seen": share}
+
+    def large(arrays, partition, server_round):
+        fit = toy.local_fit(arrays, partition, server_round)
+        size = 6e4 if partition == 1 and server_round == 2 else 1.0
+        return {**fit, "narrow": np.full_like(arrays["narrow"], size)}
+
+    strategy = Beyond if kind == "two halves" else lambda **options: ExactFedAvgM(8.0, 0.5, **options)
+    trainer = toy.make_trainer(strategy(fraction_evaluate=0.0), max_rounds=3)
+    trainer.fit(Narrow(), toy.make_grid(3, toy.make_app(fit=large)))
+    assert [record.void for record in trainer.rounds] == [False, True, False]
+    assert "round 2 is void" in caplog.text
+    assert np.isfinite(trainer.arrays["narrow"]).all()
+
+
+def test_a_server_optimizer_s_step_that_honest_clients_could_not_send_back_makes_a_round_void(toy, caplog):
+    trainer = toy.make_trainer(ExactFedAvgM(4.0, 0.5, fraction_evaluate=0.0), max_rounds=3)
+    trainer.fit(toy.Net(), toy.make_grid(3, toy.make_app(fit=far)))
+    assert [record.void for record in trainer.rounds] == [True, False, False]
+    assert "round 1 is void: ExactFedAvgM makes weights of up to 6.67e+10, too large" in caplog.text
+    assert all(np.abs(m).max() < 100 for m in trainer.strategy.m_t.values())
 
 
 def test_a_void_round_takes_back_what_was_kept(toy):
