@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +13,11 @@ from torch.distributed.tensor import DTensor
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.gates.projection import project_open_fraction
 from lightning_fl_ext.gates.stochastic import StochasticGateModule
+from lightning_fl_ext.once import warn_once
 
 __all__ = ["GateTarget"]
+
+log = logging.getLogger(__name__)
 
 
 class GateTarget(Callback):
@@ -115,6 +119,17 @@ class GateTarget(Callback):
                     f" {trainer.global_step}"
                 )
             self.multiplier[group] = self.multiplier.get(group, 0.0) + shift
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Called when training ends: says so if every gate is undecided, or closed."""
+        gates = gate_layers(pl_module).values()
+        if trainer.is_global_zero and not any(bool(gate.open_positions().any()) for gate in gates):
+            text = (
+                f"`GateTarget(open={self.open})` holds the expected fraction, but no gate is open more likely"
+                " than not: they are undecided, and thresholded or shrunk all are closed. Train longer, or"
+                " give the logits a larger learning rate."
+            )
+            warn_once(log, "", text)  # in a federation every fit of every client might say it
 
     def state_dict(self) -> dict[str, Any]:
         """Give where the fraction began, and the multipliers."""

@@ -62,6 +62,16 @@ def test_the_fit_ends_at_the_target(package, target):
     assert fraction(module) == pytest.approx(target, abs=1e-5)
 
 
+def test_gates_that_end_undecided_are_told_of(caplog):
+    module = module_of()
+    fit(module, GateTarget(0.21, warmup=0), epochs=1)  # 0.21 each, and none of them above one half
+    assert "no gate is open more likely than not" in caplog.text
+    caplog.clear()
+    module.first.logits.data[0] = 9.0
+    fit(module, GateTarget(0.22, warmup=0), epochs=1)
+    assert "more likely than not" not in caplog.text
+
+
 @pytest.mark.parametrize("estimator", ["identity", "reinmax", "concrete", "hard_concrete", "gaussian"])
 def test_every_estimator_s_open_fraction_is_met(estimator):
     module = module_of(estimator=estimator)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_fl_ext.gates import ShrinkError, StochasticGateModule, gate_costs
+from lightning_fl_ext.gates import ShrinkError, StochasticGateModule, gate_costs, gate_modules
 
 
 def net():
@@ -25,6 +25,15 @@ def test_parameters_are_counted_by_hand():
 def test_multiplications_are_counted_by_hand():
     expected = {"3": 36 * 9 * (3 + 16), "6": 36 * (9 * 8 + 10)}
     assert gate_costs(net(), IMAGES, "multiplications") == expected
+
+
+def test_an_encoder_layer_that_torch_fuses_is_counted_too():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    gate_modules(encoder, "layers.*.linear1", on="channels")
+    tokens = torch.randn(3, 5, 8)
+    costs = gate_costs(encoder, tokens, "multiplications")
+    assert costs == dict.fromkeys((f"layers.{n}.linear1.stochastic_gate" for n in (0, 1)), 5.0 * (8 + 8))
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_the_module_stays_as_it_is():

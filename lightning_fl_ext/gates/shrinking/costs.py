@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_fl_ext.gates.shrinking.cut import gates_of
-from lightning_fl_ext.gates.shrinking.shrink import shrunk
+from lightning_fl_ext.gates.shrinking.shrink import as_written, shrunk
 
 __all__ = ["gate_costs"]
 
@@ -69,7 +69,12 @@ def _cost(module: nn.Module, example: Any, of: Of) -> float:
     if of == "parameters":
         return float(sum(parameter.numel() for parameter in module.parameters()))
     args = example if isinstance(example, tuple) else (example,)
-    with FlopCounterMode(display=False) as counter:
-        module.eval()(*args)
+    fused = torch.backends.mha.get_fastpath_enabled()  # torch's encoder layer in one call, which counts for 0
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with as_written(), FlopCounterMode(display=False) as counter:
+            module.eval()(*args)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     examples = next((len(a) for a in args if isinstance(a, torch.Tensor) and a.ndim), 1)
     return float(counter.get_total_flops()) / 2 / examples

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,26 +73,48 @@ def cut(small: nn.Module, followed: Followed, keep: Sequence[str]) -> list[str]:
         for name, child in part._modules.items():
             if id(child) in made:
                 part._modules[name] = made[id(child)]
-        if isinstance(part._modules.get(CHILD), nn.Identity):
+        if isinstance(dict(part.named_children()).get(CHILD), nn.Identity):
             without_gate(part)
     return left
 
 
-def settle_skips(small: nn.Module, keep: Sequence[str]) -> None:
-    """Take out modules that a closed gate skips, and the gates of those that an open one runs."""
+def settle_skips(
+    small: nn.Module, keep: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    """Take out modules that a closed gate skips, and the gates of those that an open one runs.
+
+    A module that returns something besides what is skipped (its attention, its last state) stays, to
+    compute that.
+    """
     modules = dict(small.named_modules())
-    skippable = {name: gate for name, m in modules.items() if (gate := skipped_or_run(m)) is not None}
-    for name, gate in skippable.items():
-        if any(fnmatchcase(f"{name}.{CHILD}", pattern) for pattern in keep):
+    closed = {}
+    for name, module in modules.items():
+        gate = skipped_or_run(module)
+        if gate is None or any(fnmatchcase(f"{name}.{CHILD}", pattern) for pattern in keep):
             continue
         if bool(gate.open_positions()):
-            without_gate(modules[name])
+            without_gate(module)
+        else:
+            closed[name] = module
+    if not closed:
+        return
+    returned: dict[int, list[Any]] = {id(module): [] for module in closed.values()}
+    hooks = [
+        module.register_forward_hook(lambda module, _, output: returned[id(module)].append(output))
+        for module in closed.values()
+    ]
+    small(*args, **kwargs)
+    for hook in hooks:
+        hook.remove()
+    for module in closed.values():
+        items = {len(out) if isinstance(out, tuple) else 0 for out in returned[id(module)]}
+        besides = [out[1:] for out in returned[id(module)] if isinstance(out, tuple)]
+        if len(items) > 1 or any(item is not None for rest in besides for item in rest):
             continue
-        module = modules[name]
         for part in modules.values():
             for child_name, child in part._modules.items():
                 if child is module:
-                    part._modules[child_name] = first_argument(module)
+                    part._modules[child_name] = first_argument(module, max(items, default=0))
 
 
 def settle_heads(small: nn.Module) -> list[str]:
@@ -128,9 +151,9 @@ def _fold(followed: Followed, kept: NDArray[np.bool_]) -> None:
     for one in followed.slots.contractions:
         gone = ~kept[one.read] & ~np.isnan(one.known) & (one.known != 0)
         if one.bias is not None and gone.any():
-            held = torch.from_numpy(np.where(gone, np.nan_to_num(one.known), 0.0)).to(one.weight.device)
-            weight = one.weight.double().movedim(one.axis, -1)
-            change = weight @ held
+            wide = torch.complex128 if one.weight.is_complex() else torch.float64
+            held = torch.from_numpy(np.where(gone, np.nan_to_num(one.known), 0.0)).to(one.weight.device, wide)
+            change = one.weight.to(wide).movedim(one.axis, -1) @ held
             one.bias.add_(change.reshape(len(one.bias), -1).sum(1).to(one.bias.dtype))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,7 @@ def follow(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
 
 
 def tensors_in(thing: Any) -> Iterable[Tensor]:
-    """The tensors in nested tuples, lists and mappings."""
+    """The tensors in nested tuples, lists, mappings and dataclasses."""
     if isinstance(thing, Tensor):
         yield thing
     elif isinstance(thing, Mapping):
@@ -96,6 +96,9 @@ def tensors_in(thing: Any) -> Iterable[Tensor]:
     elif isinstance(thing, tuple | list):
         for item in thing:
             yield from tensors_in(item)
+    elif is_dataclass(thing) and not isinstance(thing, type):
+        for part in fields(thing):
+            yield from tensors_in(getattr(thing, part.name))
 
 
 class _Mode(TorchFunctionMode):
@@ -124,7 +127,7 @@ class _Mode(TorchFunctionMode):
     def _set(self, tensor: Tensor, value: Value) -> None:
         self._values[id(tensor)] = value
         self._alive.append(tensor)
-        if tensor.layout is torch.strided:
+        with suppress(NotImplementedError, RuntimeError):  # There is none under `vmap`, or if it is sparse.
             self._storages.setdefault(tensor.untyped_storage().data_ptr(), set()).add(id(tensor))
 
     def __torch_function__(

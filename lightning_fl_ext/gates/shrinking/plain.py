@@ -40,12 +40,13 @@ def closed_for_good(closed: Tensor) -> nn.Module:
     return fx.GraphModule(root, graph, "ClosedGates")
 
 
-def first_argument(skipped: nn.Module) -> nn.Module:
+def first_argument(skipped: nn.Module, items: int = 0) -> nn.Module:
     """A module that gives its first argument back, whatever else it is called with.
 
     Args:
         skipped: The module whose place it takes. Torch's encoders and decoders ask their first layer for
             ``self_attn.batch_first``, and find that it is the same.
+        items: How many it gives back as a tuple, whose others are None; 0 is the argument alone.
     """
     root = nn.Module()
     graph = fx.Graph()
@@ -57,7 +58,7 @@ def first_argument(skipped: nn.Module) -> nn.Module:
         root.self_attn = nn.Identity()
         root.self_attn.batch_first = batch_first
         graph.get_attr("self_attn")  # what the graph names is copied with it
-    graph.output(x)
+    graph.output((x, *(None,) * (items - 1)) if items else x)
     return fx.GraphModule(root, graph, "Skipped")
 
 

@@ -63,9 +63,12 @@ def _computed(call: Call, axis: int, size: int) -> Known | None:
     args = [vector(part) for part in call.args]
     kwargs = {name: vector(part) for name, part in call.kwargs.items()}
     try:
-        computed = call.func(*args, **kwargs).double().cpu().numpy()
+        computed = call.func(*args, **kwargs)
     except (RuntimeError, TypeError):
         return None
+    if computed.is_complex():
+        return None
+    computed = computed.double().cpu().numpy()
     if call.func.__name__.strip("_") in ("mul", "imul", "rmul", "multiply"):
         for part in args:
             if isinstance(part, Tensor):

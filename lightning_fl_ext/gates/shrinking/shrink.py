@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -56,9 +58,9 @@ def shrink(
 
     Raises:
         ShrinkError: There are no gates; one has a `gater`, or is not called by ``forward``; the forward
-            fails on the example, or returns something other than tensors, or tuples, lists and mappings of
-            them; or the smaller module gives other outputs, since something in it depends on a width in a way
-            that cannot be seen.
+            fails on the example, or returns no tensors, alone or in tuples, lists, mappings and dataclasses
+            (in other objects none are looked for); or the smaller module gives other outputs, since something
+            in it depends on a width in a way that cannot be seen.
 
     Example:
         >>> gate = StochasticGateModule(8)
@@ -84,14 +86,26 @@ def shrunk(
     """Do as `shrink`, and name the gates that were fixed in place."""
     module = getattr(module, "_orig_mod", module)  # of torch.compile
     args = example if isinstance(example, tuple) else (example,)
-    kwargs = dict(kwargs or {})
+    with as_written():
+        return _shrunk(module, args, dict(kwargs or {}), keep)
+
+
+def as_written() -> AbstractContextManager[Any]:
+    """Have what is compiled within a module run as it is written: else it runs past whoever follows it."""
+    compiling = "torch._dynamo" in sys.modules  # or nothing is compiled, and it need not be loaded
+    return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
+
+
+def _shrunk(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keep: str | Sequence[str]
+) -> tuple[nn.Module, list[str]]:
     gated = _thresholded(module)
     expected, tolerance = _reference(gated, args, kwargs)
     patterns = (keep,) if isinstance(keep, str) else tuple(keep)
     failure: Exception | str = ""
     for careful in (False, True):
         small = copy.deepcopy(gated)
-        settle_skips(small, patterns)
+        settle_skips(small, patterns, args, kwargs)
         left = settle_heads(small)
         followed = follow(small, args, kwargs, careful)
         left += cut(small, followed, patterns)
@@ -102,7 +116,8 @@ def shrunk(
         raise ShrinkError(
             f"`shrink`: without its closed gates {type(module).__name__} does not give the same outputs:"
             f" {failure}. Something in its forward depends on a width, such as a reshape with a number or a"
-            " slice. Name the gates there by `keep=...`; their widths then stay."
+            " slice, or is random, or cannot be followed (TorchScript, `torch.func.vmap`). Name the gates"
+            " there by `keep=...`; their widths then stay."
         )
     modes = {name: part.training for name, part in module.named_modules()}
     for name, part in small.named_modules():
@@ -140,11 +155,13 @@ def _reference(
         ) from error
     if not native:
         raise ShrinkError(f"`shrink`: {type(gated).__name__} must return tensors, or collections of them.")
-    try:
-        return _run(gated, args, kwargs, torch.float64), (torch.float64, _TOLERANCE)
-    except Exception:  # Such as a forward that casts: then in the dtype that it has.
-        lowest = max((torch.finfo(t.dtype).eps for t in native if t.is_floating_point()), default=0.0)
-        return native, (None, max(_TOLERANCE, 1e3 * lowest))
+    tensors = (*gated.parameters(), *gated.buffers(), *tensors_in(args), *tensors_in(kwargs), *native)
+    if not any(tensor.is_complex() for tensor in tensors):  # whose imaginary parts would be gone
+        with suppress(Exception):  # Such as a forward that casts: then in the dtype that it has.
+            return _run(gated, args, kwargs, torch.float64), (torch.float64, _TOLERANCE)
+    numbers = (t.dtype for t in native if t.is_floating_point() or t.is_complex())
+    lowest = max((torch.finfo(dtype).eps for dtype in numbers), default=0.0)
+    return native, (None, max(_TOLERANCE, 1e3 * lowest))
 
 
 def _run(
@@ -179,14 +196,18 @@ def _difference(
     shapes = [[tuple(tensor.shape) for tensor in outputs] for outputs in (expected, got)]
     if shapes[0] != shapes[1]:
         return f"expected shapes {shapes[0]}, got {shapes[1]}"
-    for one, two in zip(expected, got, strict=True):
+    for one, two in zip(map(_wide, expected), map(_wide, got), strict=True):
         if one.numel() and not torch.allclose(
-            one.double(), two.double(), rtol=0.0, equal_nan=True, atol=tolerance * max(1.0, _largest(one))
+            one, two, rtol=0.0, equal_nan=True, atol=tolerance * max(1.0, _largest(one))
         ):
-            return f"they differ by {(one.double() - two.double()).abs().max().item():.3g}"
+            return f"they differ by {(one - two).abs().max().item():.3g}"
     return ""
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).double()
+
+
 def _largest(tensor: Tensor) -> float:
-    finite = tensor.double().abs()
+    finite = tensor.abs()
     return float(finite[finite.isfinite()].max()) if bool(finite.isfinite().any()) else 0.0

@@ -44,7 +44,13 @@ def positive(name: str, value: float, zero: bool = False) -> float:
 
 
 def narrowed(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Bring what was computed to a model's dtype, rounded once; what is too large for it becomes infinite."""
+    """Bring what was computed to a model's dtype, rounded once; what is too large for it is not finite.
+
+    Example:
+        >>> import ml_dtypes
+        >>> narrowed(np.array(1 + 2.0**-8 + 2.0**-40), np.dtype(ml_dtypes.bfloat16)).astype(float).item()
+        1.0078125
+    """
     if array.dtype == np.float64 and dtype.kind not in "biuc":
         return rounded(array, dtype)
     with np.errstate(over="ignore"):
