@@ -27,8 +27,8 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from lightning_fl_ext.aggregation import ExactMean, exact_mean, kernels
-from lightning_fl_ext.aggregation.streamed import StreamedMean
 from lightning_fl_ext.results import Arrays
+from lightning_fl_ext.server.strategies.exact_fedavg import gather
 from lightning_fl_ext.wire.records import from_record, to_record, written_record
 
 WEIGHT = "num-examples"
@@ -65,9 +65,9 @@ def at_once(records: list[RecordDict], threads: int) -> ArrayRecord:
 def streamed(records: list[RecordDict]) -> ArrayRecord:
     """Do what `ExactFedAvg` does with replies that come one by one."""
     like = from_record(records[0].array_records["arrays"])
-    mean = StreamedMean(like)
-    for arrays, weight in updates_of(records):
-        mean.add(arrays, weight)
+    mean = ExactMean(like)
+    for several in gather(updates_of(records)):
+        mean.add_many(several)
     return written_record(like, mean.result)
 
 

@@ -29,11 +29,11 @@ from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.wire import from_record, to_record
 
 PARAMETERS = 10_000_000  # float32: 40 MB
-LAYERS = 10
+LAYERS = 100
 
 
 def model():
-    layers = [torch.nn.Linear(PARAMETERS // LAYERS // 1000, 1000, bias=False) for _ in range(LAYERS)]
+    layers = [torch.nn.Linear(PARAMETERS // LAYERS // 100, 100, bias=False) for _ in range(LAYERS)]
     return torch.nn.Sequential(*layers)
 
 

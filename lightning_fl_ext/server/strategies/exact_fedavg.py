@@ -9,8 +9,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from lightning_fl_ext.aggregation import exact_mean
-from lightning_fl_ext.aggregation.streamed import StreamedMean
+from lightning_fl_ext.aggregation import ExactMean, exact_mean
+from lightning_fl_ext.aggregation.kernels import UPDATES_PER_PASS
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.server.metrics.aggregation import WEIGHTED_MEAN, common_metrics, of_most
 from lightning_fl_ext.wire import from_record
@@ -65,12 +65,12 @@ class ExactFedAvg(FedAvg):
                 model = like or at_hand[0][0]
                 record = written_record(model, lambda out: exact_mean(model, at_hand, out=out))
         else:
-            mean: StreamedMean | None = None
-            for arrays, weight in updates:
-                like = like or arrays
-                mean = mean or StreamedMean(like)
-                mean.add(arrays, weight)
-                del arrays
+            mean: ExactMean | None = None
+            for several in gather(updates):
+                like = like or several[0][0]
+                mean = mean or ExactMean(like)
+                mean.add_many(several)
+                several.clear()
             record = written_record(like, mean.result) if mean and like is not None else None
         if record is None:
             return None, None
@@ -100,6 +100,27 @@ class ExactFedAvg(FedAvg):
     def max_term(num_clients: int) -> float:
         """Largest magnitude of a weight times its count, at which no number of such clients can overflow."""
         return 2.0**42 / num_clients if num_clients else math.inf
+
+
+def gather(updates: Iterable[tuple[Arrays, int]]) -> Iterator[list[tuple[Arrays, int]]]:
+    """Gather updates for one pass over the sums, which costs a large model more than reading the updates.
+
+    What a list gave is not held on to once it has been cleared.
+
+    Example:
+        >>> import numpy as np
+        >>> [len(several) for several in gather(({"w": np.zeros(9)}, 1) for _ in range(6))]
+        [4, 2]
+    """
+    several: list[tuple[Arrays, int]] = []
+    for update in updates:
+        several.append(update)
+        del update
+        if len(several) == UPDATES_PER_PASS:
+            yield several
+            several = []
+    if several:
+        yield several
 
 
 def aggregate_summaries(

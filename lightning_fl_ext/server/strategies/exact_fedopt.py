@@ -11,12 +11,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from lightning_fl_ext.aggregation import ExactMean
 from lightning_fl_ext.aggregation.rounding import rounded
-from lightning_fl_ext.aggregation.streamed import StreamedMean
 from lightning_fl_ext.aggregation.structure import INTEGERS, PARTS
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.server.screening.norms import is_finite
-from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg, aggregate_summaries
+from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg, aggregate_summaries, gather
 from lightning_fl_ext.server.strategies.values import largest_of, lead_too_far
 from lightning_fl_ext.wire import to_record
 
@@ -104,11 +104,11 @@ class ExactFedOpt(ExactFedAvg):
             raise LightningFLError(
                 f"{type(self).__name__} needs the global weights: call `configure_train` first."
             )
-        mean, summaries, largest_count = StreamedMean(like), list[RecordDict](), 1
-        for arrays, weight in self._updates(replies, summaries):
-            mean.add(arrays, weight)
-            largest_count = max(largest_count, weight)
-            del arrays
+        mean, summaries, largest_count = ExactMean(like), list[RecordDict](), 1
+        for several in gather(self._updates(replies, summaries)):
+            mean.add_many(several)
+            largest_count = max(largest_count, *(weight for _, weight in several))
+            several.clear()
         if not mean.num_updates:
             return None, None
         optimised = {name for name, old in like.items() if old.dtype not in INTEGERS} - set(

@@ -1,13 +1,14 @@
-"""A streamed round holds one reply at a time, or a few small ones, without the garbage collector's help."""
+"""A streamed round holds four replies at a time, without the garbage collector's help."""
 
 import gc
+import weakref
 
-import pytest
+import numpy as np
 from flwr.app import Array
 
 from lightning_fl_ext import RoundCallback
-from lightning_fl_ext.aggregation import streamed
 from lightning_fl_ext.results import ClientUpdate
+from lightning_fl_ext.server.strategies import exact_fedavg
 
 
 class CountArrays(RoundCallback):
@@ -22,9 +23,7 @@ class CountArrays(RoundCallback):
             self.alive.append(len(distinct))
 
 
-@pytest.mark.parametrize("large", [1, streamed.LARGE])
-def test_no_more_replies_are_alive_the_more_clients_there_are(toy, monkeypatch, large):
-    monkeypatch.setattr(streamed, "LARGE", large)
+def test_no_more_replies_are_alive_the_more_clients_there_are(toy):
     counting = CountArrays()
     gc.collect()
     gc.disable()
@@ -33,4 +32,25 @@ def test_no_more_replies_are_alive_the_more_clients_there_are(toy, monkeypatch, 
     finally:
         gc.enable()
     assert len(counting.alive) == 8
-    assert max(counting.alive[1:]) <= counting.alive[1]
+    assert max(counting.alive[4:]) <= counting.alive[3]
+
+
+def test_updates_are_gathered_by_four_and_let_go_of():
+    class Array(np.ndarray):
+        """One that can be watched."""
+
+    def updates(sizes):
+        for size in sizes:
+            array = np.zeros(size, np.uint8).view(Array)
+            watched.append(weakref.ref(array))
+            yield {"w": array}, 1
+            del array
+
+    watched, groups = [], []
+    for several in exact_fedavg.gather(updates([1, 2, 3, 4, 5, 200, 60, 60, 7])):
+        assert [reference() is None for reference in watched] == [True] * sum(map(len, groups)) + [
+            False
+        ] * len(several)
+        groups.append([arrays["w"].size for arrays, _ in several])
+        several.clear()
+    assert groups == [[1, 2, 3, 4], [5, 200, 60, 60], [7]]
