@@ -9,6 +9,7 @@ to the bit, be it made of NaN: a pass adds first, looks at the magnitudes it saw
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -137,7 +138,7 @@ class FloatSums:
         """Divide by ``count``, rounding once to the dtype of each array to write to, and write to ``out``."""
         means = self._flat_views(out)
 
-        def divide(blocks: Sequence[_Block]) -> None:
+        def divide(blocks: Iterable[_Block]) -> None:
             for name, part, place in blocks:
                 self._kernels.mean(*self._sums(place), float(count), means[name][part])
 
@@ -153,7 +154,7 @@ class FloatSums:
         means = self._flat_views(out)
         journal: _Journal = []
 
-        def average(blocks: Sequence[_Block]) -> None:
+        def average(blocks: Iterable[_Block]) -> None:
             scratch: Int64 = np.empty((2, self._kernels.block), np.int64)
             for block in blocks:
                 name, part, _ = block
@@ -186,7 +187,7 @@ class FloatSums:
         """Add updates, writing down for every block the magnitudes seen so far."""
         begun = self._begun
 
-        def add(blocks: Sequence[_Block]) -> None:
+        def add(blocks: Iterable[_Block]) -> None:
             for block in blocks:
                 peaks: list[float] = []
                 if not begun:
@@ -229,15 +230,24 @@ class FloatSums:
                     raise _overflow(where, bounds[name])
         return bounds
 
-    def _run_blocks(self, work: Callable[[Sequence[_Block]], None], numbers: int) -> None:
+    def _run_blocks(self, work: Callable[[Iterable[_Block]], None], numbers: int) -> None:
         """Run ``work`` over all blocks, on several threads if there are numbers enough."""
         count_folded(numbers)
         threads = min(self._threads, len(self._blocks)) if numbers >= THREADED_FROM else 1
         if threads <= 1:
             work(self._blocks)
             return
+        left = deque(self._blocks)  # each thread takes the next: a slow one holds nobody up
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, [self._blocks[i::threads] for i in range(threads)]))
+            list(pool.map(work, [_taken_from(left) for _ in range(threads)]))
+
+
+def _taken_from(blocks: deque[_Block]) -> Iterator[_Block]:
+    while True:
+        try:
+            yield blocks.popleft()
+        except IndexError:
+            return
 
 
 def _largest(peaks: list[float], updates: int) -> Array:
