@@ -79,7 +79,7 @@ def parallel(context):
     return two(strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1))
 
 
-SRUN = [sys.executable, str(Path(__file__).with_name("_srun.py")), "--ntasks-per-node", "2"]
+SRUN = [sys.executable, str(Path(__file__).with_name("_srun.py"))]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 APPS = {
     "ddp": client_app(Lit, data, two(), keep_local=False),
@@ -87,13 +87,19 @@ APPS = {
     "spawn": client_app(Lit, data, two(strategy="ddp_spawn"), keep_local=False),
     "kept": client_app(failing, data, two(), keep_local=False, launcher="kept"),
     "torchrun": client_app(Lit, data, two(), launcher=TORCHRUN),
-    "srun": client_app(Lit, data, two(), launcher=SRUN),
+    "srun": client_app(Lit, data, two(), launcher=[*SRUN, "--ntasks-per-node", "2"]),
+    "nodes": client_app(
+        Lit,
+        data,
+        {"accelerator": "cpu", "devices": 1, "num_nodes": 2},
+        launcher=[*SRUN, "--nodes", "2", "--ntasks-per-node", "1"],
+    ),
     "fsdp2": client_app(Sharded, data, parallel, keep_local=False),
     "failing": client_app(
         failing, data_of_workers, two(), keep_local=False, fit_timeout=float(os.getenv("LIMIT", "60"))
     ),
 }
-ddp, fork, spawn, kept, torchrun, srun, fsdp2, failing_app = APPS.values()
+ddp, fork, spawn, kept, torchrun, srun, nodes, fsdp2, failing_app = APPS.values()
 
 
 def left():

@@ -131,7 +131,7 @@ def test_a_rank_that_hangs_is_ended(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["torchrun", "srun", "spawn"])
+@pytest.mark.parametrize("name", ["torchrun", "srun", "nodes", "spawn"])
 def test_however_processes_are_started_they_give_the_same(name):
     out = run(f"{name},train:1,evaluate:1", "fork,train:1,evaluate:1")
     assert out[name] == out["fork"]
