@@ -1,8 +1,8 @@
 """Server: peak memory for 4, 16 and 64 clients beside Flower's FedAvg; cost of screening, order and digests.
 
 Run it with ``python benchmarks/server.py``; it takes a minute or two. Memory is what a process's peak rises
-by from just before the fit, over the size of the model, for a round of clients that hand in a 40 MB model
-each, one after the other, in this process. Every measurement has a process of its own. Costs are the best
+by from just before the fit, over the size of the model, for a round of clients that hand in an 80 MB
+model each, one after the other, in this process. Every measurement has a process of its own. Costs are the best
 of five.
 """
 
@@ -28,7 +28,7 @@ from lightning_fl_ext.server.screening.checks import ValueLimits, screen_train_r
 from lightning_fl_ext.server.screening.norms import is_finite
 from lightning_fl_ext.wire import from_record, to_record
 
-PARAMETERS = 10_000_000  # float32: 40 MB
+PARAMETERS = 20_000_000  # float32: 80 MB
 LAYERS = 100
 
 
