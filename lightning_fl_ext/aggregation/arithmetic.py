@@ -43,12 +43,12 @@ _HALF_WIDTH = 2.0**27 + 1
 
 def bits_of(number: Float64) -> Int64:
     """Return the 64 bits of a float64 as an integer: magnitudes of neighbours differ by one."""
-    return np.float64(number).view(np.int64)  # type: ignore[return-value]
+    return number.view(np.int64)
 
 
 def float_of(bits: Int64) -> Float64:
     """Return the float64 with these bits."""
-    return np.int64(bits).view(np.float64)  # type: ignore[return-value]
+    return bits.view(np.float64)
 
 
 def bins(values: Float64, weight: float) -> tuple[Int64, Int64]:

@@ -183,10 +183,13 @@ def _fused() -> Kernels | None:
     """Prepare the compiled loops, or return None where numba is not installed."""
     try:
         from numba import njit
-        from numba.extending import register_jitable
+        from numba.extending import overload, register_jitable
     except ImportError:
         return None
-    for formula in (bits_of, float_of, bins, two_sum, split, remainder, divide, divide_to_odd, _parts_at):
+    # Where numba compiles, a number has no view, and one of numpy's that is made of it has.
+    overload(bits_of)(lambda number: lambda number: np.float64(number).view(np.int64))
+    overload(float_of)(lambda bits: lambda bits: np.int64(bits).view(np.float64))
+    for formula in (bins, two_sum, split, remainder, divide, divide_to_odd, _parts_at):
         register_jitable(formula)
     # No fastmath: it would rewrite (x + M) - M. numpy's error model: a division needs no check for zero.
     compiled = njit(nogil=True, error_model="numpy")
