@@ -2,8 +2,8 @@
 
 Run it with ``python benchmarks/server.py``; it takes a minute or two. Memory is what a process's peak rises
 by from just before the fit, over the size of the model, for a round of clients that hand in an 80 MB
-model each, one after the other, in this process. Every measurement has a process of its own. Costs are the best
-of five.
+model each, one after the other, in this process. Every measurement has a process of its own. Costs are the
+best of five.
 """
 
 import argparse
