@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import io
 import mmap
-import sys
 from typing import Any
 
 import numpy as np
@@ -112,16 +111,17 @@ def _joined(header: bytes, array: NDArray[Any]) -> bytes:
 
 
 def _zeros(size: int) -> bytes:
-    """Make new bytes; on Linux in pages of 2 MB if they are many, which takes a third of the time to fill.
+    """Make new bytes; many of them in large pages where the system has those, so that fewer faults fill them.
 
-    That is what numpy asks for under its own arrays (``numpy/_core/src/multiarray/alloc.c``).
+    That is what numpy asks Linux for under its own arrays (``numpy/_core/src/multiarray/alloc.c``).
     """
     data = bytes(size)
-    if size >= LARGE and sys.platform == "linux":
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if size >= LARGE and advice is not None:
         start = np.frombuffer(data, np.uint8).ctypes.data
         page = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
         ctypes.CDLL(None).madvise(
-            ctypes.c_void_p(page), ctypes.c_size_t(start + size - page), mmap.MADV_HUGEPAGE
+            ctypes.c_void_p(page), ctypes.c_size_t(start + size - page), advice
         )  # advice: a kernel that cannot follow it says so, and all is as before
     return data
 
