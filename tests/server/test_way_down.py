@@ -2,10 +2,9 @@
 
 import itertools
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
-import torch
+from _masked_fits import down_bytes
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -18,7 +17,6 @@ from lightning_fl_ext import (
     MaskExchange,
     RoundCallback,
     RoundCheckpoint,
-    client_app,
 )
 from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
 from lightning_fl_ext.client.bridge.held import read_held, write_held
@@ -163,10 +161,6 @@ def check_thetas(trainer):
         expected, of = trainer.thetas[server_round + (phase == "evaluate")]
         np.testing.assert_array_equal(counts, expected)
         assert trials == of
-
-
-def down_bytes(trainer):
-    return [record.metrics["bytes_down"] for record in trainer.rounds]
 
 
 @pytest.mark.parametrize(
@@ -354,64 +348,3 @@ def test_a_server_by_hand_that_sends_a_change_to_whoever_lacks_the_base_gets_an_
 def test_an_unknown_way_down_is_refused():
     with pytest.raises(ValueError, match=r"`down` must be one of alone, sum, relay\. Got 'zip'"):
         MaskExchange(down="zip")
-
-
-class LitMasked(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = MaskedModule(nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 2)), seed=1)
-
-    def training_step(self, batch, _):
-        x, y = batch
-        return nn.functional.cross_entropy(self.net(x), y)
-
-    def validation_step(self, batch, _):
-        x, y = batch
-        self.log("val_loss", nn.functional.cross_entropy(self.net(x), y))
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=0.1)
-
-
-def data(context):
-    rng = torch.Generator().manual_seed(int(context.node_config["partition-id"]))
-    x = torch.randn(32, 8, generator=rng)
-    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long()), batch_size=16)
-
-
-def test_real_fits_end_in_the_same_model_for_a_fraction_of_the_bytes(tmp_path):
-    """Through `client_app`, with evaluations; and one client is started again."""
-    runs = {}
-    for down in ("alone", "sum"):
-        exchange = MaskExchange(down=down)
-        client = client_app(LitMasked, data, {"max_epochs": 1, "accelerator": "cpu"}, exchange=exchange)
-        trainer = FederatedTrainer(
-            max_rounds=3,
-            strategy=FedPM(fraction_evaluate=1.0),
-            exchange=exchange,
-            default_root_dir=tmp_path / down,
-            enable_progress_bar=False,
-        )
-        grid = LocalGrid(client, 3)
-        forgetful = Forgetful(grid)
-        trainer.callbacks.append(forgetful)
-        trainer.fit(LitMasked, grid)
-        runs[down] = trainer
-        assert [record.accepted for record in trainer.rounds] == [("0", "1", "2")] * 3
-        assert not any(record.rejected for record in trainer.rounds)
-    assert runs["sum"].result.digest == runs["alone"].result.digest
-    assert runs["sum"].result.metrics["val_loss"] == runs["alone"].result.metrics["val_loss"]
-    assert down_bytes(runs["sum"])[1] < 0.7 * down_bytes(runs["alone"])[1]
-
-
-class Forgetful(RoundCallback):
-    """One client is started again before round 3: a new context."""
-
-    def __init__(self, grid):
-        self.grid = grid
-
-    def on_round_start(self, trainer):
-        if trainer.current_round == 3:
-            context = list(self.grid._contexts.values())[1]
-            assert ("held" in context.state) == (trainer.exchange.down == "sum")
-            context.state.clear()

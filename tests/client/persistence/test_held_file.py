@@ -3,18 +3,14 @@
 import logging
 from pathlib import Path
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
-import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from _masked_fits import LitMasked, data
 
 from lightning_fl_ext import (
     FederatedTrainer,
     FedPM,
     LocalGrid,
-    MaskedModule,
     MaskExchange,
     RoundCallback,
     client_app,
@@ -25,29 +21,6 @@ from lightning_fl_ext.wire.mask_names import COUNTS, MODEL, TRIALS
 
 ROUNDS, CLIENTS = 3, 3
 NAME = "held.safetensors"
-
-
-class LitMasked(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = MaskedModule(nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 2)), seed=1)
-
-    def training_step(self, batch, _):
-        x, y = batch
-        return nn.functional.cross_entropy(self.net(x), y)
-
-    def validation_step(self, batch, _):
-        x, y = batch
-        self.log("val_loss", nn.functional.cross_entropy(self.net(x), y))
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=0.1)
-
-
-def data(context):
-    rng = torch.Generator().manual_seed(int(context.node_config["partition-id"]))
-    x = torch.randn(32, 8, generator=rng)
-    return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=16)
 
 
 class Restarts(RoundCallback):
