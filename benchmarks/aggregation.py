@@ -30,6 +30,7 @@ from lightning_fl_ext.aggregation import ExactMean, exact_mean, kernels
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.server.strategies.exact_fedavg import gather
 from lightning_fl_ext.wire.records import from_record, to_record, written_record
+from lightning_fl_ext.wire.typed_records import records_of
 
 WEIGHT = "num-examples"
 
@@ -53,7 +54,9 @@ def make_records(parameters: int, clients: int) -> list[RecordDict]:
 
 def updates_of(records: list[RecordDict]) -> Iterator[tuple[Arrays, int]]:
     for record in records:
-        yield from_record(record.array_records["arrays"]), int(record.metric_records["metrics"][WEIGHT])
+        (arrays,) = records_of(record, ArrayRecord).values()
+        (metrics,) = records_of(record, MetricRecord).values()
+        yield from_record(arrays), int(metrics[WEIGHT])
 
 
 def at_once(records: list[RecordDict], threads: int) -> ArrayRecord:
@@ -62,10 +65,10 @@ def at_once(records: list[RecordDict], threads: int) -> ArrayRecord:
     return written_record(like, lambda out: exact_mean(like, updates_of(records), threads=threads, out=out))
 
 
-def streamed(records: list[RecordDict]) -> ArrayRecord:
-    """Do what `ExactFedAvg` does with replies that come one by one."""
+def streamed(records: list[RecordDict], kept: ExactMean) -> ArrayRecord:
+    """Do what `ExactFedAvg` does with replies that come one by one, in the memory of the round before."""
     like = from_record(records[0].array_records["arrays"])
-    mean = ExactMean(like)
+    mean = kept.reset(like)
     for several in gather(updates_of(records)):
         mean.add_many(several)
     return written_record(like, mean.result)
@@ -118,7 +121,7 @@ def compare(parameters: int, clients: int, repeats: int, threads: int) -> None:
         "Flower aggregate_arrayrecords": partial(aggregate_arrayrecords, records, WEIGHT),
         "exact_mean, a list of replies": partial(at_once, records, threads),
         "exact_mean, 1 thread": partial(at_once, records, 1),
-        "as replies come, streamed": partial(streamed, records),
+        "as replies come, streamed": partial(streamed, records, ExactMean({})),
         "ExactMean, four a pass": partial(exact_record, records, 4, threads),
         "ExactMean, four a pass, numpy": partial(exact_record_numpy, records, 4, threads),
     }

@@ -8,21 +8,30 @@ to the bit, be it made of NaN: a pass adds first, looks at the magnitudes it saw
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from math import ceil, isfinite, prod
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fl_ext.aggregation.arithmetic import LIMIT, QUANTUM_HIGH, SHIFT, Int64
+from lightning_fl_ext.aggregation.blocks import (
+    Block,
+    FlatUpdates,
+    available_cores,
+    cut,
+    flat,
+    groups,
+    part_of,
+    run,
+    size_of,
+)
 from lightning_fl_ext.aggregation.errors import AggregationOverflow, InvalidUpdate
-from lightning_fl_ext.aggregation.kernels import UPDATES_PER_PASS, Terms, Weights, count_folded, kernels_for
-from lightning_fl_ext.aggregation.structure import PARTS, Arrays, Entry
+from lightning_fl_ext.aggregation.kernels import count_folded, kernels_for
+from lightning_fl_ext.aggregation.peaks import Peaks, terms_bound
+from lightning_fl_ext.aggregation.structure import Arrays, Entry
+from lightning_fl_ext.errors import LightningFLError
 
 Array = NDArray[Any]
 
@@ -30,21 +39,8 @@ ONE_WORD = 2**19 - 1
 """What all arrays' bounds must stay under for sums in quanta of 2^-44 to fit one int64."""
 
 THREADED_FROM = 2**20
-"""Numbers to fold or divide from which starting threads pays."""
-
-_FIRST_HALF = np.uint64(2**64 - 2**27)
-
-
-class _Block(NamedTuple):
-    name: str
-    part: slice
-    """Of the flattened array."""
-    place: slice
-    """Of the sums, in which the arrays follow each other."""
-
-
-_FlatUpdates = Sequence[tuple[Arrays, int]]
-_Journal = list[tuple[_Block, list[float]]]
+"""Numbers to fold or divide from which starting threads pays, unless blocks are so short that threads would
+mostly wait for each other between two of them."""
 
 
 class FloatSums:
@@ -53,15 +49,23 @@ class FloatSums:
     Args:
         entries: Shapes and dtypes of the arrays.
         threads: How many threads may work at most; None for one on each core this process may use.
+        room: Memory for the sums, of another `FloatSums` that is no longer used: new memory costs a large
+            model as much as half a pass.
     """
 
-    def __init__(self, entries: Mapping[str, Entry], threads: int | None) -> None:
+    def __init__(
+        self, entries: Mapping[str, Entry], threads: int | None, room: FloatSums | None = None
+    ) -> None:
         self._entries = entries
-        self._threads = threads or _available_cores()
-        sizes = {name: _size(entry) for name, entry in entries.items()}
-        self._kernels = kernels_for(sum(sizes.values()))
-        self._blocks = list(_cut(sizes, self._kernels.block))
-        self._words: Int64 = np.empty(sum(sizes.values()), np.int64)
+        self._threads = threads or available_cores()
+        sizes = {name: size_of(entry) for name, entry in entries.items()}
+        size = sum(sizes.values())
+        self._kernels = kernels_for(size)
+        self._blocks = list(cut(sizes, self._kernels.block))
+        self._room: Int64 = (
+            np.empty(size, np.int64) if room is None or room._room.size != size else room._room
+        )
+        self._words = self._room
         self._begun = False
         self._high: Int64 | None = None
         self._bounds = dict.fromkeys(entries, 0)
@@ -75,17 +79,17 @@ class FloatSums:
         """
         if not updates:
             return
-        flats = self._flattened(updates)
-        journal: _Journal = []
+        flats, weights = self._flattened(updates), _weights(updates)
+        peaks = Peaks(self._blocks, self._entries, len(updates))
         try:
-            self._add(flats, journal)
-            bounds = self._grown(journal, [weight for _, weight in flats])
+            self._add(flats, peaks)
+            bounds = self._grown(peaks, weights)
             if self._high is None and max(bounds.values(), default=0) >= ONE_WORD:
-                self._undo(flats, journal)
+                self._undo(flats, peaks)
                 self._widen()
-                self._add(flats, journal)
+                self._add(flats, peaks)
         except BaseException:
-            self._undo(flats, journal)
+            self._undo(flats, peaks)
             raise
         self._bounds = bounds
 
@@ -138,8 +142,8 @@ class FloatSums:
         """Divide by ``count``, rounding once to the dtype of each array to write to, and write to ``out``."""
         means = self._flat_views(out)
 
-        def divide(blocks: Iterable[_Block]) -> None:
-            for name, part, place in blocks:
+        def divide(blocks: Iterable[Block]) -> None:
+            for _, name, part, place in blocks:
                 self._kernels.mean(*self._sums(place), float(count), means[name][part])
 
         self._run_blocks(divide, self._total.size)
@@ -150,61 +154,57 @@ class FloatSums:
         Each block is summed and divided before the next, so its sums never leave the processor's cache; it
         gets a second word if its own numbers need one.
         """
-        flats, weights = self._flattened(updates), [weight for _, weight in updates]
-        means = self._flat_views(out)
-        journal: _Journal = []
+        flats, weights, means = self._flattened(updates), _weights(updates), self._flat_views(out)
+        peaks = Peaks(self._blocks, self._entries, len(updates))
 
-        def average(blocks: Iterable[_Block]) -> None:
+        def average(blocks: Iterable[Block]) -> None:
             scratch: Int64 = np.empty((2, self._kernels.block), np.int64)
             for block in blocks:
-                name, part, _ = block
+                number, name, part, _ = block
                 total, second = scratch[:, : part.stop - part.start]
                 for high in (None, second):
                     scratch[:] = 0
-                    peaks: list[float] = []
-                    for terms, term_weights in _groups(flats, block):
-                        peaks.extend(self._kernels.fold(total, high, terms, term_weights))
-                    bound = sum(map(_bound, weights, _largest(peaks, len(weights)).tolist()))
+                    peaks.seen[number] = 0
+                    for values, factors in groups(flats, block):
+                        peaks.note(number, self._kernels.fold(total, high, values, factors))
+                    (bound,) = terms_bound(weights, peaks.of_block(number)[None])
                     if bound < ONE_WORD:
                         break
-                journal.append((block, peaks))
                 if bound < LIMIT:  # otherwise the sums mean nothing, and `_grown` says why
                     self._kernels.mean(total, high, float(count), means[name][part])
 
         self._run_blocks(average, self._words.size * len(flats))
-        self._grown(journal, weights)
+        self._grown(peaks, weights)
 
-    def _flattened(self, updates: Iterable[tuple[Arrays, int]]) -> _FlatUpdates:
+    def _flattened(self, updates: Iterable[tuple[Arrays, int]]) -> FlatUpdates:
         return [
-            ({name: _flat(arrays[name], entry.dtype) for name, entry in self._entries.items()}, weight)
+            ({name: flat(arrays[name], entry.dtype) for name, entry in self._entries.items()}, weight)
             for arrays, weight in updates
         ]
 
     def _flat_views(self, out: Arrays) -> dict[str, Array]:
-        return {name: out[name].reshape(-1).view(_part(out[name].dtype)) for name in self._entries}
+        return {name: out[name].reshape(-1).view(part_of(out[name].dtype)) for name in self._entries}
 
-    def _add(self, flats: _FlatUpdates, journal: _Journal) -> None:
-        """Add updates, writing down for every block the magnitudes seen so far."""
+    def _add(self, flats: FlatUpdates, peaks: Peaks) -> None:
+        """Add updates, noting the magnitudes seen so far."""
         begun = self._begun
 
-        def add(blocks: Iterable[_Block]) -> None:
+        def add(blocks: Iterable[Block]) -> None:
             for block in blocks:
-                peaks: list[float] = []
                 if not begun:
                     self._words[block.place] = 0
-                journal.append((block, peaks))
-                for values, weights in _groups(flats, block):
-                    peaks.extend(self._kernels.fold(*self._sums(block.place), values, weights))
+                for values, weights in groups(flats, block):
+                    peaks.note(block.number, self._kernels.fold(*self._sums(block.place), values, weights))
 
         self._run_blocks(add, self._words.size * len(flats))
         self._begun = True
 
-    def _undo(self, flats: _FlatUpdates, journal: _Journal) -> None:
-        """Take out what the journal says was added, and empty it."""
-        while journal:
-            block, peaks = journal.pop()
-            for values, weights in _groups(flats, block, done=len(peaks)):
+    def _undo(self, flats: FlatUpdates, peaks: Peaks) -> None:
+        """Take out all terms that were seen."""
+        for block in self._blocks:
+            for values, weights in groups(flats, block, done=peaks.seen[block.number]):
                 self._kernels.unfold(*self._sums(block.place), values, weights)
+            peaks.seen[block.number] = 0
 
     def _sums(self, place: slice) -> tuple[Int64, Int64 | None]:
         return self._words[place], None if self._high is None else self._high[place]
@@ -214,115 +214,39 @@ class FloatSums:
         if self._high is None:
             self._high = self._total >> SHIFT
 
-    def _grown(self, journal: _Journal, weights: list[int]) -> dict[str, int]:
+    def _grown(self, peaks: Peaks, weights: Array) -> dict[str, int]:
         """Return the bounds after a pass, or raise if a value was not finite or a bound reaches `LIMIT`."""
-        largest = {name: np.zeros(len(weights)) for name in self._entries}
-        for block, peaks in journal:
-            largest[block.name] = np.maximum(largest[block.name], _largest(peaks, len(weights)))
-        bounds = dict(self._bounds)
-        for name, peaks_of_updates in largest.items():
-            for i, (weight, peak) in enumerate(zip(weights, peaks_of_updates.tolist(), strict=True)):
-                where = f"update {i}, array `{name}`"
-                if not isfinite(peak):
-                    raise InvalidUpdate(f"{where}: expected finite values, got NaN or inf. Leave it out")
-                bounds[name] += _bound(weight, peak)
+        bounds, largest = dict(self._bounds), peaks.by_array()
+        if largest:
+            added = terms_bound(weights, np.array(list(largest.values())))
+            for name, bound in zip(largest, added, strict=True):
+                bounds[name] += bound
                 if bounds[name] >= LIMIT:
-                    raise _overflow(where, bounds[name])
+                    raise self._fault(name, weights, largest[name])
         return bounds
 
-    def _run_blocks(self, work: Callable[[Iterable[_Block]], None], numbers: int) -> None:
-        """Run ``work`` over all blocks, on several threads if there are numbers enough."""
+    def _fault(self, name: str, weights: Array, peaks: Array) -> LightningFLError:
+        """Tell which update of an array is not finite, or the first to take its bound to `LIMIT`."""
+        where, bound = "", self._bounds[name]
+        for i, peak in enumerate(peaks.tolist()):
+            where = f"update {i}, array `{name}`"
+            if not isfinite(peak):
+                return InvalidUpdate(f"{where}: expected finite values, got NaN or inf. Leave it out")
+            bound += terms_bound(weights[i : i + 1], peaks[None, i : i + 1])[0]
+            if bound >= LIMIT:
+                break
+        return _overflow(where, bound)
+
+    def _run_blocks(self, work: Callable[[Iterable[Block]], None], numbers: int) -> None:
+        """Run ``work`` over all blocks, on several threads where that pays."""
         count_folded(numbers)
-        threads = min(self._threads, len(self._blocks)) if numbers >= THREADED_FROM else 1
-        if threads <= 1:
-            work(self._blocks)
-            return
-        left = deque(self._blocks)  # each thread takes the next: a slow one holds nobody up
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, [_taken_from(left) for _ in range(threads)]))
+        long = 2 * self._words.size >= len(self._blocks) * self._kernels.block  # on average
+        threads = min(self._threads, len(self._blocks)) if long and numbers >= THREADED_FROM else 1
+        run(work, self._blocks, threads)
 
 
-def _taken_from(blocks: deque[_Block]) -> Iterator[_Block]:
-    while True:
-        try:
-            yield blocks.popleft()
-        except IndexError:
-            return
-
-
-def _largest(peaks: list[float], updates: int) -> Array:
-    """Give each update's largest magnitude in a block: a float64 update has two terms there."""
-    largest: Array = np.reshape(peaks, (updates, -1)).max(axis=1)
-    return largest
-
-
-def _bound(weight: int, peak: float) -> int:
-    """Round a term's magnitude up; `LIMIT` stands for anything larger, and for NaN."""
-    term = weight * peak
-    return ceil(term) if term < LIMIT else int(LIMIT)
-
-
-def _part(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype of the real numbers in an array."""
-    return PARTS.get(dtype, dtype)
-
-
-def _size(entry: Entry) -> int:
-    """Count the real numbers in an array."""
-    return prod(entry.shape) * (entry.dtype.itemsize // _part(entry.dtype).itemsize)
-
-
-def _cut(sizes: Mapping[str, int], step: int) -> Iterable[_Block]:
-    offset = 0
-    for name, size in sizes.items():
-        for start in range(0, size, step):
-            stop = min(start + step, size)
-            yield _Block(name, slice(start, stop), slice(offset + start, offset + stop))
-        offset += size
-
-
-def _flat(array: Array, dtype: np.dtype[Any]) -> Array:
-    """View an array as contiguous, aligned real numbers, read-only; copy it only if it is not so."""
-    flags = array.flags
-    if not (flags.c_contiguous and flags.aligned and type(array) is np.ndarray):
-        array = np.require(array, requirements=["C", "A", "E"])
-    flat: Array = array.reshape(-1)
-    if dtype in PARTS:
-        flat = flat.view(PARTS[dtype])
-    flat.flags.writeable = False
-    return flat
-
-
-def _groups(flats: _FlatUpdates, block: _Block, done: int | None = None) -> Iterator[tuple[Terms, Weights]]:
-    """Gather the terms of a block, or as many as were done: four at a time, what remains one by one.
-
-    Only fours and ones, because numba compiles anew for every number of terms.
-    """
-    terms = [
-        (values, float(weight))
-        for arrays, weight in flats
-        for values in _exact_factors(arrays[block.name][block.part])
-    ][:done]
-    fours = len(terms) - len(terms) % UPDATES_PER_PASS
-    for start, stop in pairwise([*range(0, fours, UPDATES_PER_PASS), *range(fours, len(terms) + 1)]):
-        values, weights = zip(*terms[start:stop], strict=True)
-        yield values, weights
-
-
-def _exact_factors(values: Array) -> tuple[Array, ...]:
-    """Return float32 or float64 that add up to the values and whose products with a weight are exact."""
-    if values.itemsize < 4:
-        values = values.astype(np.float32)
-        values.flags.writeable = False  # like the others, because numba compiles anew for arrays that are not
-    if values.itemsize == 4:
-        return (values,)
-    first = (values.view(np.uint64) & _FIRST_HALF).view(np.float64)
-    with np.errstate(invalid="ignore"):
-        return first, values - first
-
-
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _weights(updates: Sequence[tuple[Arrays, int]]) -> Array:
+    return np.array([weight for _, weight in updates], np.float64)
 
 
 def _overflow(where: str, bound: float) -> AggregationOverflow:

@@ -203,9 +203,12 @@ class FederatedTrainer:
             if self.current_round == 0 and evaluate is not None:
                 metrics = self._evaluate_centrally(evaluate)
                 self.add_record(RoundRecord(0, digest=digest(self.arrays), metrics=metrics))
-            while self.current_round < self.max_rounds and not self.should_stop:
-                self.current_round += 1
-                self._run_round(evaluate)
+            try:
+                while self.current_round < self.max_rounds and not self.should_stop:
+                    self.current_round += 1
+                    self._run_round(evaluate)
+            finally:
+                self._driver.calls.end_fit()
             refuse_if_all_void(self)
             self._write_model()
             tested = self._evaluate("test", on_server) if tests else None

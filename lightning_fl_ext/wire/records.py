@@ -171,7 +171,7 @@ def _view(
     try:
         if got != expected:
             raise ValueError(f"expected {expected} bytes, got {got}")
-        array = np.frombuffer(packed.data, dtype, offset=offset).reshape(packed.shape, order=order)
+        array: NDArray[Any] = np.ndarray(packed.shape, dtype, packed.data, offset, order=order)
         if dtype.kind == "b" and array.view(np.uint8).max(initial=0) > 1:
             raise ValueError("a boolean is neither 0 nor 1")
     except ValueError as error:

@@ -165,6 +165,11 @@ class StrategyCalls:
         if (end := getattr(innermost(self.strategy), "end_round", None)) is not None:
             end(void)
 
+    def end_fit(self) -> None:
+        """Have a strategy let go of what it keeps between rounds and is no state."""
+        if (end := getattr(innermost(self.strategy), "end_fit", None)) is not None:
+            end()
+
     @contextmanager
     def _around(self, server_round: int, purpose: str) -> Iterator[None]:
         # BLAS adds in another order on another number of threads. What is order-free uses none, and

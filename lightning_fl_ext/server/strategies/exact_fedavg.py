@@ -38,7 +38,9 @@ class ExactFedAvg(FedAvg):
     """bfloat16 and float8 arrays need no translation."""
 
     _like: Arrays | None = None
-    _undo: Callable[[], None] | None = None  # a function is no state: it is in no checkpoint
+    # Functions are no state: they are in no checkpoint.
+    _undo: Callable[[], None] | None = None
+    _new_mean: Callable[[Arrays], ExactMean] | None = None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -68,7 +70,7 @@ class ExactFedAvg(FedAvg):
             mean: ExactMean | None = None
             for several in gather(updates):
                 like = like or several[0][0]
-                mean = mean or ExactMean(like)
+                mean = mean or self._empty_mean(like)
                 mean.add_many(several)
                 several.clear()
             record = written_record(like, mean.result) if mean and like is not None else None
@@ -90,11 +92,21 @@ class ExactFedAvg(FedAvg):
             yield from_record(next(iter(records_of(reply.content, ArrayRecord).values()))), whole  # type: ignore[misc]
             del reply
 
+    def _empty_mean(self, like: Arrays) -> ExactMean:
+        """Begin a mean, in the memory of the last round's."""
+        mean = self._new_mean(like) if self._new_mean else ExactMean(like)
+        self._new_mean = mean.reset
+        return mean
+
     def end_round(self, void: bool) -> None:
         """Keep what a subclass made of its state in a round, or take it back if the round does not count."""
         undo, self._undo = self._undo, None
         if void and undo is not None:
             undo()
+
+    def end_fit(self) -> None:
+        """Let go of the sums' memory, which each round takes over from the one before."""
+        self._new_mean = None
 
     @staticmethod
     def max_term(num_clients: int) -> float:

@@ -11,7 +11,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from lightning_fl_ext.aggregation import ExactMean
 from lightning_fl_ext.aggregation.rounding import rounded
 from lightning_fl_ext.aggregation.structure import INTEGERS, PARTS
 from lightning_fl_ext.errors import LightningFLError
@@ -104,7 +103,7 @@ class ExactFedOpt(ExactFedAvg):
             raise LightningFLError(
                 f"{type(self).__name__} needs the global weights: call `configure_train` first."
             )
-        mean, summaries, largest_count = ExactMean(like), list[RecordDict](), 1
+        mean, summaries, largest_count = self._empty_mean(like), list[RecordDict](), 1
         for several in gather(self._updates(replies, summaries)):
             mean.add_many(several)
             largest_count = max(largest_count, *(weight for _, weight in several))
