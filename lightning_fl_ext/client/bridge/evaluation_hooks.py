@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_fl_ext.client.bridge.counting import ExampleCounter, loader_of
 from lightning_fl_ext.client.bridge.reported_size import ReportedSize
+from lightning_fl_ext.client.bridge.unaveraged import Unaveraged
 from lightning_fl_ext.client.bridge.undone_step import UndoneStep, is_repeat
 from lightning_fl_ext.client.metrics.collector import MetricCollector
 from lightning_fl_ext.client.metrics.logged import count_in_floats, told_by_one_rank
@@ -35,6 +36,7 @@ class EvaluationHooks(Callback):
     _store: ResultStore
     _message: Message | None
     _undone: UndoneStep | None = None
+    _unaveraged: Unaveraged | None = None
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -43,6 +45,8 @@ class EvaluationHooks(Callback):
         self._reported.listen(pl_module)
         if batch_idx == dataloader_idx == 0:
             self._metrics.evaluation_begins(pl_module)
+            if self._unaveraged:
+                self._unaveraged.settle_metrics(pl_module)
         self._note_repeat("validate", trainer, pl_module, batch_idx, dataloader_idx)
 
     def on_validation_batch_end(

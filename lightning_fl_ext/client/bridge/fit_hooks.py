@@ -19,11 +19,10 @@ from lightning_fl_ext.client.bridge.model_state import (
     load_early,
     load_state,
     pack_state,
-    read_counters,
 )
 from lightning_fl_ext.client.bridge.refusals import (
     SPENT,
-    averages_counters,
+    averages_buffers,
     is_averaging,
     is_spent,
     refuse_late_layers,
@@ -31,6 +30,7 @@ from lightning_fl_ext.client.bridge.refusals import (
     refuse_to_follow_averaging,
 )
 from lightning_fl_ext.client.bridge.spawned import leave_group_at_exit
+from lightning_fl_ext.client.bridge.unaveraged import Unaveraged
 from lightning_fl_ext.client.bridge.unrepeated import evaluate_unrepeated, spread_as_before
 from lightning_fl_ext.client.metrics.logged import count_in_floats
 from lightning_fl_ext.client.notices import warn_of_known_noise, warn_of_unsharded
@@ -77,7 +77,6 @@ class FitHooks(EvaluationHooks):
     _first_step: int | None
     _idle: bool
     _remedy: str
-    _counted: dict[str, torch.Tensor]
     _part: AlgorithmPart | None = None
     _learning_rate: float | None = None
 
@@ -91,7 +90,7 @@ class FitHooks(EvaluationHooks):
             self._metrics.check(pl_module)
         if stage == "fit":
             refuse_to_follow_averaging(self, trainer.callbacks)
-            self._first_step, self._idle, self._counted = None, is_spent(trainer), {}
+            self._first_step, self._idle, self._unaveraged = None, is_spent(trainer), None
             if self._idle:
                 log.warning("%r: %s", self, SPENT)
             else:
@@ -110,6 +109,8 @@ class FitHooks(EvaluationHooks):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when the module is built and placed: looks at its metrics, loads again what was received."""
         self._start(trainer, pl_module)
+        if any(averages_buffers(callback) for callback in trainer.callbacks) and not is_sharded(trainer):
+            self._unaveraged = Unaveraged(pl_module)
         self._warn_of_lost(pl_module)
         self._warn_of_schedules(trainer)
         if self._round is not None:
@@ -173,15 +174,16 @@ class FitHooks(EvaluationHooks):
         if self._part:
             self._part.hooks.on_train_end(trainer, pl_module)
         self._keep_stage("train", trainer, pl_module)
-        if any(averages_counters(callback) for callback in trainer.callbacks) and not is_sharded(trainer):
-            self._counted = read_counters(pl_module)  # comes before any averaging
+        if self._unaveraged:
+            self._unaveraged.note(pl_module)  # comes before any averaging
         if is_sharded(trainer):
             self._finish(trainer, pl_module)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Called when the fit ends, after every averaging callback: makes the update."""
-        if self._counted:
-            pl_module.load_state_dict(self._counted, strict=False)
+        if self._unaveraged:
+            self._unaveraged.put_back(pl_module)
+            self._unaveraged = None
         if not is_sharded(trainer) and not self._idle:
             self._finish(trainer, pl_module)
 

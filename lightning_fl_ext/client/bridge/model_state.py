@@ -123,15 +123,6 @@ def load_state(trainer: Any, module: torch.nn.Module, exchange: Exchange, arrays
     return left_alone(state, full)
 
 
-def read_counters(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Copy the entries of a module's state dict that are whole numbers or booleans: they count, or choose."""
-    return {
-        name: value.detach().clone()
-        for name, value in weights_of(module).items()
-        if isinstance(value, torch.Tensor) and not (value.is_floating_point() or value.is_complex())
-    }
-
-
 def _read(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
     if not is_sharded(trainer):
         return weights_of(module)

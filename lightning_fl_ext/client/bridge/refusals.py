@@ -61,8 +61,8 @@ def is_averaging(callback: Any) -> bool:
     return bool(_AVERAGING & {base.__name__ for base in type(callback).__mro__})
 
 
-def averages_counters(callback: Any) -> bool:
-    """Tell a callback that averages integers as if they were weights (``WeightAveraging`` and its kin)."""
+def averages_buffers(callback: Any) -> bool:
+    """Tell a callback that averages all tensors of a module as weights (``WeightAveraging`` and its kin)."""
     return any(base.__name__ == "WeightAveraging" for base in type(callback).__mro__)
 
 
