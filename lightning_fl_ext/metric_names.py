@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterable
 ACROSS_SITES = ("worst", "best", "spread")
 """What is told of a metric's values at single sites, as in ``val_f1/worst``."""
 
-BOOKKEEPING = frozenset({"clients_accepted", "clients_rejected", "bytes_up", "bytes_down"})
+BOOKKEEPING = frozenset({"clients_accepted", "clients_rejected", "bytes_up", "bytes_down", "bytes_evaluate"})
 """What the server counts in every round."""
 
 _STAGES = {"train", "training", "fit", "val", "valid", "validation", "test", "eval", "server", "client"}
 _OF_FITS = ("fit", "train")
-_DIRECTIONS = {"up", "down", "accepted", "rejected"}
+_DIRECTIONS = {"up", "down", "evaluate", "accepted", "rejected"}
 _DATALOADER = re.compile(r"/dataloader_idx_(\d+)$")
 _ACROSS = re.compile(rf"/({'|'.join(ACROSS_SITES)})$")
 _NAMELESS = "(no name)"

@@ -180,3 +180,14 @@ def test_a_monitored_metric_may_be_missing_in_a_round_though_not_in_all(toy, tmp
     losses = {r.server_round: r.metrics["val_loss"] for r in result.rounds if "val_loss" in r.metrics}
     assert sorted(losses) == [1, 3, 4]
     assert checkpoint.best_path.name == f"round-{min(losses, key=losses.get):05d}"
+
+
+def test_the_bytes_of_evaluations_are_counted_beside_those_of_training(toy):
+    def fit(share):
+        trainer = toy.make_trainer(ExactFedAvg(fraction_evaluate=share))
+        return [record.metrics for record in trainer.fit(toy.Net(), toy.make_grid(4)).rounds]
+
+    for all_of_them, half in zip(fit(1.0), fit(0.5), strict=True):
+        assert all_of_them["bytes_evaluate"] == all_of_them["bytes_down"] == 2 * half["bytes_evaluate"] > 0
+        assert all_of_them["bytes_down"] == half["bytes_down"]
+    assert all("bytes_evaluate" not in metrics for metrics in fit(0.0))

@@ -216,11 +216,13 @@ class StrategyDriver:
         modes = self.trainer.site_metrics
         told = {} if self.calls.secure else summaries  # under masks there is nothing of a single site
         sites = keep_sites(told, measured, modes, self.trainer.limits.site_metrics)
+        in_round = server_round and stage == "validate"
+        moved = {"bytes_evaluate": float(messages.bytes_down + messages.bytes_up)} if in_round else {}
         return RoundRecord(
             server_round,
             sampled=tuple(messages.sampled),
             rejected=tuple(messages.rejected + left_out),
-            metrics=measured | across_sites(sites, modes),
+            metrics=measured | across_sites(sites, modes) | moved,
             sites=sites,
         )
 
