@@ -48,9 +48,13 @@ def structure_of(like: Arrays) -> dict[str, Entry]:
     """Read the structure of the global model, in its order.
 
     Raises:
-        TypeError: If an array has a dtype whose mean is not defined here (strings, objects, dates,
-            extended precision, foreign byte order).
+        TypeError: If it is no mapping of names to numpy arrays, or an array has a dtype whose mean is not
+            defined here (strings, objects, dates, extended precision, foreign byte order).
     """
+    _check_mapping("`like`", like, TypeError)
+    for name, array in like.items():
+        if not isinstance(array, np.ndarray | np.generic):
+            raise TypeError(f"`like`, {_not_numpy(name, array)}")
     structure = {name: Entry(array.shape, array.dtype) for name, array in like.items()}
     for name, (_, dtype) in structure.items():
         if dtype not in FLOATS and dtype not in PARTS and dtype not in INTEGERS:
@@ -75,6 +79,7 @@ def check_update(where: str, arrays: Arrays, weight: int, structure: Mapping[str
             differs, or the weight is not a positive whole number.
         AggregationOverflow: If the weight is over `MAX_WEIGHT`.
     """
+    _check_mapping(where, arrays, InvalidUpdate)
     if arrays.keys() != structure.keys():
         missing = [name for name in structure if name not in arrays]
         extra = [name for name in arrays if name not in structure]
@@ -85,9 +90,7 @@ def check_update(where: str, arrays: Arrays, weight: int, structure: Mapping[str
     for name, (shape, dtype) in structure.items():
         array = arrays[name]
         if not isinstance(array, np.ndarray | np.generic):
-            raise InvalidUpdate(
-                f"{where}, array `{name}`: expected a numpy array, got {type(array).__name__}"
-            )
+            raise InvalidUpdate(f"{where}, {_not_numpy(name, array)}")
         if (array.shape, array.dtype) != (shape, dtype):
             raise InvalidUpdate(
                 f"{where}, array `{name}`: expected shape {shape} and dtype {dtype}, got {array.shape} and"
@@ -102,3 +105,18 @@ def check_update(where: str, arrays: Arrays, weight: int, structure: Mapping[str
             f"{where}: expected `weight` of at most {MAX_WEIGHT}, got {weight}: products would no longer be"
             " exact. Count in larger units, on every client"
         )
+
+
+def _check_mapping(where: str, arrays: object, error: type[Exception]) -> None:
+    if not isinstance(arrays, Mapping):
+        raise error(
+            f"{where}: expected a mapping of names to numpy arrays, got {type(arrays).__name__}. Name a"
+            " list's arrays by `dict(zip(names, arrays))`"
+        )
+
+
+def _not_numpy(name: str, array: object) -> str:
+    return (
+        f"array `{name}`: expected a numpy array, got {type(array).__name__}. `lightning_fl_ext.wire` has"
+        " `to_numpy` for tensors and `from_record` for Flower's records"
+    )

@@ -3,9 +3,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
+from lightning_fl_ext.aggregation import ExactMean
 from lightning_fl_ext.aggregation.errors import AggregationOverflow, InvalidUpdate
 from lightning_fl_ext.aggregation.structure import MAX_WEIGHT, check_update, structure_of
+from lightning_fl_ext.wire import to_record
 
 EXTENDED = [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
 FOREIGN = ["U3", "S3", "O", "M8[s]", "m8[s]", "g", ">f4", ">i8", ml_dtypes.float8_e8m0fnu]
@@ -75,3 +78,22 @@ def test_a_weight_whose_products_would_be_rounded_overflows() -> None:
     check_update("update 0", MODEL, MAX_WEIGHT, STRUCTURE)
     with pytest.raises(AggregationOverflow, match="at most 67108864, got 67108865"):
         check_update("update 0", MODEL, MAX_WEIGHT + 1, STRUCTURE)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ([np.zeros(2)], r"expected a mapping .* got list\. Name a list's arrays"),
+        ({"w": torch.zeros(2)}, r"array `w`: expected a numpy array, got Tensor\..*`to_numpy` for tensors"),
+        (to_record({"w": np.zeros(2)}), r"array `w`: .* got Array\..*`from_record`"),
+    ],
+)
+def test_what_users_of_torch_and_flower_have_at_hand_is_refused_with_the_remedy(
+    arrays: Any, message: str
+) -> None:
+    with pytest.raises(TypeError, match="`like`.*" + message):
+        ExactMean(arrays)
+    mean = ExactMean({"w": np.zeros(2)})
+    with pytest.raises(InvalidUpdate, match="update 0.*" + message):
+        mean.add(arrays, 1)
+    assert mean.num_updates == 0

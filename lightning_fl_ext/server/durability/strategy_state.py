@@ -15,7 +15,8 @@ from lightning_fl_ext.trees import flatten, unflatten
 _VALUE, _STATE, _STRATEGY = "value", "state", "strategy"
 _ADVICE = (
     "A strategy's attributes have to be such, or objects with `state_dict` and `load_state_dict`. Hold it in"
-    " another form, or run without `RoundCheckpoint`."
+    " another form; if no later round depends on it, name it in the class's `scratch`; or run without"
+    " `RoundCheckpoint`."
 )
 
 
@@ -32,7 +33,7 @@ def encode_strategy(strategy: Strategy, where: str = "") -> tuple[dict[str, Any]
 
     What :func:`~lightning_fl_ext.trees.flatten` takes is kept; so are attributes that are strategies, or have
     ``state_dict`` and ``load_state_dict``, as Flower's privacy accountants have. Functions are part of the
-    code, and are not kept.
+    code, and are not kept; nor is what a class names in its ``scratch``, which is memory and no state.
 
     Args:
         strategy: Any Flower strategy.
@@ -43,6 +44,7 @@ def encode_strategy(strategy: Strategy, where: str = "") -> tuple[dict[str, Any]
 
     Raises:
         LightningFLError: An attribute is of another kind, so that a resumed run could not be the same.
+        TypeError: A class's ``scratch`` is no tuple.
 
     Example:
         >>> from flwr.serverapp.strategy import FedAvg
@@ -52,7 +54,10 @@ def encode_strategy(strategy: Strategy, where: str = "") -> tuple[dict[str, Any]
     where = where or type(strategy).__name__
     state: dict[str, Any] = {}
     tensors: dict[str, torch.Tensor] = {}
+    scratch = {name for cls in type(strategy).__mro__ for name in _scratch_of(cls)}
     for name, value in vars(strategy).items():
+        if name in scratch:
+            continue
         place = f"{where}.{name}"
         if isinstance(value, Strategy):
             kind, (data, found) = _STRATEGY, encode_strategy(value, f"{place}.{type(value).__name__}")
@@ -88,6 +93,13 @@ def restore_strategy(strategy: Strategy, state: dict[str, Any], tensors: dict[st
                 ) from error
         elif not callable(current):
             setattr(strategy, name, unflatten(kept[_VALUE], tensors))
+
+
+def _scratch_of(cls: type) -> tuple[str, ...]:
+    names = vars(cls).get("scratch", ())
+    if not isinstance(names, tuple | list | set | frozenset):  # a text would be taken for its letters
+        raise TypeError(f"`{cls.__name__}.scratch` must be a tuple of attributes' names. Got {names!r}.")
+    return tuple(names)
 
 
 def _load(current: Any, kept: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from flwr.serverapp.strategy import DifferentialPrivacyClientSideAdaptiveClipping, Strategy
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
+from lightning_fl_ext.aggregation.errors import AggregationOverflow, InvalidUpdate
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import described
 from lightning_fl_ext.seeds import derive_seed, seeded
@@ -152,6 +153,10 @@ class StrategyCalls:
             try:
                 result = getattr(self.strategy, method)(server_round, *args)
                 return list(result) if method.startswith("configure") else result
+            except (InvalidUpdate, AggregationOverflow) as error:  # which know of no round
+                raise type(error)(
+                    f"{self.name}.{method} failed in round {server_round}: {error}.{read_from(clients)}"
+                ) from error
             except LightningFLError:
                 raise
             except Exception as error:

@@ -38,9 +38,11 @@ class ExactFedAvg(FedAvg):
     """bfloat16 and float8 arrays need no translation."""
 
     _like: Arrays | None = None
-    # Functions are no state: they are in no checkpoint.
     _undo: Callable[[], None] | None = None
-    _new_mean: Callable[[Arrays], ExactMean] | None = None
+    _mean: ExactMean | None = None
+
+    scratch = ("_mean",)
+    """Attributes that are no state: memory from round to round, in no checkpoint."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -94,9 +96,8 @@ class ExactFedAvg(FedAvg):
 
     def _empty_mean(self, like: Arrays) -> ExactMean:
         """Begin a mean, in the memory of the last round's."""
-        mean = self._new_mean(like) if self._new_mean else ExactMean(like)
-        self._new_mean = mean.reset
-        return mean
+        self._mean = self._mean.reset(like) if self._mean else ExactMean(like)
+        return self._mean
 
     def end_round(self, void: bool) -> None:
         """Keep what a subclass made of its state in a round, or take it back if the round does not count."""
@@ -106,7 +107,7 @@ class ExactFedAvg(FedAvg):
 
     def end_fit(self) -> None:
         """Let go of the sums' memory, which each round takes over from the one before."""
-        self._new_mean = None
+        self._mean = None
 
     @staticmethod
     def max_term(num_clients: int) -> float:

@@ -56,14 +56,14 @@ def test_rounds_share_the_memory_of_their_sums_and_nothing_else(toy, monkeypatch
     assert trainer.fit(toy.Net(), toy.make_grid(6)).digest == expected.digest
     assert len(rooms) == 3
     assert rooms[0] is rooms[1] is rooms[2]
-    assert trainer.strategy._new_mean is None, "nothing is held after the fit"
+    assert trainer.strategy._mean is None, "nothing is held after the fit"
 
 
 def test_kept_memory_is_in_no_checkpoint_and_shared_with_no_copy():
     replies = [reply(value) for value in (1.0, 2.0, 6.0)]
     strategy = ExactFedAvg()
     strategy.aggregate_train(1, iter(replies))
-    assert "_new_mean" not in encode_strategy(strategy)[0]
+    assert "_mean" not in encode_strategy(strategy)[0]
     copied = copy_strategy(strategy)
     mean = copied._empty_mean({"w": np.zeros(2)})
     assert not np.shares_memory(mean._floats._room, strategy._empty_mean({"w": np.zeros(2)})._floats._room)
@@ -72,7 +72,7 @@ def test_kept_memory_is_in_no_checkpoint_and_shared_with_no_copy():
 def test_a_list_of_replies_keeps_no_sums():
     strategy = ExactFedAvg()
     strategy.aggregate_train(1, [reply(1.0), reply(2.0)])
-    assert strategy._new_mean is None
+    assert strategy._mean is None
 
 
 def reply(value):
