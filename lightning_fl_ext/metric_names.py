@@ -105,6 +105,25 @@ def better(family: str) -> int:
     return -1 if family in _FALLING else 1 if family in _RISING else 0
 
 
+def doubt_of(monitor: str | None, mode: str) -> str:
+    """Say that a metric is monitored the wrong way round, going by its name; nothing if it may be right.
+
+    Example:
+        >>> doubt_of("val/f1", "min")
+        "`monitor='val/f1'` with `mode='min'` goes by its smallest value. If the largest is best, give
+        `mode='max'`."
+        >>> doubt_of("val_loss", "min"), doubt_of("val_f1/spread", "min"), doubt_of(None, "min")
+        ('', '', '')
+    """
+    if monitor is None or better(family_of(monitor)) != (1 if mode == "min" else -1):
+        return ""
+    taken, other, right = ("smallest", "largest", "max") if mode == "min" else ("largest", "smallest", "min")
+    return (
+        f"`monitor={monitor!r}` with `mode={mode!r}` goes by its {taken} value. If the {other} is best, give"
+        f" `mode={right!r}`."
+    )
+
+
 def without_twins(names: Iterable[str]) -> list[str]:
     """Leave out what Lightning logs a second time for steps and epochs of the same number.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,7 +16,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from lightning_fl_ext.arguments import choice, folder, limit, metric_name, whole_number
+from lightning_fl_ext.metric_names import doubt_of
 from lightning_fl_ext.metrics.discovery import require_names, weights_of
+from lightning_fl_ext.once import warn_once
 from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.server.callbacks.base import RoundCallback, call_hook
@@ -52,6 +55,8 @@ from lightning_fl_ext.server.trainer_arguments import (
     train_settings,
 )
 from lightning_fl_ext.wire import Exchange, WeightExchange
+
+log = logging.getLogger(__name__)
 
 
 class FederatedTrainer:
@@ -135,6 +140,8 @@ class FederatedTrainer:
         self.exchange = exchange_object(WeightExchange() if exchange is None else exchange)
         self.monitor = None if monitor is None else metric_name(monitor)
         self.mode = choice("mode", mode, ("min", "max"))
+        if doubt := doubt_of(self.monitor, self.mode):
+            warn_once(log, "", doubt)
         self.limits = limits_object(Limits() if limits is None else limits)
         self.site_metrics = site_modes(site_metrics or {})
         require_names("average_metrics", average_metrics)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_fl_ext.errors import LightningFLError
+from lightning_fl_ext.metric_names import doubt_of
+from lightning_fl_ext.once import warn_once
 from lightning_fl_ext.results import Arrays, EpochResult
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Retention:
             raise ValueError(f"`keep` must be 'all', 'last' or a number from 1. Got {self.keep!r}.")
         if self.mode not in ("min", "max"):
             raise ValueError(f"`mode` must be 'min' or 'max'. Got {self.mode!r}.")
+        if self.submit == "best" and (doubt := doubt_of(self.monitor, self.mode)):
+            warn_once(log, "", doubt)
 
     def check(self, result: EpochResult) -> None:
         """Check that an epoch can be told better or worse.

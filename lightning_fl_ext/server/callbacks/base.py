@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import described
+from lightning_fl_ext.metric_names import doubt_of
+from lightning_fl_ext.once import warn_once
 
 if TYPE_CHECKING:
     from lightning_fl_ext.results import ClientUpdate
     from lightning_fl_ext.server.fit import FederatedFit
     from lightning_fl_ext.server.screening.rejection import Rejection
+
+
+log = logging.getLogger(__name__)
 
 
 class RoundCallback:
@@ -76,9 +82,11 @@ def monitored(trainer: FederatedFit, monitor: str | None, mode: str | None) -> t
         monitor: The callback's own metric, if it has one.
         mode: The callback's own mode, if it has one.
     """
-    if monitor in (None, trainer.monitor):
-        return trainer.monitor, mode or trainer.mode
-    return monitor, mode or "min"
+    own = monitor not in (None, trainer.monitor)
+    monitor, mode = (monitor, mode or "min") if own else (trainer.monitor, mode or trainer.mode)
+    if doubt := doubt_of(monitor, mode):
+        warn_once(log, "", doubt)
+    return monitor, mode
 
 
 class CallbackError(LightningFLError):

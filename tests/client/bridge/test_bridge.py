@@ -292,3 +292,9 @@ def test_a_copy_holds_the_same_and_leaves_the_original_alone(kit, tmp_path, twin
         kit.fit(twin, module=kit.fresh_module(9), max_epochs=1)
         assert len(twin.results) == 1
         assert [r.digest for r in bridge.results] == kept
+
+
+def test_a_best_epoch_by_the_smallest_score_is_doubted(caplog):
+    FlowerBridge(submit="best", monitor="some_accuracy")
+    FlowerBridge(submit="last", monitor="other_accuracy")
+    assert ["goes by its smallest" in record.message for record in caplog.records] == [True]

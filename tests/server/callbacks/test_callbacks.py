@@ -249,3 +249,23 @@ def test_wrong_arguments_are_named(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"`{name}`"):
         RoundEarlyStopping("loss", **wrong)
+
+
+def test_a_score_that_is_monitored_for_its_smallest_value_is_doubted(toy, caplog):
+    def doubts(monitor, mode, *callbacks):
+        caplog.clear()
+        trainer = toy.make_trainer(monitor=monitor, mode=mode, callbacks=list(callbacks), max_rounds=1)
+        trainer.fit(
+            toy.Net(), toy.make_grid(2), evaluate=lambda _: {"a_f1": 0.5, "b_f1": 0.5, "a_error": 1.0}
+        )
+        return [record.message for record in caplog.records if "`monitor=" in record.message]
+
+    assert doubts("server_a_f1", "max", RoundEarlyStopping("server_a_f1")) == [], (
+        "the trainer's mode is known"
+    )
+    assert doubts("server_a_error", "min") == []
+    (doubt,) = doubts("server_a_f1", "min", RoundEarlyStopping())
+    assert doubt.startswith("`monitor='server_a_f1'` with `mode='min'` goes by its smallest value.")
+    assert doubt.endswith("give `mode='max'`.")
+    (doubt,) = doubts("server_a_error", "min", RoundEarlyStopping("server_b_f1"))
+    assert "'server_b_f1'" in doubt
