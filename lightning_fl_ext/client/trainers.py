@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_fl_ext.client.identity import file_name
+from lightning_fl_ext.lightnings import lightning_name
 
 _QUIET: dict[str, Any] = {
     "logger": False,
@@ -48,6 +49,12 @@ def check_trainer(given: Any) -> None:
         raise TypeError(
             f"`trainer` holds {unknown}, which `Trainer` does not know. It knows {sorted(known)}."
         )
+    if other := [c for c in _listed(given.get("callbacks")) if lightning_name(c, "Callback") is None]:
+        raise TypeError(
+            f"`trainer` holds `callbacks` that are none: {[type(c).__name__ for c in other]}. Give objects"
+            " such as `[EarlyStopping('val_loss')]`; on the command line, where there are none, have the"
+            " module's `configure_callbacks` give them."
+        )
 
 
 def trainer_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,10 +69,15 @@ def trainer_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         (True, False, 1)
     """
     own = copy.deepcopy(dict(given))
-    callbacks = own.pop("callbacks", None) or []
-    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    callbacks = _listed(own.pop("callbacks", None))
     needed = {_NEEDS[base.__name__] for c in callbacks for base in type(c).__mro__ if base.__name__ in _NEEDS}
     return {"max_epochs": 1, **_QUIET, **dict.fromkeys(needed, True), **own, "callbacks": callbacks}
+
+
+def _listed(callbacks: Any) -> list[Any]:
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
 
 
 def give_folder(

@@ -67,9 +67,10 @@ def skip_or_run(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     given = _first(module, args)
     check_not_nested(given)
     if not isinstance(first, Tensor) or given.shape != first.shape:
+        got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
         raise ValueError(
-            f'a {type(module).__name__} with `closed="skip"` must return the shape of its first argument.'
-            f" Got {tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__}."
+            f'a {type(module).__name__} with `closed="skip"` must return the shape of its first argument,'
+            f" {tuple(given.shape)}. Got {got}. Leave what changes the shape out of `names`."
         )
     chosen = torch.lerp(given, first, hooked(module, torch.ones_like(first)))
     return (chosen, *output[1:]) if isinstance(output, tuple) else chosen

@@ -139,7 +139,10 @@ def _chosen(model: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Module]
             if name == pattern or (_matches(name, pattern) and not isinstance(module, StochasticGateModule))
         }
         if not matched:
-            raise ValueError(f"`names`: the pattern {pattern!r} matches none of the modules {[*modules]}.")
+            raise ValueError(
+                f"`names`: the pattern {pattern!r}, in which `*` stands for one part of a name, matches none"
+                f" of the modules {[*modules]}."
+            )
         chosen |= matched
     for name in chosen:
         if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):

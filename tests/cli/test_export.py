@@ -1,5 +1,6 @@
 """`export`: a run's model, written for others."""
 
+import logging
 import sys
 
 import pytest
@@ -55,6 +56,15 @@ def test_the_onnx_graph_without_closed_gates_gives_what_the_whole_model_gives(ca
     expected = torch.export.load("whole.pt2").module()(rows)
     (given,) = graph.run(None, {graph.input_names[0]: rows.numpy()})
     assert torch.allclose(torch.from_numpy(given), expected, rtol=0, atol=1e-6 * expected.abs().max().item())
+
+
+def test_flower_does_not_tell_of_the_settings_of_the_run_once_more(call, project, copied, caplog):
+    settings = (copied / "run.toml").read_text()
+    (copied / "run.toml").write_text(f"fraction-evaluate = 0.0\n{settings}")
+    with caplog.at_level(logging.INFO, "flwr"):
+        done = call("export", copied, "model.ckpt")
+    assert (done.code, done.out) == (0, "wrote model.ckpt\n")
+    assert not [record for record in caplog.records if record.name.startswith("flwr")]
 
 
 @pytest.mark.parametrize(

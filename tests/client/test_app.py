@@ -322,6 +322,10 @@ def test_the_seed_of_a_fit_is_the_documented_one(kit, source):
         ((L.LightningModule, []), r"`data` must be a function .* Got an instance of list"),
         ((L.LightningModule, lambda context: None, ["max_epochs"]), "`trainer` must be a dict"),
         ((L.LightningModule, lambda context: None, {"max_epoch": 1}), r"holds \['max_epoch'\]"),
+        (
+            (L.LightningModule, lambda context: None, {"callbacks": "[EarlyStopping()]"}),
+            r"`callbacks` that are none: \['str'\].*`configure_callbacks`",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_when_the_app_is_made(arguments, message):

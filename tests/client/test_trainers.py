@@ -50,6 +50,11 @@ def test_a_callback_asks_for_what_it_needs_and_for_nothing_else(callback, asked)
     assert changed == {asked, "callbacks"}
 
 
+def test_callbacks_may_be_a_tuple():
+    callbacks = trainer_arguments({"callbacks": (ModelCheckpoint(), LearningRateMonitor())})["callbacks"]
+    assert [type(callback) for callback in callbacks] == [ModelCheckpoint, LearningRateMonitor]
+
+
 def test_what_the_user_has_set_stays():
     arguments = trainer_arguments({"callbacks": [ModelCheckpoint()], "enable_checkpointing": False})
     assert arguments["enable_checkpointing"] is False

@@ -191,7 +191,7 @@ def test_shrunk_heads_lose_the_columns_of_the_projection():
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"names": "layers.*"}, "matches none of the modules"),
+    ({"names": "layers.*"}, r"'layers\.\*', in which `\*` stands for one part .*, matches none of the modules"),
     ({"names": "0.out_proj"}, "is never called"),
     ({"names": "1", "on": "input", "closed": "skip"}, "is about the output"),
     ({"names": "1", "on": "inside"}, '`on` must be "output", "input", "channels" or "heads"'),
@@ -230,5 +230,7 @@ def test_the_first_argument_must_be_given_by_its_position(how):
 def test_a_module_that_changes_the_shape_cannot_be_skipped():
     model = layers()
     gate_modules(model, "3", closed="skip")
-    with pytest.raises(ValueError, match="must return the shape of its first argument"):
+    with pytest.raises(
+        ValueError, match=r"must return the shape of its first argument, \(.*\)\. Got \(.*\)\. Leave what"
+    ):
         model(ROWS)

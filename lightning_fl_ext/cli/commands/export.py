@@ -50,6 +50,7 @@ def export(
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("torch").setLevel(logging.ERROR)  # on the way to a graph it tells of its own parts
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # it narrates the strategy's settings
     settings, exchange = run / SETTINGS_FILE, None
     make: Any
     if settings.is_file():
