@@ -191,7 +191,7 @@ def test_shrunk_heads_lose_the_columns_of_the_projection():
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"names": "layers.*"}, r"'layers\.\*', in which `\*` stands for one part .*, matches none of the modules"),
+    ({"names": "layers.*"}, r"in which `\*` stands for one part .*, matches none of the modules"),
     ({"names": "0.out_proj"}, "is never called"),
     ({"names": "1", "on": "input", "closed": "skip"}, "is about the output"),
     ({"names": "1", "on": "inside"}, '`on` must be "output", "input", "channels" or "heads"'),
