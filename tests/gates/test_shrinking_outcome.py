@@ -93,3 +93,19 @@ def test_one_step_of_a_rule_computes_what_torch_does():
     for way in ways:
         net = nn.Sequential(nn.Conv2d(2, 5, 5), gate(5, 1, [1, 4]), Lambda(way), nn.Conv2d(5, 2, 1))
         check(net, IMAGES)
+
+
+def test_a_net_whose_gates_are_all_undecided_is_shrunk_with_a_warning(caplog):
+    net = nn.Sequential(nn.Linear(6, 8), gate(8), nn.Linear(8, 4), gate(4), nn.Linear(4, 1))
+    first, second = net[1], net[3]
+    with torch.no_grad():
+        first.logits.fill_(-0.5)
+        second.logits.fill_(-3.0)
+    shrink(net, ROWS)
+    assert "all gates are closed" in caplog.text
+    assert "the largest is 0.38. If" in caplog.text
+    caplog.clear()
+    with torch.no_grad():
+        second.logits[0] = 0.5
+    shrink(net, ROWS)
+    assert caplog.text == ""

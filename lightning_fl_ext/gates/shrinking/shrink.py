@@ -54,7 +54,7 @@ def shrink(
         A copy of the module, of the same class, in the same mode: in evaluation mode it gives the outputs of
         the module whose gates have ``evaluation="threshold"``. It holds nothing of this package, trains on,
         and its ``state_dict`` has the same names, without those of the gates. A layer that nothing is left
-        of keeps one channel. The log tells which gates' widths could not be reduced.
+        of keeps one channel. The log tells which gates' widths could not be reduced, and if all are closed.
 
     Raises:
         ShrinkError: There are no gates; one has a `gater`, or is not called by ``forward``; the forward
@@ -75,6 +75,13 @@ def shrink(
         )
     """
     small, left = shrunk(module, example, kwargs, keep)
+    gates = gates_of(module).values()
+    if not any(bool(gate.open_positions().any()) for gate in gates):
+        log.warning(
+            "all gates are closed, so what they gate is gone: no probability is above one half, the largest is"
+            " %.2f. If that is not meant, train on until gates are decided",
+            max((float(gate.probs.max()) for gate in gates), default=0.0),
+        )
     if left:
         log.warning("closed gates that are fixed in place, without a smaller width: %s", ", ".join(left))
     return small
