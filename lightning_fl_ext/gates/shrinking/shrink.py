@@ -78,8 +78,8 @@ def shrink(
     gates = gates_of(module).values()
     if not any(bool(gate.open_positions().any()) for gate in gates):
         log.warning(
-            "all gates are closed, so what they gate is gone: no probability is above one half, the largest is"
-            " %.2f. If that is not meant, train on until gates are decided",
+            "all gates are closed, so what they gate is gone: no probability is above one half, the largest"
+            " is %.2f. If that is not meant, train on until gates are decided",
             max((float(gate.probs.max()) for gate in gates), default=0.0),
         )
     if left:
