@@ -4,6 +4,7 @@ Every term is split into whole multiples of 2^-8 and of 2^-44 by a rule that loo
 (`lightning_fl_ext.aggregation.arithmetic.bins`), and the multiples are summed as integers. So the order of
 terms leaves no trace. And since integers of 64 bits form a group, whatever was added can be taken out again
 to the bit, be it made of NaN: a pass adds first, looks at the magnitudes it saw, and goes back if it must.
+Only after an interrupt (Ctrl-C) nobody knows what was added, and the sums are refused from then on.
 """
 
 from __future__ import annotations
@@ -63,10 +64,13 @@ class FloatSums:
         self._kernels = kernels_for(size)
         self._blocks = list(cut(sizes, self._kernels.block))
         self._room: Int64 = (
-            np.empty(size, np.int64) if room is None or room._room.size != size else room._room
+            np.empty(size, np.int64)
+            if room is None or room._torn or room._room.size != size  # torn: a thread may still be at work
+            else room._room
         )
         self._words = self._room
         self._begun = False
+        self._torn: bool = False
         self._high: Int64 | None = None
         self._bounds = dict.fromkeys(entries, 0)
 
@@ -76,11 +80,14 @@ class FloatSums:
         Raises:
             InvalidUpdate: If a value is not finite.
             AggregationOverflow: If an array's bound would reach `LIMIT`.
+            LightningFLError: If an interrupt tore the sums before.
         """
+        self._check_whole()
         if not updates:
             return
         flats, weights = self._flattened(updates), _weights(updates)
         peaks = Peaks(self._blocks, self._entries, len(updates))
+        self._torn = True
         try:
             self._add(flats, peaks)
             bounds = self._grown(peaks, weights)
@@ -88,10 +95,11 @@ class FloatSums:
                 self._undo(flats, peaks)
                 self._widen()
                 self._add(flats, peaks)
-        except BaseException:
+        except Exception:
             self._undo(flats, peaks)
+            self._torn = False
             raise
-        self._bounds = bounds
+        self._bounds, self._torn = bounds, False
 
     def merge(self, other: FloatSums) -> None:
         """Add sums of the same arrays over other updates, or raise `AggregationOverflow` and add nothing."""
@@ -99,16 +107,20 @@ class FloatSums:
         for name, bound in bounds.items():
             if bound >= LIMIT:
                 raise _overflow(f"array `{name}`", bound)
+        words = [(self._total, other._total)]
         if other._high is not None or max(bounds.values(), default=0) >= ONE_WORD:
             self._widen()
         if self._high is not None:
-            self._high += other._total >> SHIFT if other._high is None else other._high
-        np.add(self._total, other._total, out=self._words)
-        self._bounds = bounds
+            words.append((self._high, other.second_words()))
+        self._torn = True
+        for mine, others in words:
+            np.add(mine, others, out=mine)
+        self._bounds, self._torn = bounds, False
 
     @property
     def _total(self) -> Int64:
         """The first word of all sums. The first pass sets each block to zero itself, which saves a pass."""
+        self._check_whole()
         if not self._begun:
             self._words[:] = 0
             self._begun = True
@@ -200,19 +212,26 @@ class FloatSums:
         self._begun = True
 
     def _undo(self, flats: FlatUpdates, peaks: Peaks) -> None:
-        """Take out all terms that were seen."""
+        """Take out all terms that were seen, the last first: after an error, what is left can be."""
         for block in self._blocks:
-            for values, weights in groups(flats, block, done=peaks.seen[block.number]):
+            for values, weights in reversed([*groups(flats, block, done=peaks.seen[block.number])]):
                 self._kernels.unfold(*self._sums(block.place), values, weights)
-            peaks.seen[block.number] = 0
+                peaks.seen[block.number] -= len(values)
 
     def _sums(self, place: slice) -> tuple[Int64, Int64 | None]:
         return self._words[place], None if self._high is None else self._high[place]
 
     def _widen(self) -> None:
-        """Give every sum its second word, if it has none."""
+        """Give every sum, once begun, its second word, if it has none."""
         if self._high is None:
-            self._high = self._total >> SHIFT
+            self._high = self._words >> SHIFT
+
+    def _check_whole(self) -> None:
+        if self._torn:
+            raise LightningFLError(
+                "an interrupt came in the midst of an earlier addition: what the sums hold is not known. Call"
+                " `reset()` and add the updates again"
+            )
 
     def _grown(self, peaks: Peaks, weights: Array) -> dict[str, int]:
         """Return the bounds after a pass, or raise if a value was not finite or a bound reaches `LIMIT`."""
