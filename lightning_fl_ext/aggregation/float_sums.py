@@ -10,7 +10,6 @@ Only after an interrupt (Ctrl-C) nobody knows what was added, and the sums are r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,8 @@ from lightning_fl_ext.aggregation.blocks import (
     run,
     size_of,
 )
-from lightning_fl_ext.aggregation.errors import AggregationOverflow, InvalidUpdate
 from lightning_fl_ext.aggregation.kernels import count_folded, kernels_for
-from lightning_fl_ext.aggregation.peaks import Peaks, terms_bound
+from lightning_fl_ext.aggregation.peaks import Peaks, grown, overflow, terms_bound
 from lightning_fl_ext.aggregation.structure import Arrays, Entry
 from lightning_fl_ext.errors import LightningFLError
 
@@ -72,7 +70,7 @@ class FloatSums:
         self._begun = False
         self._torn: bool = False
         self._high: Int64 | None = None
-        self._bounds = dict.fromkeys(entries, 0)
+        self._bounds = dict.fromkeys(entries, 0)  # on each array's sum of weight times largest magnitude
 
     def fold(self, updates: Sequence[tuple[Arrays, int]]) -> None:
         """Add updates times their weights in one pass: all of them, or, after an error, none.
@@ -90,7 +88,7 @@ class FloatSums:
         self._torn = True
         try:
             self._add(flats, peaks)
-            bounds = self._grown(peaks, weights)
+            bounds = grown(self._bounds, peaks, weights)
             if self._high is None and max(bounds.values(), default=0) >= ONE_WORD:
                 self._undo(flats, peaks)
                 self._widen()
@@ -106,7 +104,7 @@ class FloatSums:
         bounds = {name: bound + other._bounds[name] for name, bound in self._bounds.items()}
         for name, bound in bounds.items():
             if bound >= LIMIT:
-                raise _overflow(f"array `{name}`", bound)
+                raise overflow(f"array `{name}`", bound)
         words = [(self._total, other._total)]
         if other._high is not None or max(bounds.values(), default=0) >= ONE_WORD:
             self._widen()
@@ -126,11 +124,6 @@ class FloatSums:
             self._begun = True
         return self._words
 
-    @property
-    def bounds(self) -> Mapping[str, int]:
-        """Of each array, a bound on the sum of weight times largest magnitude."""
-        return self._bounds
-
     def words(self) -> Int64:
         """Give the first word of all sums; that of all terms is their sum modulo 2^64."""
         return self._total
@@ -147,7 +140,7 @@ class FloatSums:
         """
         limit = LIMIT / QUANTUM_HIGH
         if high is not None and high.size and not -limit <= high.min() <= high.max() <= limit:
-            raise _overflow("the sum", float(np.abs(high.astype(np.float64)).max()) * QUANTUM_HIGH)
+            raise overflow("the sum", float(np.abs(high.astype(np.float64)).max()) * QUANTUM_HIGH)
         self._words, self._high, self._begun = total, high, True
 
     def mean(self, count: int, out: Arrays) -> None:
@@ -182,11 +175,11 @@ class FloatSums:
                     (bound,) = terms_bound(weights, peaks.of_block(number)[None])
                     if bound < ONE_WORD:
                         break
-                if bound < LIMIT:  # otherwise the sums mean nothing, and `_grown` says why
+                if bound < LIMIT:  # otherwise the sums mean nothing, and `grown` says why
                     self._kernels.mean(total, high, float(count), means[name][part])
 
         self._run_blocks(average, self._words.size * len(flats))
-        self._grown(peaks, weights)
+        grown(self._bounds, peaks, weights)
 
     def _flattened(self, updates: Iterable[tuple[Arrays, int]]) -> FlatUpdates:
         return [
@@ -233,29 +226,6 @@ class FloatSums:
                 " `reset()` and add the updates again"
             )
 
-    def _grown(self, peaks: Peaks, weights: Array) -> dict[str, int]:
-        """Return the bounds after a pass, or raise if a value was not finite or a bound reaches `LIMIT`."""
-        bounds, largest = dict(self._bounds), peaks.by_array()
-        if largest:
-            added = terms_bound(weights, np.array(list(largest.values())))
-            for name, bound in zip(largest, added, strict=True):
-                bounds[name] += bound
-                if bounds[name] >= LIMIT:
-                    raise self._fault(name, weights, largest[name])
-        return bounds
-
-    def _fault(self, name: str, weights: Array, peaks: Array) -> LightningFLError:
-        """Tell which update of an array is not finite, or the first to take its bound to `LIMIT`."""
-        where, bound = "", self._bounds[name]
-        for i, peak in enumerate(peaks.tolist()):
-            where = f"update {i}, array `{name}`"
-            if not isfinite(peak):
-                return InvalidUpdate(f"{where}: expected finite values, got NaN or inf. Leave it out")
-            bound += terms_bound(weights[i : i + 1], peaks[None, i : i + 1])[0]
-            if bound >= LIMIT:
-                break
-        return _overflow(where, bound)
-
     def _run_blocks(self, work: Callable[[Iterable[Block]], None], numbers: int) -> None:
         """Run ``work`` over all blocks, on several threads where that pays."""
         count_folded(numbers)
@@ -266,10 +236,3 @@ class FloatSums:
 
 def _weights(updates: Sequence[tuple[Arrays, int]]) -> Array:
     return np.array([weight for _, weight in updates], np.float64)
-
-
-def _overflow(where: str, bound: float) -> AggregationOverflow:
-    return AggregationOverflow(
-        f"{where}: the sum of weight times largest magnitude would reach {bound:.3e}, expected under 2^43"
-        f" = {LIMIT:.3e}, up to which no bit is lost. Look for a diverging client, or give smaller weights"
-    )
