@@ -36,6 +36,15 @@ def is_deepspeed(trainer: Any) -> bool:
     return any(base.__name__ == "DeepSpeedStrategy" for base in type(trainer.strategy).__mro__)
 
 
+def is_fsdp1(trainer: Any) -> bool:
+    """Tell the strategy of FSDP1, which joins parameters before it spreads them.
+
+    Args:
+        trainer: A Lightning Trainer.
+    """
+    return any(base.__name__ == "FSDPStrategy" for base in type(trainer.strategy).__mro__)
+
+
 def _is_zero3(trainer: Any) -> bool:
     return bool(getattr(trainer.strategy, "zero_stage_3", False))
 
