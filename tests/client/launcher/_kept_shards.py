@@ -9,8 +9,8 @@ from pathlib import Path
 
 import lightning.pytorch as L
 import torch
+from _fsdp1 import FSDP1
 from _lines import LateNet, loader
-from _on_processor import FSDP1
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
