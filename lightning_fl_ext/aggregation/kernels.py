@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fl_ext.aggregation.arithmetic import (
+    NARROW,
     SHIFT,
-    SMALL,
     Float64,
     Int64,
     bins,
@@ -24,7 +24,7 @@ from lightning_fl_ext.aggregation.arithmetic import (
     divide,
     divide_to_odd,
     float_of,
-    low_bin,
+    quanta,
     remainder,
     split,
     two_sum,
@@ -89,9 +89,9 @@ def count_folded(numbers: int) -> None:
 
 def _fold(total: Int64, high: Int64 | None, values: Terms, weights: Weights, into: np.ufunc) -> Float64:
     with np.errstate(all="ignore"):  # a signalling NaN is invalid in every operation
-        peaks = np.array([np.maximum(block.max(), -block.min()) for block in values], np.float64)
+        peaks = np.array([np.abs(block).max() for block in values], np.float64)
         terms = [
-            _words(block.astype(np.float64), weight, high is None and weight * peak < SMALL)
+            _words(block, weight, first_alone=high is None and weight * peak < NARROW)
             for block, weight, peak in zip(values, weights, peaks, strict=True)
         ]
     sums = [total] if high is None else [total, high]
@@ -101,11 +101,13 @@ def _fold(total: Int64, high: Int64 | None, values: Terms, weights: Weights, int
     return peaks
 
 
-def _words(values: Float64, weight: float, first_alone: bool) -> tuple[Int64, ...]:
-    """Give the words of terms; the first alone, of terms under `SMALL`, at half the cost."""
+def _words(values: Array, weight: float, first_alone: bool) -> tuple[Int64, ...]:
+    """Give the words of terms; the first alone, of terms under `NARROW`, at half the cost."""
     if first_alone:
-        return (low_bin(values, weight),)
-    high, low = bins(values, weight)
+        terms: Int64 = np.empty(values.shape, np.int64)
+        quanta(values, weight, terms)
+        return (terms,)
+    high, low = bins(values.astype(np.float64), weight)
     return (high << SHIFT) + low, high
 
 

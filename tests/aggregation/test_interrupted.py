@@ -100,7 +100,7 @@ def test_memory_that_runs_out_between_two_updates_of_a_pass_leaves_no_bit(
         each.add_many(updates[:2])
     with monkeypatch.context() as patched:
         patched.setattr(kernels, "bins", Failing(kernels.bins, call, MemoryError()))
-        patched.setattr(kernels, "SMALL", 0.0)
+        patched.setattr(kernels, "NARROW", 0.0)
         with pytest.raises(MemoryError):
             mean.add_many(updates[2:])
     assert same_bits(mean.result(), expected.result())
