@@ -110,14 +110,22 @@ def _exact_factors(values: Array) -> tuple[Array, ...]:
 
 
 def run(work: Callable[[Iterable[Block]], None], blocks: Sequence[Block], threads: int) -> None:
-    """Run ``work`` over all blocks, on so many threads, of which this is one."""
+    """Run ``work`` over all blocks, on so many threads, of which this is one; none goes on after an error."""
     if threads <= 1:
         work(blocks)
         return
     left = deque(blocks)  # each thread takes the next: a slow one holds nobody up
+
+    def share() -> None:
+        try:
+            work(_taken_from(left))
+        except BaseException:
+            left.clear()
+            raise
+
     with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(work, _taken_from(left)) for _ in range(threads - 1)]
-        work(_taken_from(left))
+        others = [pool.submit(share) for _ in range(threads - 1)]
+        share()
         for other in others:
             other.result()
 

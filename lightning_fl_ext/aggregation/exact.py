@@ -58,27 +58,26 @@ class ExactMean:
         self._begin(structure_of(like))
 
     def _begin(self, structure: dict[str, Entry], room: FloatSums | None = None) -> None:
-        self._structure = structure
-        integers = {name: entry for name, entry in self._structure.items() if entry.dtype in INTEGERS}
+        integers = {name: entry for name, entry in structure.items() if entry.dtype in INTEGERS}
         # Sorted: the sums of one model merge whatever order its arrays were named in.
-        floats = {name: entry for name, entry in sorted(self._structure.items()) if name not in integers}
-        self._integers = {name: IntegerSum.zero(entry) for name, entry in integers.items()}
-        self._floats = FloatSums(floats, self._threads, room)
-        self._total_weight = 0
-        self._num_updates = 0
+        floats = {name: entry for name, entry in sorted(structure.items()) if name not in integers}
+        sums = FloatSums(floats, self._threads, room)
+        totals = {name: IntegerSum.zero(entry) for name, entry in integers.items()}
+        self._structure, self._floats, self._integers = structure, sums, totals
+        self._total_weight = self._num_updates = 0
 
     def reset(self, like: Arrays | None = None) -> ExactMean:
         """Forget all updates and keep the memory: a large model's next mean begins faster than a new one.
 
         Args:
-            like: As in `ExactMean`: the next mean may be of another model, and keeps what memory fits. By
-                default of the same.
+            like: As in `ExactMean`: the next mean may be of another model, and takes new memory if that is of
+                another size. By default of the same.
 
         Returns:
             This mean.
 
         Raises:
-            TypeError: If ``like`` holds an array that has no mean here. Nothing was forgotten then.
+            TypeError: If ``like`` holds an array that has no mean here. After any error nothing is forgotten.
 
         Example:
             >>> import numpy as np
@@ -119,6 +118,8 @@ class ExactMean:
                 array the sum of weight times largest magnitude, each rounded up, would reach 2^43. Which
                 sets of updates overflow does not depend on their order. After any error the sums are, to
                 the bit, what they were.
+            LightningFLError: If an earlier call was interrupted (Ctrl-C) in the midst: what was added by then
+                is not known. `reset` makes the mean usable again.
         """
         updates = self._checked(updates)
         integers = self._integers_with(updates)
@@ -145,8 +146,9 @@ class ExactMean:
                 f" {differing[:5]}. Build both from the same global model"
             )
         _check_number(self._num_updates + other._num_updates)
+        integers = {name: total.merge(other._integers[name]) for name, total in self._integers.items()}
         self._floats.merge(other._floats)
-        self._integers = {name: total.merge(other._integers[name]) for name, total in self._integers.items()}
+        self._integers = integers
         self._total_weight += other._total_weight
         self._num_updates += other._num_updates
 

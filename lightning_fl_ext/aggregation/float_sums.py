@@ -4,12 +4,12 @@ Every term is split into whole multiples of 2^-8 and of 2^-44 by a rule that loo
 (`lightning_fl_ext.aggregation.arithmetic.bins`), and the multiples are summed as integers. So the order of
 terms leaves no trace. And since integers of 64 bits form a group, whatever was added can be taken out again
 to the bit, be it made of NaN: a pass adds first, looks at the magnitudes it saw, and goes back if it must.
+Only after an interrupt (Ctrl-C) nobody knows what was added, and the sums are refused from then on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,8 @@ from lightning_fl_ext.aggregation.blocks import (
     run,
     size_of,
 )
-from lightning_fl_ext.aggregation.errors import AggregationOverflow, InvalidUpdate
 from lightning_fl_ext.aggregation.kernels import count_folded, kernels_for
-from lightning_fl_ext.aggregation.peaks import Peaks, terms_bound
+from lightning_fl_ext.aggregation.peaks import Peaks, grown, overflow, terms_bound
 from lightning_fl_ext.aggregation.structure import Arrays, Entry
 from lightning_fl_ext.errors import LightningFLError
 
@@ -63,12 +62,15 @@ class FloatSums:
         self._kernels = kernels_for(size)
         self._blocks = list(cut(sizes, self._kernels.block))
         self._room: Int64 = (
-            np.empty(size, np.int64) if room is None or room._room.size != size else room._room
+            np.empty(size, np.int64)
+            if room is None or room._torn or room._room.size != size  # torn: a thread may still be at work
+            else room._room
         )
         self._words = self._room
         self._begun = False
+        self._torn: bool = False
         self._high: Int64 | None = None
-        self._bounds = dict.fromkeys(entries, 0)
+        self._bounds = dict.fromkeys(entries, 0)  # on each array's sum of weight times largest magnitude
 
     def fold(self, updates: Sequence[tuple[Arrays, int]]) -> None:
         """Add updates times their weights in one pass: all of them, or, after an error, none.
@@ -76,48 +78,51 @@ class FloatSums:
         Raises:
             InvalidUpdate: If a value is not finite.
             AggregationOverflow: If an array's bound would reach `LIMIT`.
+            LightningFLError: If an interrupt tore the sums before.
         """
+        self._check_whole()
         if not updates:
             return
         flats, weights = self._flattened(updates), _weights(updates)
         peaks = Peaks(self._blocks, self._entries, len(updates))
+        self._torn = True
         try:
             self._add(flats, peaks)
-            bounds = self._grown(peaks, weights)
+            bounds = grown(self._bounds, peaks, weights)
             if self._high is None and max(bounds.values(), default=0) >= ONE_WORD:
                 self._undo(flats, peaks)
                 self._widen()
                 self._add(flats, peaks)
-        except BaseException:
+        except Exception:
             self._undo(flats, peaks)
+            self._torn = False
             raise
-        self._bounds = bounds
+        self._bounds, self._torn = bounds, False
 
     def merge(self, other: FloatSums) -> None:
         """Add sums of the same arrays over other updates, or raise `AggregationOverflow` and add nothing."""
         bounds = {name: bound + other._bounds[name] for name, bound in self._bounds.items()}
         for name, bound in bounds.items():
             if bound >= LIMIT:
-                raise _overflow(f"array `{name}`", bound)
+                raise overflow(f"array `{name}`", bound)
+        words = [(self._total, other._total)]
         if other._high is not None or max(bounds.values(), default=0) >= ONE_WORD:
             self._widen()
         if self._high is not None:
-            self._high += other._total >> SHIFT if other._high is None else other._high
-        np.add(self._total, other._total, out=self._words)
-        self._bounds = bounds
+            words.append((self._high, other.second_words()))
+        self._torn = True
+        for mine, others in words:
+            np.add(mine, others, out=mine)
+        self._bounds, self._torn = bounds, False
 
     @property
     def _total(self) -> Int64:
         """The first word of all sums. The first pass sets each block to zero itself, which saves a pass."""
+        self._check_whole()
         if not self._begun:
             self._words[:] = 0
             self._begun = True
         return self._words
-
-    @property
-    def bounds(self) -> Mapping[str, int]:
-        """Of each array, a bound on the sum of weight times largest magnitude."""
-        return self._bounds
 
     def words(self) -> Int64:
         """Give the first word of all sums; that of all terms is their sum modulo 2^64."""
@@ -135,7 +140,7 @@ class FloatSums:
         """
         limit = LIMIT / QUANTUM_HIGH
         if high is not None and high.size and not -limit <= high.min() <= high.max() <= limit:
-            raise _overflow("the sum", float(np.abs(high.astype(np.float64)).max()) * QUANTUM_HIGH)
+            raise overflow("the sum", float(np.abs(high.astype(np.float64)).max()) * QUANTUM_HIGH)
         self._words, self._high, self._begun = total, high, True
 
     def mean(self, count: int, out: Arrays) -> None:
@@ -170,11 +175,11 @@ class FloatSums:
                     (bound,) = terms_bound(weights, peaks.of_block(number)[None])
                     if bound < ONE_WORD:
                         break
-                if bound < LIMIT:  # otherwise the sums mean nothing, and `_grown` says why
+                if bound < LIMIT:  # otherwise the sums mean nothing, and `grown` says why
                     self._kernels.mean(total, high, float(count), means[name][part])
 
         self._run_blocks(average, self._words.size * len(flats))
-        self._grown(peaks, weights)
+        grown(self._bounds, peaks, weights)
 
     def _flattened(self, updates: Iterable[tuple[Arrays, int]]) -> FlatUpdates:
         return [
@@ -200,42 +205,26 @@ class FloatSums:
         self._begun = True
 
     def _undo(self, flats: FlatUpdates, peaks: Peaks) -> None:
-        """Take out all terms that were seen."""
+        """Take out all terms that were seen, the last first: after an error, what is left can be."""
         for block in self._blocks:
-            for values, weights in groups(flats, block, done=peaks.seen[block.number]):
+            for values, weights in reversed([*groups(flats, block, done=peaks.seen[block.number])]):
                 self._kernels.unfold(*self._sums(block.place), values, weights)
-            peaks.seen[block.number] = 0
+                peaks.seen[block.number] -= len(values)
 
     def _sums(self, place: slice) -> tuple[Int64, Int64 | None]:
         return self._words[place], None if self._high is None else self._high[place]
 
     def _widen(self) -> None:
-        """Give every sum its second word, if it has none."""
+        """Give every sum, once begun, its second word, if it has none."""
         if self._high is None:
-            self._high = self._total >> SHIFT
+            self._high = self._words >> SHIFT
 
-    def _grown(self, peaks: Peaks, weights: Array) -> dict[str, int]:
-        """Return the bounds after a pass, or raise if a value was not finite or a bound reaches `LIMIT`."""
-        bounds, largest = dict(self._bounds), peaks.by_array()
-        if largest:
-            added = terms_bound(weights, np.array(list(largest.values())))
-            for name, bound in zip(largest, added, strict=True):
-                bounds[name] += bound
-                if bounds[name] >= LIMIT:
-                    raise self._fault(name, weights, largest[name])
-        return bounds
-
-    def _fault(self, name: str, weights: Array, peaks: Array) -> LightningFLError:
-        """Tell which update of an array is not finite, or the first to take its bound to `LIMIT`."""
-        where, bound = "", self._bounds[name]
-        for i, peak in enumerate(peaks.tolist()):
-            where = f"update {i}, array `{name}`"
-            if not isfinite(peak):
-                return InvalidUpdate(f"{where}: expected finite values, got NaN or inf. Leave it out")
-            bound += terms_bound(weights[i : i + 1], peaks[None, i : i + 1])[0]
-            if bound >= LIMIT:
-                break
-        return _overflow(where, bound)
+    def _check_whole(self) -> None:
+        if self._torn:
+            raise LightningFLError(
+                "an interrupt came in the midst of an earlier addition: what the sums hold is not known. Call"
+                " `reset()` and add the updates again"
+            )
 
     def _run_blocks(self, work: Callable[[Iterable[Block]], None], numbers: int) -> None:
         """Run ``work`` over all blocks, on several threads where that pays."""
@@ -247,10 +236,3 @@ class FloatSums:
 
 def _weights(updates: Sequence[tuple[Arrays, int]]) -> Array:
     return np.array([weight for _, weight in updates], np.float64)
-
-
-def _overflow(where: str, bound: float) -> AggregationOverflow:
-    return AggregationOverflow(
-        f"{where}: the sum of weight times largest magnitude would reach {bound:.3e}, expected under 2^43"
-        f" = {LIMIT:.3e}, up to which no bit is lost. Look for a diverging client, or give smaller weights"
-    )

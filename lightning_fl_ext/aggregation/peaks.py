@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 
 from lightning_fl_ext.aggregation.arithmetic import LIMIT
 from lightning_fl_ext.aggregation.blocks import Block, terms_per_update
+from lightning_fl_ext.aggregation.errors import AggregationOverflow, InvalidUpdate
 from lightning_fl_ext.aggregation.structure import Entry
+from lightning_fl_ext.errors import LightningFLError
 
 Array = NDArray[Any]
 
@@ -76,3 +79,46 @@ def terms_bound(weights: Array, peaks: Array) -> list[int]:
     with np.errstate(over="ignore", invalid="ignore"):
         totals = np.ceil(weights * peaks).sum(axis=-1)
     return [int(total) if total < LIMIT else int(LIMIT) for total in totals.tolist()]
+
+
+def grown(bounds: Mapping[str, int], peaks: Peaks, weights: Array) -> dict[str, int]:
+    """Give what a pass makes of the bounds on the arrays' sums.
+
+    Args:
+        bounds: Of each array, before.
+        peaks: What a pass over all blocks saw.
+        weights: Of its updates, float64.
+
+    Raises:
+        InvalidUpdate: A value was not finite.
+        AggregationOverflow: A bound reaches `LIMIT`.
+    """
+    after, largest = dict(bounds), peaks.by_array()
+    if largest:
+        added = terms_bound(weights, np.array(list(largest.values())))
+        for name, bound in zip(largest, added, strict=True):
+            after[name] += bound
+            if after[name] >= LIMIT:
+                raise _fault(name, bounds[name], largest[name], weights)
+    return after
+
+
+def overflow(where: str, bound: float) -> AggregationOverflow:
+    """Make the error of a bound that reaches `LIMIT`."""
+    return AggregationOverflow(
+        f"{where}: the sum of weight times largest magnitude would reach {bound:.3e}, expected under 2^43"
+        f" = {LIMIT:.3e}, up to which no bit is lost. Look for a diverging client, or give smaller weights"
+    )
+
+
+def _fault(name: str, bound: int, peaks: Array, weights: Array) -> LightningFLError:
+    """Tell which update of an array is not finite, or the first to take its bound to `LIMIT`."""
+    where = ""
+    for i, peak in enumerate(peaks.tolist()):
+        where = f"update {i}, array `{name}`"
+        if not isfinite(peak):
+            return InvalidUpdate(f"{where}: expected finite values, got NaN or inf. Leave it out")
+        bound += terms_bound(weights[i : i + 1], peaks[None, i : i + 1])[0]
+        if bound >= LIMIT:
+            break
+    return overflow(where, bound)

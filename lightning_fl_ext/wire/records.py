@@ -167,13 +167,13 @@ def _view_npy(name: str, packed: Array) -> NDArray[Any]:
 def _view(
     name: str, packed: Array, offset: int, dtype: np.dtype[Any], order: Literal["C", "F"]
 ) -> NDArray[Any]:
-    expected, got = math.prod(packed.shape) * dtype.itemsize, len(packed.data) - offset
     try:
+        expected, got = math.prod(packed.shape) * dtype.itemsize, len(packed.data) - offset
         if got != expected:
             raise ValueError(f"expected {expected} bytes, got {got}")
         array: NDArray[Any] = np.ndarray(packed.shape, dtype, packed.data, offset, order=order)
         if dtype.kind == "b" and array.view(np.uint8).max(initial=0) > 1:
             raise ValueError("a boolean is neither 0 nor 1")
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # a shape may be of anything
         raise PayloadError(f"array `{name}`, {packed.dtype}{list(packed.shape)}: {error}") from None
     return array

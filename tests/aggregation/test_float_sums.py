@@ -124,6 +124,7 @@ def test_sums_that_outgrow_one_word_get_a_second_and_lose_no_bit(
         grown.append(sums._high is not None)
     assert grown[-1]
     wide = FloatSums(ENTRIES, 1)
+    wide.words()
     wide._widen()
     wide.fold(updates)
     count = sum(weight for _, weight in updates)

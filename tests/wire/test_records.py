@@ -147,6 +147,7 @@ def test_damaged_bytes_are_refused_by_name(data):
     [
         ("float32", (2,), "numpy.ndarray", npy(np.ones((2, 1), np.float32))),
         ("float64", (2,), "numpy.ndarray", npy(np.ones(2, np.float32))),
+        ("float32", (True, 6), "numpy.ndarray", npy_with_header(described((True, 6)), bytes(24))),
         ("float32", (-1,), "numpy.ndarray", npy_with_header(described((-1,)))),
         ("float32", (0, 10**30), "numpy.ndarray", npy_with_header(described((0, 10**30)))),
         ("object", (1,), "numpy.ndarray", npy(np.array([Bomb()]), allow_pickle=True)),
@@ -163,6 +164,7 @@ def test_damaged_bytes_are_refused_by_name(data):
         ("bfloat16", (-2,), "lightning_fl_ext.raw", bytes(4)),
         ("bfloat16", (-1, -1), "lightning_fl_ext.raw", bytes(2)),
         ("bfloat16", (0, 2**63), "lightning_fl_ext.raw", b""),
+        ("bfloat16", (True, 2), "lightning_fl_ext.raw", bytes(4)),
         ("bfloat16", (1,) * 70, "lightning_fl_ext.raw", bytes(2)),
         ("bfloat16", (1,), "numpy.ndarray", npy(np.ones(1, ml_dtypes.bfloat16))),
     ],

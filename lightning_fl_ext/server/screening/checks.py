@@ -15,7 +15,7 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.results.dtypes import dtype_name
 from lightning_fl_ext.server.screening.limits import ARRAY_HEADER, Limits
-from lightning_fl_ext.server.screening.norms import first_not_finite, magnitude_bound, update_norm
+from lightning_fl_ext.server.screening.norms import finite, first_not_finite, magnitude_bound, update_norm
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected
 from lightning_fl_ext.server.screening.values import screen_count, shown_number
 from lightning_fl_ext.wire import from_record
@@ -201,7 +201,7 @@ def _screen_values(
     if array.dtype.kind in "biu":
         return
     bound = magnitude_bound(array)
-    if not math.isfinite(bound) and not np.isfinite(array).all():
+    if not math.isfinite(bound) and not finite(array).all():
         raise Rejected(Reason.NOT_FINITE, name, "finite values", first_not_finite(array))
     max_term = limits.max_term
     if max_term is not None and not bound * count < max_term:

@@ -18,9 +18,14 @@ def is_finite(array: NDArray[Any]) -> bool:
         >>> is_finite(np.full(10, 3e38, dtype=np.float32)), is_finite(np.array([1.0, np.inf, -np.inf]))
         (True, False)
     """
-    return (
-        array.dtype.kind in "biu" or math.isfinite(magnitude_bound(array)) or bool(np.isfinite(array).all())
-    )
+    return array.dtype.kind in "biu" or math.isfinite(magnitude_bound(array)) or bool(finite(array).all())
+
+
+def finite(array: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell which values are finite, without the warning that a signalling NaN brings in bfloat16."""
+    with np.errstate(invalid="ignore"):
+        values: NDArray[np.bool_] = np.isfinite(array)
+    return values
 
 
 def first_not_finite(array: NDArray[Any]) -> str:
@@ -31,8 +36,9 @@ def first_not_finite(array: NDArray[Any]) -> str:
         'nan at index [1, 0]'
     """
     flat = array.reshape(-1)
-    index = int(np.flatnonzero(~np.isfinite(flat))[0])
-    return f"{flat[index]} at index {[int(i) for i in np.unravel_index(index, array.shape)]}"
+    index = int(np.flatnonzero(~finite(flat))[0])
+    with np.errstate(invalid="ignore"):  # of a signalling NaN
+        return f"{flat[index]} at index {[int(i) for i in np.unravel_index(index, array.shape)]}"
 
 
 def magnitude_bound(array: NDArray[Any]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -38,11 +39,9 @@ class ExactFedAvg(FedAvg):
     """bfloat16 and float8 arrays need no translation."""
 
     _like: Arrays | None = None
+    # Functions are no state: they are in no checkpoint.
     _undo: Callable[[], None] | None = None
-    _mean: ExactMean | None = None
-
-    scratch = ("_mean",)
-    """Attributes that are no state: memory from round to round, in no checkpoint."""
+    _new_mean: Callable[[Arrays], ExactMean]  # there while memory is kept
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -75,7 +74,9 @@ class ExactFedAvg(FedAvg):
                 mean = mean or self._empty_mean(like)
                 mean.add_many(several)
                 several.clear()
-            record = written_record(like, mean.result) if mean and like is not None else None
+            if mean is not None and like is not None:
+                record = written_record(like, mean.result)
+                self._new_mean = mean.reset
         if record is None:
             return None, None
         return record, aggregate_summaries(summaries, self.train_metrics_aggr_fn, self.weighted_by_key)
@@ -95,9 +96,9 @@ class ExactFedAvg(FedAvg):
             del reply
 
     def _empty_mean(self, like: Arrays) -> ExactMean:
-        """Begin a mean, in the memory of the last round's."""
-        self._mean = self._mean.reset(like) if self._mean else ExactMean(like)
-        return self._mean
+        """Begin a mean, in the memory of the last round's, which is taken so that no two rounds share it."""
+        begin: Callable[[Arrays], ExactMean] = vars(self).pop("_new_mean", ExactMean)
+        return begin(like)
 
     def end_round(self, void: bool) -> None:
         """Keep what a subclass made of its state in a round, or take it back if the round does not count."""
@@ -107,7 +108,11 @@ class ExactFedAvg(FedAvg):
 
     def end_fit(self) -> None:
         """Let go of the sums' memory, which each round takes over from the one before."""
-        self._mean = None
+        vars(self).pop("_new_mean", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies the sums' memory, and the way back from this one's last round."""
+        return {name: value for name, value in vars(self).items() if name not in ("_new_mean", "_undo")}
 
     @staticmethod
     def max_term(num_clients: int) -> float:

@@ -114,6 +114,7 @@ class ExactFedOpt(ExactFedAvg):
             self.buffers or ()
         )
         means, new, largest, fits = mean.wide_result(optimised), {}, 0.0, True
+        self._new_mean = mean.reset
         m_before, v_before = dict(self.m_t), dict(self.v_t)
 
         def undo() -> None:

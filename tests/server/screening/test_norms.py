@@ -5,7 +5,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord
 
-from lightning_fl_ext.server.screening.norms import is_finite, update_norm
+from lightning_fl_ext.server.screening.norms import first_not_finite, is_finite, update_norm
 from lightning_fl_ext.wire import from_record
 
 
@@ -24,6 +24,23 @@ def _brain(values):
     packed = to_record({"b": to_numpy(torch.tensor(values, dtype=torch.bfloat16))})["b"]
     assert isinstance(packed, Array)
     return packed
+
+
+@pytest.mark.parametrize(
+    ("dtype", "unsigned", "bits"),
+    [
+        ("float16", np.uint16, 0x7D00),
+        ("bfloat16", np.uint16, 0x7FA0),
+        ("float32", np.uint32, 0x7FA00000),
+        ("float64", np.uint64, 0x7FF0000000000001),
+        ("complex64", np.uint32, 0x7FA00000),
+    ],
+)
+def test_a_signalling_nan_is_found_without_a_warning(dtype, unsigned, bits):
+    array = np.zeros(5, dtype)
+    array.view(unsigned)[3] = bits
+    assert not is_finite(array)
+    assert first_not_finite(array).startswith("nan")
 
 
 def test_the_norm_of_an_update_is_numpy_s():

@@ -1,6 +1,8 @@
 """A streamed round holds four replies at a time, with no collector's help, and all rounds one set of sums."""
 
+import copy
 import gc
+import pickle
 import weakref
 
 import numpy as np
@@ -8,10 +10,11 @@ import pytest
 from flwr.app import Array, Message, MetricRecord, RecordDict
 
 from lightning_fl_ext import ExactFedAdam, ExactFedAvg, ExactMean, RoundCallback
+from lightning_fl_ext.aggregation import InvalidUpdate
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.durability.strategy_state import copy_strategy, encode_strategy
 from lightning_fl_ext.server.strategies import exact_fedavg
-from lightning_fl_ext.wire import to_record
+from lightning_fl_ext.wire import from_record, to_record
 
 
 class CountArrays(RoundCallback):
@@ -56,23 +59,58 @@ def test_rounds_share_the_memory_of_their_sums_and_nothing_else(toy, monkeypatch
     assert trainer.fit(toy.Net(), toy.make_grid(6)).digest == expected.digest
     assert len(rooms) == 3
     assert rooms[0] is rooms[1] is rooms[2]
-    assert trainer.strategy._mean is None, "nothing is held after the fit"
+    assert not hasattr(trainer.strategy, "_new_mean"), "nothing is held after the fit"
 
 
-def test_kept_memory_is_in_no_checkpoint_and_shared_with_no_copy():
-    replies = [reply(value) for value in (1.0, 2.0, 6.0)]
+@pytest.mark.parametrize("copied", [copy_strategy, copy.copy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_kept_memory_is_in_no_checkpoint_and_no_copy(copied):
     strategy = ExactFedAvg()
-    strategy.aggregate_train(1, iter(replies))
-    assert "_mean" not in encode_strategy(strategy)[0]
-    copied = copy_strategy(strategy)
-    mean = copied._empty_mean({"w": np.zeros(2)})
-    assert not np.shares_memory(mean._floats._room, strategy._empty_mean({"w": np.zeros(2)})._floats._room)
+    strategy.aggregate_train(1, iter([reply(1.0), reply(2.0)]))
+    assert "_new_mean" in vars(strategy)
+    assert "_new_mean" not in encode_strategy(strategy)[0]
+    again = copied(strategy)
+    assert "_new_mean" not in vars(again)
+    assert value_of(again.aggregate_train(2, iter([reply(4.0)]))) == 4
+    assert value_of(strategy.aggregate_train(2, iter([reply(6.0)]))) == 6
+
+
+def test_two_rounds_at_once_do_not_share_their_sums():
+    strategy = ExactFedAvg()
+    strategy.aggregate_train(1, iter([reply(1.0)]))
+
+    def replies():
+        yield from (reply(value) for value in (1.0, 2.0, 3.0, 4.0, 5.0))
+        assert value_of(strategy.aggregate_train(1, iter([reply(80.0)]))) == 80
+        yield reply(9.0)
+
+    assert value_of(strategy.aggregate_train(2, replies())) == 4
+
+
+def test_a_copy_does_not_take_back_the_round_of_its_original():
+    strategy = ExactFedAdam(buffers=())
+    strategy._like = {"w": np.zeros(2)}
+    strategy.aggregate_train(1, [reply(1.0)])
+    moment = strategy.m_t["w"].copy()
+    copy_strategy(strategy).end_round(void=True)
+    assert (strategy.m_t["w"] == moment).all()
+
+
+def test_a_round_that_failed_leaves_the_next_no_bit():
+    strategy = ExactFedAvg()
+    strategy.aggregate_train(1, iter([reply(1.0)]))
+    with pytest.raises(InvalidUpdate):
+        strategy.aggregate_train(2, (reply(value) for value in (1.0, 2.0, 3.0, 4.0, np.nan)))
+    assert value_of(strategy.aggregate_train(3, iter([reply(6.0)]))) == 6
 
 
 def test_a_list_of_replies_keeps_no_sums():
     strategy = ExactFedAvg()
     strategy.aggregate_train(1, [reply(1.0), reply(2.0)])
-    assert strategy._mean is None
+    assert "_new_mean" not in vars(strategy)
+
+
+def value_of(aggregated):
+    return from_record(aggregated[0])["w"][0]
 
 
 def reply(value):
