@@ -34,5 +34,10 @@ def refusing(what: str, names: Mapping[str, str] | None = None) -> Iterator[None
     try:
         yield
     except (TypeError, ValueError) as error:
-        said = re.sub(r"`(\w+)`", lambda found: f"`{(names or {}).get(found[1], found[1])}`", str(error))
+        flags = names or {}
+        odd = re.search(r"(unexpected|multiple values for) keyword argument '(\w+)'", str(error))
+        if odd and odd[2] in flags:
+            why = "there is none of that name" if odd[1] == "unexpected" else "it has a flag of its own"
+            raise WrongInput(f"{what}: `{flags[odd[2]]}` is not taken: {why}.") from error
+        said = re.sub(r"`(\w+)`", lambda found: f"`{flags.get(found[1], found[1])}`", str(error))
         raise WrongInput(said if said != str(error) else f"{what}: {said}") from error

@@ -37,6 +37,7 @@ from lightning_fl_ext.server import (
     Scaffold,
     SecureFedAvg,
 )
+from lightning_fl_ext.wire import MaskExchange
 
 Maker = Callable[..., Any]
 
@@ -71,6 +72,10 @@ def make_strategy(settings: RunSettings, *, has_validation: bool) -> Strategy:
     if missing := _missing(found, options):
         raise WrongInput(
             f"`--strategy {name}` needs {', '.join(f'`--strategy-option {key}=...`' for key in missing)}."
+        )
+    if found is FedPM and (masks := [key for key in settings.strategy_option if key in _OF_MASKS]):
+        raise WrongInput(
+            f"`--strategy-option {masks[0]}` is for the masks: `--exchange-option {masks[0]}=...`."
         )
     with refusing(
         f"`--strategy {name}`", {key: f"--strategy-option {key}" for key in settings.strategy_option}
@@ -140,6 +145,8 @@ def _takes(found: Maker, option: str) -> bool:
     parameters = inspect.signature(found).parameters
     return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
+
+_OF_MASKS = inspect.signature(MaskExchange).parameters
 
 _OWN: dict[str, Maker] = {
     strategy.__name__: strategy

@@ -27,6 +27,7 @@ from lightning_fl_ext.server.durability.lightning_checkpoint import ExportError,
 from lightning_fl_ext.server.trainer_arguments import make_module
 from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire import Exchange, WeightExchange
+from lightning_fl_ext.wire.masked_state import mask_scores, outside_masks
 from lightning_fl_ext.wire.tied import left_alone
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,10 @@ def restore_model(
         raise LightningFLError(
             f"the weights of round {kept.server_round} are not those of {type(module).__name__}: {error}"
         ) from error
-    if missing := left_alone(weights, tensors):
+    missing = left_alone(weights, tensors)
+    if exchange is not None and exchange.coded:  # frozen weights are built from their seed, and compared
+        missing = [name for name in missing if name in outside_masks(weights, mask_scores(weights))]
+    if missing:
         log.warning(
             "%d entries never reached the server, and are as the model was built: %s%s",
             *(len(missing), ", ".join(missing[:8]), ", …" if len(missing) > 8 else ""),

@@ -232,7 +232,7 @@ def test_the_best_round_is_kept_and_a_run_without_progress_stops(project, federa
     assert (project / "run" / "checkpoints" / best).is_dir()
 
 
-def test_masks_travel_with_fedpm(project, federate):
+def test_masks_travel_with_fedpm(project, federate, call):
     (project / "masked.py").write_text(
         "import torch, lit\n"
         "from lightning_fl_ext import MaskedModule\n"
@@ -245,6 +245,7 @@ def test_masks_travel_with_fedpm(project, federate):
     done = federate("run", *options, model="masked:Masked")
     assert (done.code, done.err) == (0, "")
     assert "code='packed'" in read_history(project / "run").fingerprint["exchange"]
+    assert call("export", "run", "masked.ckpt").err == "", "what the frozen weights are is known"
 
 
 def test_flags_go_before_the_config_file_and_tables_are_merged(project, call):
