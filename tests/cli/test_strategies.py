@@ -113,7 +113,7 @@ WRONG = {
     "no head": (("--strategy", "FedRep"), "Name the head on both sides"),
     "an option of no rule": (
         ("--strategy", "CoordinateMedian", "--strategy-option", "fraction=0.2"),
-        "unexpected keyword argument 'fraction'",
+        "`--strategy-option fraction` is not taken",
     ),
     "a setting without =": (("--train-config", "proximal-mu"), "expected KEY=VALUE. Got `proximal-mu`."),
     "the trainer's own": (("--train-config", "run-seed=1"), "`--train-config`: `run-seed` is the trainer's"),
