@@ -284,3 +284,12 @@ def test_a_mutated_payload_is_refused_or_gives_an_array_as_announced(packed):
         return
     assert (array.dtype.name, array.shape) == (packed.dtype, packed.shape)
     assert len(array.tobytes()) == array.nbytes  # every element can be read, also of none
+
+
+def test_what_arithmetic_makes_of_arrays_without_dimensions_is_taken():
+    count = np.array(3) + np.array(4)
+    assert isinstance(count, np.generic)
+    with pytest.raises(TypeError, match="Invalid arguments for Array"):
+        Array(count)
+    again = from_record(to_record({"count": count}))["count"]
+    assert (again.shape, again.dtype, int(again)) == ((), count.dtype, 7)
