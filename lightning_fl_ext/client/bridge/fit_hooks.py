@@ -24,11 +24,13 @@ from lightning_fl_ext.client.bridge.model_state import (
 from lightning_fl_ext.client.bridge.refusals import (
     SPENT,
     averages_counters,
+    drop_gradients,
     is_averaging,
     is_spent,
     refuse_late_layers,
     refuse_other_weights,
     refuse_to_follow_averaging,
+    refuse_to_train_in_vain,
 )
 from lightning_fl_ext.client.bridge.spawned import leave_group_at_exit
 from lightning_fl_ext.client.bridge.unrepeated import evaluate_unrepeated, spread_as_before
@@ -91,6 +93,7 @@ class FitHooks(EvaluationHooks):
             self._metrics.check(pl_module)
         if stage == "fit":
             refuse_to_follow_averaging(self, trainer.callbacks)
+            refuse_to_train_in_vain(trainer)
             self._first_step, self._idle, self._counted = None, is_spent(trainer), {}
             if self._idle:
                 log.warning("%r: %s", self, SPENT)
@@ -144,6 +147,8 @@ class FitHooks(EvaluationHooks):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Called before each step of an optimizer: the algorithm's part in it."""
+        if getattr(trainer.fit_loop, "_skip_backward", False):
+            drop_gradients(optimizer)
         if self._part:
             self._part.hooks.on_before_optimizer_step(trainer, pl_module, optimizer)
 
