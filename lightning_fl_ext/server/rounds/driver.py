@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flwr.app import Message, MetricRecord
@@ -21,7 +22,7 @@ from lightning_fl_ext.server.metrics.sites import across_sites, keep_sites
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.rounds.clients import Clients
 from lightning_fl_ext.server.rounds.fit_parts import FitParts
-from lightning_fl_ext.server.rounds.flower_dtypes import align_replies
+from lightning_fl_ext.server.rounds.flower_dtypes import align_replies, for_distances, to_flower_dtypes
 from lightning_fl_ext.server.rounds.holdings import Holdings
 from lightning_fl_ext.server.rounds.measuring import measure, seeing_most_of, shared_metrics, take_outcome
 from lightning_fl_ext.server.rounds.quorum import innermost, wait_for_clients
@@ -38,7 +39,7 @@ from lightning_fl_ext.server.screening.checks import (
     screen_evaluate_reply,
     screen_train_reply,
 )
-from lightning_fl_ext.server.strategies.buffers import averaged_buffers, name_buffers
+from lightning_fl_ext.server.strategies.buffers import is_by_distance, name_buffers, own_buffers
 from lightning_fl_ext.server.strategies.secure_round import SecureOutcome
 from lightning_fl_ext.wire import from_record
 
@@ -135,9 +136,11 @@ class StrategyDriver:
             if len(replies) >= least:
                 accepted = [reply for _, reply, _ in replies]
                 like = like_of(self._parts, "train", self.trainer.exchange.like(arrays))
-                widen = not self.calls.reads_every_dtype
+                widen = None if self.calls.reads_every_dtype else to_flower_dtypes
+                if is_by_distance(self.trainer.strategy):
+                    widen = partial(for_distances, like=arrays)
                 updates = [update for _, _, update in replies]
-                buffers = averaged_buffers(self.trainer.strategy, self.trainer.model, arrays, updates)
+                buffers = own_buffers(self.trainer.strategy, self.trainer.model, arrays, updates)
                 align_replies(accepted, shared_metrics(self._parts, summaries), like, widen)
                 with seeing_most_of(self._parts, "train", replies, summaries):
                     new, metrics = self._aggregate(server_round, accepted, summaries)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,32 @@ def to_flower_dtypes(record: ArrayRecord) -> ArrayRecord:
     return ArrayRecord({name: _widened(array) for name, array in record.items()})
 
 
+def for_distances(record: ArrayRecord, like: Arrays) -> ArrayRecord:
+    """Give a record of which Flower's Krum, MultiKrum and Bulyan measure the right distances.
+
+    They take ``|x|^2 + |y|^2 - 2xy`` over all arrays in the arrays' dtype: of weights of length 50 float32
+    leaves no digit of a distance of 0.01, and a count of batches outweighs every weight. So floats go to them
+    as float64, and integers and bools as the global model's, from which no client is then far.
+
+    Args:
+        record: A client's.
+        like: The global weights, in the record's order.
+    """
+    names = {name for name, array in like.items() if array.dtype.kind in "biu"}
+    given = dict(to_record({name: like[name] for name in names}))
+    return ArrayRecord(
+        {
+            name: _widened(given.get(name, array), None if _is_complex(array) else "float64")
+            for name, array in record.items()
+        }
+    )
+
+
 def align_replies(
-    replies: Sequence[Message], metrics: set[str], like: Arrays | None = None, widen: bool = False
+    replies: Sequence[Message],
+    metrics: set[str],
+    like: Arrays | None = None,
+    widen: Callable[[ArrayRecord], ArrayRecord] | None = None,
 ) -> None:
     """Give replies the one form that strategies expect of all of them.
 
@@ -47,7 +71,7 @@ def align_replies(
         replies: Screened replies.
         metrics: Names of the metrics to keep.
         like: The global weights, if the replies hold weights; otherwise arrays are left as they are.
-        widen: Whether to make the arrays of a dtype that they compute in (:func:`to_flower_dtypes`).
+        widen: Makes the arrays of a dtype that they compute in, such as :func:`to_flower_dtypes`.
     """
     contents = [reply.content for reply in replies]
     if like is not None:
@@ -56,7 +80,7 @@ def align_replies(
             ((old, record),) = records_of(content, ArrayRecord).items()
             sorted_already = list(record) == list(like)
             ordered = record if sorted_already else ArrayRecord({key: record[key] for key in like})
-            _replace(content, old, name, to_flower_dtypes(ordered) if widen else ordered)
+            _replace(content, old, name, widen(ordered) if widen else ordered)
     name = _usual_name([records_of(content, MetricRecord) for content in contents])
     for content in contents:
         ((old, measured),) = records_of(content, MetricRecord).items()
@@ -78,14 +102,18 @@ def _replace(content: RecordDict, old: str, name: str, record: ArrayRecord | Met
         content[old] = other
 
 
+def _is_complex(array: Array) -> bool:
+    return array.stype != RAW_STYPE and np.dtype(array.dtype).kind == "c"
+
+
 def _target(array: Array) -> str | None:
     if array.stype == RAW_STYPE or array.dtype == "float16":
         return "float32"
     return "float64" if np.dtype(array.dtype).kind in "biu" else None
 
 
-def _widened(array: Array) -> Array:
-    target = _target(array)
+def _widened(array: Array, target: str | None = None) -> Array:
+    target = target or _target(array)
     if target is None:
         return array
     (values,) = from_record(ArrayRecord({"": array})).values()
