@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from lightning_fl_ext.results import Arrays
+from lightning_fl_ext.server.strategies.buffers import clips, is_by_distance
 from lightning_fl_ext.wire import from_record, to_record
 from lightning_fl_ext.wire.records import RAW_STYPE
 from lightning_fl_ext.wire.typed_records import records_of
@@ -35,25 +37,60 @@ def to_flower_dtypes(record: ArrayRecord) -> ArrayRecord:
     return ArrayRecord({name: _widened(array) for name, array in record.items()})
 
 
-def for_distances(record: ArrayRecord, like: Arrays) -> ArrayRecord:
-    """Give a record of which Flower's Krum, MultiKrum and Bulyan measure the right distances.
+def given_to(strategy: Strategy, record: ArrayRecord, arrays: Arrays) -> ArrayRecord:
+    """Give the global weights as a strategy can compute with them.
+
+    Args:
+        strategy: At work.
+        record: The global weights.
+        arrays: The same, as arrays.
+    """
+    if clips(strategy):
+        return _for_clipping(record, arrays)
+    return record if getattr(strategy, "reads_every_dtype", False) else to_flower_dtypes(record)
+
+
+def replied_to(strategy: Strategy, record: ArrayRecord, arrays: Arrays) -> ArrayRecord:
+    """Give a client's weights as a strategy can compute with them.
+
+    Args:
+        strategy: At work.
+        record: A client's, in the global model's order.
+        arrays: The global weights.
+    """
+    if is_by_distance(strategy):
+        return _for_distances(record, arrays)
+    return given_to(strategy, _without_integers(record, arrays) if clips(strategy) else record, arrays)
+
+
+def _for_distances(record: ArrayRecord, arrays: Arrays) -> ArrayRecord:
+    """Have Flower's Krum, MultiKrum and Bulyan measure the right distances.
 
     They take ``|x|^2 + |y|^2 - 2xy`` over all arrays in the arrays' dtype: of weights of length 50 float32
     leaves no digit of a distance of 0.01, and a count of batches outweighs every weight. So floats go to them
     as float64, and integers and bools as the global model's, from which no client is then far.
-
-    Args:
-        record: A client's.
-        like: The global weights, in the record's order.
     """
-    names = {name for name, array in like.items() if array.dtype.kind in "biu"}
-    given = dict(to_record({name: like[name] for name in names}))
     return ArrayRecord(
         {
-            name: _widened(given.get(name, array), None if _is_complex(array) else "float64")
-            for name, array in record.items()
+            name: _widened(array, None if _is_complex(array) else "float64")
+            for name, array in _without_integers(record, arrays).items()
         }
     )
+
+
+def _for_clipping(record: ArrayRecord, arrays: Arrays) -> ArrayRecord:
+    """Have Flower's wrappers clip every number: those in arrays without dimensions they leave as they are."""
+    scalars = {name for name, array in arrays.items() if array.ndim == 0}
+    wide = to_flower_dtypes(record)
+    return ArrayRecord(
+        {name: Array(array.numpy().reshape(1)) if name in scalars else array for name, array in wide.items()}
+    )
+
+
+def _without_integers(record: ArrayRecord, arrays: Arrays) -> ArrayRecord:
+    """Put the global model's integers and bools in the place of a client's."""
+    given = to_record({name: array for name, array in arrays.items() if array.dtype.kind in "biu"})
+    return ArrayRecord({name: given.get(name, array) for name, array in record.items()}) if given else record
 
 
 def align_replies(
@@ -71,7 +108,7 @@ def align_replies(
         replies: Screened replies.
         metrics: Names of the metrics to keep.
         like: The global weights, if the replies hold weights; otherwise arrays are left as they are.
-        widen: Makes the arrays of a dtype that they compute in, such as :func:`to_flower_dtypes`.
+        widen: Makes the arrays of a dtype that they compute in, such as :func:`replied_to`.
     """
     contents = [reply.content for reply in replies]
     if like is not None:

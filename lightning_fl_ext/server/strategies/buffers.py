@@ -7,6 +7,10 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 from flwr.serverapp.strategy import (
     Bulyan,
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
     FedAdagrad,
     FedAdam,
     FedAvgM,
@@ -24,6 +28,13 @@ from lightning_fl_ext.server.strategies.exact_fedopt import ExactFedOpt
 
 _OPTIMIZERS = (FedAdagrad, FedAdam, FedYogi, FedAvgM, QFedAvg)
 """Flower's strategies that take a step from the global weights, which may lead beyond all clients' own."""
+
+_PRIVATE = (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+)
 
 
 def name_buffers(strategy: Strategy, model: nn.Module, arrays: Collection[str]) -> None:
@@ -44,6 +55,11 @@ def is_by_distance(strategy: Strategy) -> bool:
     return isinstance(strategy, MultiKrum | Bulyan)
 
 
+def clips(strategy: Strategy) -> bool:
+    """Tell a wrapper of Flower's that clips updates and adds noise to their mean."""
+    return isinstance(strategy, _PRIVATE)
+
+
 def own_buffers(
     strategy: Strategy, model: nn.Module, arrays: Arrays, updates: Sequence[ClientUpdate]
 ) -> Arrays:
@@ -51,7 +67,8 @@ def own_buffers(
 
     Under server optimizers these are the buffers (:func:`averaged_buffers`); under a choice by distance the
     integers and bools, which are no part of a distance: they get the median of each place and the majority,
-    as under this package's robust rules.
+    as under this package's robust rules. Under differential privacy they stay as they are: what is neither
+    clipped nor noised must not be read.
 
     Args:
         strategy: At work.
@@ -65,9 +82,11 @@ def own_buffers(
     Raises:
         AggregationOverflow: Buffers are too large for an exact sum.
     """
+    whole = {name: array for name, array in arrays.items() if array.dtype.kind in "biu"}
+    if clips(strategy):
+        return whole
     if not is_by_distance(strategy):
         return averaged_buffers(strategy, model, arrays, updates)
-    whole = [name for name, array in arrays.items() if array.dtype.kind in "biu"]
     return {name: middle_integer(np.stack([update.arrays[name] for update in updates])) for name in whole}
 
 
