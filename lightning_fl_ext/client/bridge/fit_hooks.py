@@ -34,6 +34,7 @@ from lightning_fl_ext.client.bridge.refusals import (
 )
 from lightning_fl_ext.client.bridge.spawned import leave_group_at_exit
 from lightning_fl_ext.client.bridge.unrepeated import evaluate_unrepeated, spread_as_before
+from lightning_fl_ext.client.metrics.dtypes import MetricDtypes, note_dtypes, restore_dtypes
 from lightning_fl_ext.client.metrics.logged import count_in_floats
 from lightning_fl_ext.client.notices import warn_of_known_noise, warn_of_unsharded
 from lightning_fl_ext.client.results.retention import Retention
@@ -80,6 +81,7 @@ class FitHooks(EvaluationHooks):
     _idle: bool
     _remedy: str
     _counted: dict[str, torch.Tensor]
+    _dtypes: dict[str, MetricDtypes]
     _part: AlgorithmPart | None = None
     _learning_rate: float | None = None
 
@@ -89,6 +91,7 @@ class FitHooks(EvaluationHooks):
         evaluate_unrepeated(trainer)
         self._counter, self._evaluated = self._new_counter(), self._new_counter()
         self._metrics.begin()
+        self._dtypes = note_dtypes(pl_module)
         if not is_built_later(pl_module):
             self._metrics.check(pl_module)
         if stage == "fit":
@@ -215,6 +218,7 @@ class FitHooks(EvaluationHooks):
         return ExampleCounter(self.batch_size, strict=self._global is not None, remedy=self._remedy)
 
     def _start(self, trainer: Any, module: Any) -> None:
+        restore_dtypes(module, self._dtypes)
         with torch.inference_mode(False):  # under which tensors made of others have no state dict
             self._metrics.check(module)
             self._load(load_state, trainer, module)
