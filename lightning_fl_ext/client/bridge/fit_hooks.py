@@ -35,6 +35,7 @@ from lightning_fl_ext.client.bridge.refusals import (
 from lightning_fl_ext.client.bridge.spawned import leave_group_at_exit
 from lightning_fl_ext.client.bridge.unrepeated import evaluate_unrepeated, spread_as_before
 from lightning_fl_ext.client.metrics.dtypes import MetricDtypes, note_dtypes, restore_dtypes
+from lightning_fl_ext.client.metrics.groups import stop_guessing
 from lightning_fl_ext.client.metrics.logged import count_in_floats
 from lightning_fl_ext.client.notices import warn_of_known_noise, warn_of_unsharded
 from lightning_fl_ext.client.results.retention import Retention
@@ -219,6 +220,7 @@ class FitHooks(EvaluationHooks):
 
     def _start(self, trainer: Any, module: Any) -> None:
         restore_dtypes(module, self._dtypes)
+        stop_guessing(module)
         with torch.inference_mode(False):  # under which tensors made of others have no state dict
             self._metrics.check(module)
             self._load(load_state, trainer, module)
