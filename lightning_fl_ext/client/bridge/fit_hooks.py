@@ -48,6 +48,7 @@ from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult
 from lightning_fl_ext.seeds import derive_seed
 from lightning_fl_ext.wire import Exchange, RoundInfo
 from lightning_fl_ext.wire.algorithm_names import joined
+from lightning_fl_ext.wire.loading import settle_spectral_norms
 
 if TYPE_CHECKING:
     from lightning_fl_ext.client.round import ClientRound
@@ -191,6 +192,8 @@ class FitHooks(EvaluationHooks):
         """Called when the fit ends, after every averaging callback: makes the update."""
         if self._counted:
             pl_module.load_state_dict(self._counted, strict=False)
+        if any(is_averaging(callback) for callback in trainer.callbacks) and not is_sharded(trainer):
+            settle_spectral_norms(pl_module)
         if not is_sharded(trainer) and not self._idle:
             self._finish(trainer, pl_module)
 
