@@ -37,7 +37,7 @@ from lightning_fl_ext.client.bridge.unrepeated import evaluate_unrepeated, sprea
 from lightning_fl_ext.client.metrics.dtypes import MetricDtypes, note_dtypes, restore_dtypes
 from lightning_fl_ext.client.metrics.groups import stop_guessing
 from lightning_fl_ext.client.metrics.logged import count_in_floats
-from lightning_fl_ext.client.notices import warn_of_known_noise, warn_of_unsharded
+from lightning_fl_ext.client.notices import warn_of_known_noise, warn_of_short_accumulation, warn_of_unsharded
 from lightning_fl_ext.client.results.retention import Retention
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
@@ -132,6 +132,8 @@ class FitHooks(EvaluationHooks):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when training begins: notes where the Trainer's count of steps stands."""
         self._first_step = trainer.global_step
+        if trainer.is_global_zero:
+            warn_of_short_accumulation(trainer, self._run)
         if trainer.world_size > 1 and trainer.is_global_zero:
             warn_of_unsharded(trainer, self._run)
         if self._learning_rate is not None:
