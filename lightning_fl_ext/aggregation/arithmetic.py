@@ -28,8 +28,8 @@ SHIFT = 36
 LIMIT = 2.0**43
 """What a term, and a sum of magnitudes, must stay under: half of 2^52 high quanta."""
 
-SMALL = 2.0**7
-"""What a term stays under that has at most 2^51 low quanta."""
+NARROW = 2.0**19
+"""What a term stays under whose low quanta, less than 2^63, fit an int64."""
 
 SHORT = 2**27
 """Counts below it have at most 27 bits, and units from it on leave 26: a product of both is exact."""
@@ -75,22 +75,28 @@ def bins(values: Float64, weight: float) -> tuple[Int64, Int64]:
     return bits_of(high) - _HIGH_ZERO, bits_of(low) - _LOW_ZERO
 
 
-def low_bin(values: Float64, weight: float) -> Int64:
-    """Give ``(high << SHIFT) + low`` of `bins` at half the cost, where products stay under `SMALL`.
+def quanta(values: Float64, weight: float, into: Int64) -> None:
+    """Write ``(high << SHIFT) + low`` of `bins` at half the cost, where products stay under `NARROW`.
 
     One rounding does: a high quantum is an even number of low ones, so that both break ties alike.
 
     Args:
-        values: Any shape; magnitude of ``weight * values`` under `SMALL`.
+        values: Any shape, float32 or float64; magnitude of ``weight * values`` under `NARROW`. For others
+            something is written that depends on them and the weight alone.
         weight: As for `bins`.
+        into: Of the same shape.
 
     Example:
-        >>> values = np.array([1.25, -2.0**-30, 3 * 2.0**-46])
+        >>> values, terms = np.array([1.25, -1000.3, 3 * 2.0**-46]), np.empty(3, np.int64)
+        >>> quanta(values, 3.0, terms)
         >>> high, low = bins(values, 3.0)
-        >>> (low_bin(values, 3.0) == (high << SHIFT) + low).all()
+        >>> (terms == (high << SHIFT) + low).all()
         np.True_
     """
-    return bits_of(weight * values + _TO_LOW) - _LOW_ZERO
+    products = values.astype(np.float64)
+    products *= weight / QUANTUM_LOW
+    np.rint(products, out=products)
+    np.copyto(into, products, casting="unsafe")
 
 
 def two_sum(a: Float64, b: Float64) -> tuple[Float64, Float64]:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fl_ext.aggregation.arithmetic import (
+    NARROW,
     SHIFT,
-    SMALL,
     Float64,
     Int64,
     bins,
@@ -24,7 +24,7 @@ from lightning_fl_ext.aggregation.arithmetic import (
     divide,
     divide_to_odd,
     float_of,
-    low_bin,
+    quanta,
     remainder,
     split,
     two_sum,
@@ -87,11 +87,13 @@ def count_folded(numbers: int) -> None:
 
 
 def _fold(total: Int64, high: Int64 | None, values: Terms, weights: Weights, into: np.ufunc) -> Float64:
-    peaks = np.array([np.maximum(block.max(), -block.min()) for block in values], np.float64)
+    peaks = np.array([np.abs(block).max() for block in values], np.float64)
+    terms = np.empty_like(total)
     with np.errstate(all="ignore"):
         for block, weight, peak in zip(values, weights, peaks, strict=True):
-            if high is None and weight * peak < SMALL:
-                into(total, low_bin(block.astype(np.float64), weight), out=total)
+            if high is None and weight * peak < NARROW:
+                quanta(block, weight, terms)
+                into(total, terms, out=total)
                 continue
             high_terms, low_terms = bins(block.astype(np.float64), weight)
             into(total, (high_terms << SHIFT) + low_terms, out=total)

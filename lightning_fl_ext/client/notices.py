@@ -99,7 +99,7 @@ def warn_of_unsharded(trainer: Any, run: object) -> None:
         trainer: A Lightning Trainer with several processes, whose fit has its loaders.
         run: Tells the run.
     """
-    replicas = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", trainer.world_size)
+    replicas = _replicas(trainer)
     loaders = tree_leaves(trainer.train_dataloader) if replicas > 1 else []
     kinds = {
         type(d).__name__
@@ -117,21 +117,47 @@ def warn_of_unsharded(trainer: Any, run: object) -> None:
         warn_once(log, run, text, topic="unsharded")
 
 
-def warn_of_one_rank(names: Iterable[str], replicas: int, run: object) -> None:
-    """Say so, once in a run, if logged numbers are those of one process.
+def warn_of_one_rank(names: Iterable[str], trainer: Any, run: object) -> None:
+    """Say so, once in a run, if numbers logged per epoch are those of one process.
 
     Args:
         names: Of the numbers; none is none.
-        replicas: How many processes share the examples.
+        trainer: A Lightning Trainer.
         run: Tells the run.
     """
-    if listed := ", ".join(f"`{name}`" for name in names):
+    replicas, listed = _replicas(trainer), ", ".join(f"`{name}`" for name in names)
+    if listed and replicas > 1:
         text = (
             f"logged without `sync_dist=True` in {replicas} processes: {listed}. Lightning takes the"
             " number of rank 0, of its share of the examples, and so does the server. Write"
             " `self.log(..., sync_dist=True)`, or log a torchmetrics metric."
         )
         warn_once(log, run, text, topic=f"one rank: {listed}")
+
+
+def warn_of_one_batch(names: Iterable[str], trainer: Any, run: object) -> None:
+    """Say so, once in a run, if numbers logged on training steps are those of one process.
+
+    Args:
+        names: Of the numbers; none is none.
+        trainer: A Lightning Trainer.
+        run: Tells the run.
+    """
+    replicas, listed = _replicas(trainer), ", ".join(f"`{name}`" for name in names)
+    if listed and replicas > 1:
+        text = (
+            f"logged on training steps alone, without `sync_dist=True`, in {replicas} processes: {listed}."
+            " Lightning takes the number of rank 0's last batch, and so does the server. For the mean over"
+            " the last epoch, of all processes, write"
+            " `self.log(..., on_step=False, on_epoch=True, sync_dist=True)`."
+        )
+        warn_once(log, run, text, topic=f"one batch: {listed}")
+
+
+def _replicas(trainer: Any) -> int:
+    """Count the processes that share the examples; under tensor parallelism several work on the same."""
+    shared = trainer.distributed_sampler_kwargs if trainer.world_size > 1 else None
+    return int((shared or {}).get("num_replicas", trainer.world_size))
 
 
 def warn_if_seeded(seed: int, run: object) -> None:

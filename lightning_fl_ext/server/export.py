@@ -27,8 +27,8 @@ from lightning_fl_ext.server.durability.lightning_checkpoint import ExportError,
 from lightning_fl_ext.server.trainer_arguments import make_module
 from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire import Exchange, WeightExchange
-from lightning_fl_ext.wire.exchange import left_alone
 from lightning_fl_ext.wire.loading import load_weights
+from lightning_fl_ext.wire.tied import left_alone
 
 log = logging.getLogger(__name__)
 

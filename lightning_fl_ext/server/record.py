@@ -127,7 +127,8 @@ def why_void(record: RoundRecord, min_accepted: int, strategy: object) -> str:
     Args:
         record: Of a void round.
         min_accepted: Least number of updates of the run.
-        strategy: What aggregates them.
+        strategy: What aggregates them. It, or the strategy it is a wrapper of, may tell the reason itself, by
+            ``why_no_model(asked, counted)``.
 
     Example:
         >>> why_void(RoundRecord(1, sampled=("a", "b"), accepted=("a",), void=True), 2, strategy=None)
@@ -137,4 +138,8 @@ def why_void(record: RoundRecord, min_accepted: int, strategy: object) -> str:
     counted = f"{count} of {len(record.sampled)} updates count"
     if count < min_accepted:
         return f"{counted}, `min_accepted` is {min_accepted}"
-    return f"{counted}, but {type(strategy).__name__} made no model of them"
+    inner = strategy
+    while not hasattr(inner, "why_no_model") and hasattr(inner, "strategy"):
+        inner = inner.strategy
+    told = inner.why_no_model(len(record.sampled), count) if hasattr(inner, "why_no_model") else ""
+    return f"{counted}, but {told or f'{type(strategy).__name__} made no model of them'}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -25,20 +24,12 @@ from lightning_fl_ext.wire.codes import (
     encode_theta,
     to_fixed_point,
 )
-from lightning_fl_ext.wire.exchange import (
-    Exchange,
-    Held,
-    RoundInfo,
-    State,
-    StateMismatchError,
-    WeightExchange,
-    place,
-)
+from lightning_fl_ext.wire.exchange import Exchange, Held, RoundInfo, State, StateMismatchError
 from lightning_fl_ext.wire.late_theta import LateTheta, number_of_masked, theta_arrays
 from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
-from lightning_fl_ext.wire.tensors import to_numpy
+from lightning_fl_ext.wire.masked_state import mask_scores, model_digest, outside_masks
+from lightning_fl_ext.wire.weight_exchange import WeightExchange
 
-_DIGEST = "frozen_digest"
 DOWNS = ("alone", "sum", "relay")
 """What `MaskExchange(down=...)` takes; each allows those before it as well."""
 
@@ -114,18 +105,18 @@ class MaskExchange(Exchange):
 
     def pack(self, state: State) -> dict[str, NDArray[Any]]:
         """Copy the probabilities of the masks, flat and in state-dict order, and what travels besides."""
-        scores = _scores(state)
+        scores = mask_scores(state)
         probs = [torch.sigmoid(score.detach().float()).reshape(-1).cpu() for score in scores.values()]
         return {
             MASKS: torch.cat(probs).numpy(),
-            **self._rest.pack(_outside(state, scores)),
+            **self._rest.pack(outside_masks(state, scores)),
         }
 
     def start(self, state: State) -> dict[str, NDArray[Any]]:
         """Give the θ a run starts from: the server's own probabilities, rounded to fifteenths."""
         packed = self.pack(state)
         theta = ThetaCounts.from_probabilities(packed.pop(MASKS))
-        return {**theta_arrays(theta), MODEL: _model_digest(state), **packed}
+        return {**theta_arrays(theta), MODEL: model_digest(state), **packed}
 
     def unpack(self, arrays: Arrays, state: State) -> dict[str, torch.Tensor]:
         """Turn θ into scores, which are finite since θ is kept in [0.01, 0.99], and convert the rest.
@@ -133,9 +124,9 @@ class MaskExchange(Exchange):
         Raises:
             StateMismatchError: θ is of another model, or the rest does not fit.
         """
-        scores = _scores(state)
+        scores = mask_scores(state)
         own, got = sum(score.numel() for score in scores.values()), number_of_masked(arrays)
-        if own != got or not np.array_equal(arrays[MODEL], _model_digest(state)):
+        if own != got or not np.array_equal(arrays[MODEL], model_digest(state)):
             differ = f"expected {own} masked parameters, got {got}" if own != got else f"both have {own}"
             raise StateMismatchError(
                 f"The masks are for other frozen weights or parameters than this model's ({differ}). Build"
@@ -151,7 +142,7 @@ class MaskExchange(Exchange):
             for (name, score), part in zip(scores.items(), torch.split(probs, sizes), strict=True)
         }
         rest = {name: array for name, array in arrays.items() if name not in (COUNTS, TRIALS, MODEL)}
-        return {**new, **self._rest.unpack(rest, _outside(state, scores))}
+        return {**new, **self._rest.unpack(rest, outside_masks(state, scores))}
 
     def to_client(self, arrays: Arrays, info: RoundInfo) -> Arrays:
         """Write θ down in at most some bits per parameter, in a payload that needs no earlier one."""
@@ -295,44 +286,3 @@ def _on_the_way(payload: bytes, arrays: Arrays) -> dict[str, NDArray[Any]]:
         SIZE: np.array(arrays[COUNTS].size),
         **{name: array for name, array in arrays.items() if name not in (COUNTS, TRIALS)},
     }
-
-
-def _prefixes(state: State) -> list[str]:
-    prefixes = [name.removesuffix(_DIGEST) for name in state if name.split(".")[-1] == _DIGEST]
-    if not prefixes:
-        raise LightningFLError("`MaskExchange` needs a model that holds a `MaskedModule`: there is none.")
-    return prefixes
-
-
-def _scores(state: State) -> dict[str, torch.Tensor]:
-    prefixes = _prefixes(state)
-    if flat := [f"{prefix}scores" for prefix in prefixes if f"{prefix}scores" in state]:
-        raise LightningFLError(
-            f"`{flat[0]}` is one flat vector, whose parts a state dict does not name. Build `MaskedModule`"
-            " with `flat=False` to exchange its masks."
-        )
-    return {name: state[name] for name in state if any(name.startswith(f"{p}scores.") for p in prefixes)}
-
-
-def _outside(state: State, scores: State) -> dict[str, Any]:
-    """Everything but scores, digests, and the weights under the masks, by whatever name they are tied."""
-    inside = set(scores)
-    for prefix in _prefixes(state):
-        start = f"{prefix}scores."
-        inside |= {f"{prefix}module.{name.removeprefix(start)}" for name in scores if name.startswith(start)}
-        inside.add(f"{prefix}{_DIGEST}")
-    frozen = {place(state[name]) for name in inside if name in state}
-    return {
-        name: value
-        for name, value in state.items()
-        if name not in inside and not (isinstance(value, torch.Tensor) and place(value) in frozen)
-    }
-
-
-def _model_digest(state: State) -> NDArray[np.uint8]:
-    sha = hashlib.sha256()
-    for prefix in _prefixes(state):
-        sha.update(to_numpy(state[f"{prefix}{_DIGEST}"]).tobytes())
-    for name, score in _scores(state).items():
-        sha.update(f"{name}{list(score.shape)};".encode())
-    return np.frombuffer(sha.digest(), dtype=np.uint8)

@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_fl_ext.aggregation.arithmetic import (
+    NARROW,
     QUANTUM_HIGH,
     QUANTUM_LOW,
     SHIFT,
     SHORT,
-    SMALL,
     bins,
     divide,
     divide_to_odd,
-    low_bin,
+    quanta,
     remainder,
     split,
     two_sum,
@@ -59,14 +59,25 @@ def test_bins_keep_every_bit_of_float32_from_two_to_the_minus_21_up(w: float, si
 
 @given(
     st.one_of(
-        st.floats(-SMALL, SMALL, exclude_min=True, exclude_max=True),
+        st.floats(-NARROW, NARROW, exclude_min=True, exclude_max=True),
         st.integers(-(2**52) + 1, 2**52 - 1).map(lambda halves: halves * 2.0**-45),  # ties, half of them
-        st.sampled_from([np.nextafter(SMALL, 0), -np.nextafter(SMALL, 0), 0.0, -0.0, 2.0**-45, 5e-324]),
+        st.integers(-(2**28) + 1, 2**28 - 1).map(lambda halves: halves * 2.0**-9),  # ties of the high ones
+        st.sampled_from([np.nextafter(NARROW, 0), -np.nextafter(NARROW, 0), 0.0, -0.0, 2.0**-45, 5e-324]),
     )
 )
-def test_one_rounding_gives_both_bins_of_a_small_product(x: float) -> None:
+def test_one_rounding_gives_both_bins_of_a_product_whose_quanta_fit_a_word(x: float) -> None:
     high, low = bins_of(x, 1.0)
-    assert int(low_bin(np.array([x]), 1.0)[0]) == (high << SHIFT) + low
+    terms = np.empty(1, np.int64)
+    quanta(np.array([x]), 1.0, terms)
+    assert int(terms[0]) == (high << SHIFT) + low
+
+
+@given(st.floats(-1.0, 1.0, width=32), st.integers(1, 2**19 - 1))
+def test_one_rounding_gives_both_bins_of_a_weighted_float32(x: float, weight: int) -> None:
+    high, low = bins_of(x, float(weight))
+    terms = np.empty(1, np.int64)
+    quanta(np.array([x], np.float32), float(weight), terms)
+    assert int(terms[0]) == (high << SHIFT) + low
 
 
 @given(st.floats(-(2.0**43), 2.0**43))

@@ -43,8 +43,8 @@ class AlternatingParts(ClientAlgorithm):
         """See that both parts have their turn.
 
         Raises:
-            LightningFLError: Nothing stays at home or nothing travels, the fit has too few epochs, or the
-                optimizer is LBFGS.
+            LightningFLError: Nothing stays at home or nothing travels, what stays is not kept, the fit has
+                too few epochs, or the optimizer is LBFGS.
         """
         self._first, self._body_stepped = None, False
         if not fit.local or not fit.parameters:
@@ -53,6 +53,13 @@ class AlternatingParts(ClientAlgorithm):
                 f" Got {len(fit.local)} parameters that stay and {len(fit.parameters)} that travel. Name the"
                 " head on both sides: `exchange=WeightExchange(exclude='head.*')`, on the command line"
                 " `--exclude 'head.*'`."
+            )
+        if not fit.keeps_local:
+            raise LightningFLError(
+                "FedRep, which the server asks for, has a client's head go on from round to round, and"
+                f" nothing keeps it here ({', '.join(list(fit.local)[:3])}). Leave out"
+                " `client_app(keep_local=False)`, or give it a folder; a `ClientApp` by hand keeps what"
+                " `bridge.local_entries` names, and sets `bridge.keeps_local = True`."
             )
         epochs = fit.trainer.max_epochs
         if epochs is not None and 0 <= epochs <= self.head_epochs:

@@ -23,6 +23,7 @@ class LocalFit:
         received: What the server sent beside the weights, by name, on the CPU.
         kept: What :meth:`ClientAlgorithm.on_fit_end` left here in the last round that counted for this
             client; empty before. Tensors on the CPU.
+        keeps_local: Whether those that stay at home go on from round to round.
     """
 
     trainer: Any
@@ -31,6 +32,7 @@ class LocalFit:
     local: Parameters = field(default_factory=dict)
     received: Mapping[str, torch.Tensor] = field(default_factory=dict)
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
+    keeps_local: bool = True
 
 
 class ClientAlgorithm:

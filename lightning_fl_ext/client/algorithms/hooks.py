@@ -49,6 +49,7 @@ class AlgorithmHooks(Callback):
         travelled: Collection[str] = (),
         received: Mapping[str, torch.Tensor] | None = None,
         kept: Mapping[str, torch.Tensor] | None = None,
+        keeps_local: bool = True,
     ) -> None:
         """Begin a fit.
 
@@ -59,6 +60,7 @@ class AlgorithmHooks(Callback):
             travelled: Names of what came, which go before other names of tied tensors.
             received: What came beside the weights.
             kept: The state from before.
+            keeps_local: Whether what stays at home goes on from round to round.
 
         Raises:
             LightningFLError: The strategy shards parameters.
@@ -72,7 +74,7 @@ class AlgorithmHooks(Callback):
         automatic = getattr(module, "automatic_optimization", True)
         self._manual = None if automatic else ManualSteps(trainer.optimizers)
         parameters, local = _divide(module, local_entries, travelled)
-        self.fit = LocalFit(trainer, module, parameters, local, received or {}, dict(kept or {}))
+        self.fit = LocalFit(trainer, module, parameters, local, received or {}, dict(kept or {}), keeps_local)
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self.algorithm.on_fit_start(self.fit)
 

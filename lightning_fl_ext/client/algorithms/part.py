@@ -47,6 +47,7 @@ class AlgorithmPart:
         travelled: Collection[str],
         client: str,
         server_round: int,
+        keeps_local: bool,
     ) -> None:
         """Begin the fit, from the state after the last round that counted.
 
@@ -59,7 +60,7 @@ class AlgorithmPart:
             require_round(self.half.name, server_round)
             _, state = find_state(self.memory, self.half.name, client, server_round, self._counted)
         received, kept = ({n: to_torch(a) for n, a in s.items()} for s in (self._received, state))
-        self.hooks.start(trainer, module, local_entries, travelled, received, kept)
+        self.hooks.start(trainer, module, local_entries, travelled, received, kept, keeps_local)
 
     @property
     def sent(self) -> Arrays:

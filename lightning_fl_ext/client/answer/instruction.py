@@ -108,7 +108,7 @@ class Instruction:
         """
         recipe, bridge = self._recipe, self.bridge
         bridge._remedy = _REMEDY
-        bridge.keeps_local = True  # or is not to
+        bridge._loses_local = recipe.root is None
         if bridge._part:
             bridge._part.memory = self._memory(bridge._part.half.name)
         with ExitStack() as around:

@@ -215,7 +215,7 @@ class FlowerBridge(FitHooks):
                 read_max_rounds(message),
                 settings,
                 context,
-                bridge._global or {},
+                bridge.received,
             )
         bridge._metrics.active = asked
         bridge._remedy = "`FlowerBridge.from_message(..., batch_size=...)`"
@@ -250,6 +250,11 @@ class FlowerBridge(FitHooks):
         self._global = arrays
         self._info = replace(self._info, server_round=server_round)
         self._store.drop(UPDATE)
+
+    @property
+    def received(self) -> Arrays:
+        """What :meth:`receive` took last."""
+        return self._global or {}
 
     @property
     def answers_message(self) -> bool:

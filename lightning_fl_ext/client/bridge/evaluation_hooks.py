@@ -11,9 +11,10 @@ from lightning_fl_ext.client.bridge.counting import ExampleCounter, loader_of
 from lightning_fl_ext.client.bridge.reported_size import ReportedSize
 from lightning_fl_ext.client.bridge.undone_step import UndoneStep, is_repeat
 from lightning_fl_ext.client.metrics.collector import MetricCollector
-from lightning_fl_ext.client.metrics.logged import count_in_floats, told_by_one_rank
-from lightning_fl_ext.client.notices import warn_of_one_rank
+from lightning_fl_ext.client.metrics.logged import count_in_floats, told_by_one_batch, told_by_one_rank
+from lightning_fl_ext.client.notices import warn_of_one_batch, warn_of_one_rank
 from lightning_fl_ext.client.results.store import ResultStore
+from lightning_fl_ext.metrics.discovery import named_metrics
 from lightning_fl_ext.metrics.stage_metrics import METRIC_STATES
 from lightning_fl_ext.results import ClientUpdate
 
@@ -118,8 +119,10 @@ class EvaluationHooks(Callback):
         self._evaluated.add(batch, dataloader_idx, loader=loader, batch_idx=batch_idx, reported=reported)
 
     def _keep_stage(self, stage: str, trainer: Any, module: Any) -> None:
-        if trainer.world_size > 1 and trainer.is_global_zero:
-            warn_of_one_rank(told_by_one_rank(trainer), trainer.world_size, self._run)
+        if trainer.is_global_zero:
+            warn_of_one_rank(told_by_one_rank(trainer), trainer, self._run)
+            pooled = named_metrics(module).values() if self._metrics.active else ()
+            warn_of_one_batch(told_by_one_batch(trainer, pooled), trainer, self._run)
         if self._metrics.active and (told := self._metrics.close(stage, trainer, module)) is not None:
             data = np.frombuffer(told.to_bytes(), dtype=np.uint8)
             self._store.put(stage, ClientUpdate({METRIC_STATES: data}, told.pack.num_examples or 0))

@@ -74,6 +74,7 @@ class FitHooks(EvaluationHooks):
     local_entries: list[str]
     keeps_local: bool
     keeps_optimizer: bool
+    _loses_local: bool = False  # and is meant to
     _info: RoundInfo
     _round: ClientRound | None
     _global: Arrays | None
@@ -118,16 +119,15 @@ class FitHooks(EvaluationHooks):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when the module is built and placed: looks at its metrics, loads again what was received."""
         self._start(trainer, pl_module)
-        self._warn_of_lost(pl_module)
         self._warn_of_schedules(trainer)
         if self._round is not None:
             warn_of_known_noise(trainer.optimizers, self._seed(), self._round.context.run_id)
         if self._part:
             refuse_other_weights(self._part.half, self._retention.submit, trainer.callbacks)
             names = self._global or {}
-            self._part.start(
-                trainer, pl_module, self.local_entries, names, self.client_id, self._info.server_round
-            )
+            told = (names, self.client_id, self._info.server_round, self.keeps_local)
+            self._part.start(trainer, pl_module, self.local_entries, *told)
+        self._warn_of_lost(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when training begins: notes where the Trainer's count of steps stands."""
@@ -241,7 +241,7 @@ class FitHooks(EvaluationHooks):
 
     def _warn_of_lost(self, module: Any) -> None:
         """Name what is trained and then lost, if another message's fit begins without it."""
-        if self.keeps_local or self._message is None or not self.local_entries:
+        if self.keeps_local or self._loses_local or self._message is None or not self.local_entries:
             return
         trained = {unwrapped(n) for n, parameter in module.named_parameters() if parameter.requires_grad}
         lost = [name for name in self.local_entries if name in trained]

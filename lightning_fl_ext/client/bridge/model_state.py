@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from lightning_fl_ext.metrics.discovery import unwrapped, weights_of
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.wire import Exchange, to_torch
-from lightning_fl_ext.wire.exchange import left_alone, place
 from lightning_fl_ext.wire.loading import load_weights
+from lightning_fl_ext.wire.tied import left_alone, place
 
 _TRUE_PRECISIONS = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
 
@@ -35,6 +35,15 @@ def is_deepspeed(trainer: Any) -> bool:
         trainer: A Lightning Trainer.
     """
     return any(base.__name__ == "DeepSpeedStrategy" for base in type(trainer.strategy).__mro__)
+
+
+def is_fsdp1(trainer: Any) -> bool:
+    """Tell the strategy of FSDP1, which joins parameters before it spreads them.
+
+    Args:
+        trainer: A Lightning Trainer.
+    """
+    return any(base.__name__ == "FSDPStrategy" for base in type(trainer.strategy).__mro__)
 
 
 def _is_zero3(trainer: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_fl_ext.client.bridge.model_state import is_deepspeed, is_sharded
+from lightning_fl_ext.client.bridge.model_state import is_deepspeed, is_fsdp1, is_sharded
 from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.lightnings import lightning_name, overrides
 
@@ -198,15 +198,17 @@ def refuse_to_keep_shards(trainer: Any) -> None:
     """Refuse to keep an optimizer whose state cannot be gathered.
 
     Raises:
-        ValueError: The strategy shards it otherwise than in DTensors (FSDP1, DeepSpeed), or there are several
-            nodes.
+        ValueError: The strategy is another than FSDP's or `ModelParallelStrategy` (DeepSpeed's), or there are
+            several nodes.
     """
-    gathers = any(base.__name__ == "ModelParallelStrategy" for base in type(trainer.strategy).__mro__)
+    gathers = is_fsdp1(trainer) or any(
+        base.__name__ == "ModelParallelStrategy" for base in type(trainer.strategy).__mro__
+    )
     if trainer.num_nodes > 1 or is_deepspeed(trainer) or (is_sharded(trainer) and not gathers):
         raise ValueError(
-            "`keep_optimizer` keeps the optimizer of one machine, whole or in the shards of"
+            "`keep_optimizer` keeps the optimizer of one machine, whole or in the shards of FSDP and"
             f" `ModelParallelStrategy`. Got `{type(trainer.strategy).__name__}` on {trainer.num_nodes}"
-            " node(s). Use that strategy with `fully_shard` (FSDP2), or 'ddp'; or leave `keep_optimizer` out."
+            " node(s). Use one of these, or 'ddp', on one; or leave `keep_optimizer` out."
         )
 
 

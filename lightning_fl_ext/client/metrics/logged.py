@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,12 +69,39 @@ def count_in_floats(trainer: Any) -> None:
 
 def told_by_one_rank(trainer: Any) -> list[str]:
     """Name what is logged per epoch without ``sync_dist``: its value is that of rank 0's examples alone."""
-    return sorted(
-        entry.meta.name
+    return _names(
+        entry
         for entry in (trainer._results or {}).values()
-        if entry.is_tensor and entry.meta.on_epoch and not entry.meta.sync.should
-        if not entry.meta.sync.rank_zero_only
+        if entry.is_tensor and entry.meta.on_epoch and not _is_meant(entry)
     )
+
+
+def told_by_one_batch(trainer: Any, pooled: Collection[Metric]) -> list[str]:
+    """Name what a training logs on steps alone: its value is that of rank 0's last batch.
+
+    The step values of an evaluation are not among them: they reach loggers alone.
+
+    Args:
+        trainer: The Trainer.
+        pooled: Metrics whose states the server gets, and computes their values from.
+    """
+    results = trainer._results
+    if not results or not results.training:
+        return []
+    known = {id(metric) for metric in pooled}
+    steps = [entry for entry in results.values() if entry.meta.on_step and not entry.meta.on_epoch]
+    numbers = [entry for entry in steps if entry.is_tensor and not _is_meant(entry)]
+    objects = [entry for entry in steps if not entry.is_tensor and id(entry.value) not in known]
+    return _names(numbers + [entry for entry in objects if not entry.value.dist_sync_on_step])
+
+
+def _is_meant(entry: Any) -> bool:
+    """Tell whether a number is over all processes, or rank 0's by its own word."""
+    return bool(entry.meta.sync.should or entry.meta.sync.rank_zero_only)
+
+
+def _names(entries: Iterable[Any]) -> list[str]:
+    return sorted({entry.meta.name for entry in entries})
 
 
 def used_in_training(trainer: Any, metrics: Mapping[str, Metric], updated: Collection[str]) -> set[str]:

@@ -69,6 +69,7 @@ class StatePersistence(Callback):
         self._previous = 0
         self._written = False
         self._limits: tuple[int | None, int] | None = None
+        self._shapes: dict[str, list[int]] = {}
         bridge.keeps_local, bridge.keeps_optimizer = True, keeps_training
 
     @classmethod
@@ -122,6 +123,8 @@ class StatePersistence(Callback):
         if self._keeps_training:
             refuse_to_keep_shards(trainer)
             self._folder.make()
+            tensors = {**self._bridge.received, **dict(pl_module.named_parameters(remove_duplicate=False))}
+            self._shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
             self._limits = span_run(trainer, self._bridge.round.max_rounds)
         if not is_sharded(trainer):
             later = list(pl_module.state_dict()) if is_built_later(pl_module) else []
@@ -208,7 +211,7 @@ class StatePersistence(Callback):
         return {"local": local, **(read_training(trainer) if self._keeps_training else {})}
 
     def _model(self, trainer: Any, module: Any, local: Iterable[str]) -> dict[str, str]:
-        described = describe_training(trainer, module) if self._keeps_training else {}
+        described = describe_training(trainer, module, self._shapes) if self._keeps_training else {}
         return described | describe_local(module, list(local))
 
     def _write(self, trainer: Any, module: Any, state: dict[str, Any]) -> None:

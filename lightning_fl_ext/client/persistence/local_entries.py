@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,8 @@ def changed_entries(
 
 def load_local(module: torch.nn.Module, entries: Mapping[str, Any]) -> None:
     """Load the entries of a state dict that the module has by now, in their shapes."""
+    if not entries:  # FSDP1 has all ranks meet for a state dict
+        return
     state = module.state_dict()
     fitting = {n: v for n, v in entries.items() if n in state and describe(state[n]) == describe(v)}
     module.load_state_dict(fitting, strict=False)
@@ -58,17 +60,23 @@ def load_local(module: torch.nn.Module, entries: Mapping[str, Any]) -> None:
 
 def describe_local(module: torch.nn.Module, names: Collection[str]) -> dict[str, str]:
     """Describe entries of a module's state dict by dtype and shape."""
-    state = module.state_dict()
+    state = module.state_dict() if names else {}
     return {f"`{n}`, which does not travel": describe(state[n]) for n in names if n in state}
 
 
-def describe(value: Any) -> str:
-    """Give a tensor's dtype and shape, or the type of something else, as which it is read again."""
+def describe(value: Any, shape: Sequence[int] | str | None = None) -> str:
+    """Give a tensor's dtype and shape, or the type of something else, as which it is read again.
+
+    Args:
+        value: What to describe.
+        shape: Of the tensor that it is a piece of; `""` if that is not known.
+    """
     if not isinstance(value, torch.Tensor):
         return next(
             (kind.__name__ for kind in (dict, tuple) if isinstance(value, kind)), type(value).__qualname__
         )
-    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    whole = list(value.shape) if shape is None else shape
+    return f"{str(value.dtype).removeprefix('torch.')}{whole}"
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:

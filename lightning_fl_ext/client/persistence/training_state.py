@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from lightning_fl_ext.client.bridge.model_state import is_sharded
+from lightning_fl_ext.client.bridge.model_state import is_fsdp1, is_sharded
 from lightning_fl_ext.client.persistence.local_entries import describe
 from lightning_fl_ext.client.persistence.sharded_state import gather_optimizer, spread_optimizer
+from lightning_fl_ext.metrics.discovery import unwrapped
 
 
 def read_training(trainer: Any) -> dict[str, Any]:
@@ -21,10 +22,9 @@ def read_training(trainer: Any) -> dict[str, Any]:
     Returns:
         A tree that shares its tensors with the optimizers.
     """
-    strategy, inner = trainer.strategy, trainer.fit_loop.epoch_loop
-    read = gather_optimizer if is_sharded(trainer) else strategy.optimizer_state
+    inner = trainer.fit_loop.epoch_loop
     return {
-        "optimizers": [read(optimizer) for optimizer in strategy.optimizers],
+        "optimizers": [_read_optimizer(trainer, optimizer) for optimizer in trainer.strategy.optimizers],
         "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         "precision": trainer.precision_plugin.state_dict(),
         "data": trainer.datamodule.state_dict() if trainer.datamodule is not None else {},
@@ -44,7 +44,7 @@ def restore_training(trainer: Any, state: Mapping[str, Any]) -> None:
     """
     optimizers, states = trainer.strategy.optimizers, state["optimizers"]
     if is_sharded(trainer):
-        states = [spread_optimizer(o, saved) for o, saved in zip(optimizers, states, strict=True)]
+        states = [_spread(trainer, o, saved) for o, saved in zip(optimizers, states, strict=True)]
         for optimizer, saved in zip(optimizers, states, strict=True):
             optimizer.load_state_dict(saved)
     else:
@@ -83,21 +83,45 @@ def limit_fit(trainer: Any, epochs: int | None, steps: int) -> None:
     trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = epochs, steps
 
 
-def describe_training(trainer: Any, module: torch.nn.Module) -> dict[str, str]:
+def _read_optimizer(trainer: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    if is_fsdp1(trainer):
+        from lightning_fl_ext.client.persistence.flat_state import gather_flat
+
+        return gather_flat(trainer.strategy.model, optimizer, trainer.strategy.root_device)
+    if is_sharded(trainer):
+        return gather_optimizer(optimizer)
+    state: dict[str, Any] = trainer.strategy.optimizer_state(optimizer)
+    return state
+
+
+def _spread(trainer: Any, optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> dict[str, Any]:
+    if is_fsdp1(trainer):
+        from lightning_fl_ext.client.persistence.flat_state import spread_flat
+
+        return spread_flat(trainer.strategy.model, optimizer, saved)
+    return spread_optimizer(optimizer, saved)
+
+
+def describe_training(
+    trainer: Any, module: torch.nn.Module, shapes: Mapping[str, Sequence[int]]
+) -> dict[str, str]:
     """Describe what a state belongs to, part by part: two fits may share a state if they are described alike.
 
     Args:
         trainer: A Lightning Trainer whose fit is about to start.
         module: Its LightningModule.
+        shapes: Of its parameters, by name, before the strategy had it. Under FSDP1 each rank sees pieces.
     """
+    pieces = is_fsdp1(trainer)
     names = {parameter: name for name, parameter in module.named_parameters(remove_duplicate=False)}
     described = {"precision": str(trainer.precision)}
     for i, optimizer in enumerate(trainer.strategy.optimizers):
         described[f"optimizer {i}"] = type(optimizer).__qualname__
         for g, group in enumerate(optimizer.param_groups):
             for p, parameter in enumerate(group["params"]):
-                name = names.get(parameter, "a parameter outside the module")
-                described[f"optimizer {i}, group {g}, parameter {p}"] = f"{name}: {describe(parameter)}"
+                name = unwrapped(names.get(parameter, "a parameter outside the module"))
+                kind = describe(parameter, shapes.get(name, "") if pieces else None)
+                described[f"optimizer {i}, group {g}, parameter {p}"] = f"{name}: {kind}"
     for i, config in enumerate(trainer.lr_scheduler_configs):
         described[f"scheduler {i}"] = type(config.scheduler).__qualname__
     return described

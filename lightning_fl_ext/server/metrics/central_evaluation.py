@@ -13,7 +13,7 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.failures import described
 from lightning_fl_ext.lightnings import data_for, lightning_name, lightning_of, overrides, quiet
 from lightning_fl_ext.metrics.discovery import weights_of
-from lightning_fl_ext.wire.exchange import left_alone
+from lightning_fl_ext.wire.tied import left_alone
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import NamedTuple
 
 from flwr.serverapp.strategy import Strategy
 
@@ -23,19 +24,44 @@ def innermost(strategy: Strategy) -> Strategy:
     return strategy
 
 
-def needed_clients(strategy: Strategy) -> tuple[int, str]:
-    """Tell how many clients a strategy waits for, and which of its arguments says so.
+class Need(NamedTuple):
+    """How many clients have to be connected, and who says so.
+
+    Attributes:
+        clients: How many.
+        says: The argument that asks for so many.
+        remedy: What else can be done than connecting more.
+    """
+
+    clients: int
+    says: str
+    remedy: str = "or lower it"
+
+
+def needed_clients(strategy: Strategy, connected: int = 0, min_accepted: int = 0) -> Need:
+    """Tell how many clients a round waits for.
+
+    A strategy may say so itself, by ``least_connected(connected)``, which gives what :class:`Need` is of.
+
+    Args:
+        strategy: Any Flower strategy.
+        connected: How many there are.
+        min_accepted: How many updates have to count; 0 if none are asked for.
 
     Example:
         >>> from flwr.serverapp.strategy import FedAvg
-        >>> needed_clients(FedAvg(min_available_nodes=5))
+        >>> needed_clients(FedAvg(min_available_nodes=5))[:2]
         (5, 'FedAvg(min_available_nodes=5)')
     """
     inner = innermost(strategy)
     names = ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes")
-    needs = {name: int(getattr(inner, name, 0)) for name in names}
-    name = max(needs, key=lambda n: needs[n])
-    return needs[name], f"{type(inner).__name__}({name}={needs[name]})"
+    counts = {name: int(getattr(inner, name, 0)) for name in names}
+    needs = [Need(count, f"{type(inner).__name__}({name}={count})") for name, count in counts.items()]
+    if min_accepted:
+        needs.append(Need(min_accepted, f"FederatedTrainer(min_accepted={min_accepted})"))
+        if (least_connected := getattr(inner, "least_connected", None)) is not None:
+            needs.append(Need(*least_connected(connected)))
+    return max(needs, key=lambda need: need.clients)
 
 
 def wait_for_clients(
@@ -52,21 +78,24 @@ def wait_for_clients(
     Raises:
         NotEnoughClientsError: They are not by then; or the grid is in this process, where no more will come.
     """
-    needed, says = needed_clients(strategy)
-    if min_accepted > needed:
-        needed, says = min_accepted, f"FederatedTrainer(min_accepted={min_accepted})"
-    complaint = f"At least {needed} are needed: {says}. Connect more, or lower it."
-    grid.wait_at_most(timeout, complaint)
+
+    def complaint(need: Need) -> str:
+        return f"At least {need.clients} are needed: {need.says}. Connect more, {need.remedy}."
+
+    grid.wait_at_most(timeout, complaint(needed_clients(strategy, 0, min_accepted)))
     start, said, said_at = time.monotonic(), -1, 0.0
-    while (connected := len(list(grid.get_node_ids()))) < needed:
+    while True:
+        connected = len(list(grid.get_node_ids()))
+        need = needed_clients(strategy, connected, min_accepted)
+        if connected >= need.clients:
+            return
         waited = time.monotonic() - start
         if grid.in_process or (timeout is not None and waited >= timeout):
             raise NotEnoughClientsError(
-                f"{connected} client(s) are connected after {waited:.0f} s. {complaint}"
+                f"{connected} client(s) are connected after {waited:.0f} s. {complaint(need)}"
             )
         if connected != said or waited - said_at >= _REMIND_SECONDS:
             said, said_at = connected, waited
-            log.warning(
-                "waiting for clients: %d connected, %d needed by %s (%.0f s)", connected, needed, says, waited
-            )
+            told = (connected, need.clients, need.says, waited)
+            log.warning("waiting for clients: %d connected, %d needed by %s (%.0f s)", *told)
         time.sleep(_POLL_SECONDS if timeout is None else min(_POLL_SECONDS, timeout - waited))

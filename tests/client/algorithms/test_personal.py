@@ -20,11 +20,13 @@ from _quadratic import (
     run,
     weights,
 )
+from flwr.clientapp import ClientApp
 
 from lightning_fl_ext import (
     Ditto,
     ExactFedAvg,
     FedRep,
+    FlowerBridge,
     LightningFLError,
     LocalGrid,
     RoundCallback,
@@ -210,6 +212,39 @@ def test_fedrep_without_a_head_or_an_epoch_for_the_body_is_refused(tmp_path):
         run(FedRep(), app(keep_local=tmp_path), rounds=1)
     with pytest.raises(LightningFLError, match=r"gives the first 2 epochs to the head\. Got 2"):
         run(FedRep(head_epochs=2), app(keep_local=tmp_path, **HEAD), rounds=1, **HEAD)
+
+
+def test_fedrep_on_clients_that_lose_their_heads_is_refused_before_any_trains():
+    class Untrained(Judged):
+        def training_step(self, batch, _):
+            pytest.fail("a client trains")
+
+    client = app(Untrained, {"max_epochs": 2}, keep_local=False, **HEAD)
+    with pytest.raises(
+        LightningFLError, match=r"nothing keeps it here \(head\)\. Leave out `client_app\(keep_local=F"
+    ):
+        run(FedRep(), client, rounds=1, **HEAD)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_fedrep_by_hand_is_refused_unless_the_client_says_that_it_keeps_its_head(keeps, kit):
+    by_hand, heads = ClientApp(), {}
+
+    @by_hand.train()
+    def train(message, context):
+        bridge = FlowerBridge.from_message(message, context, exchange=HEAD["exchange"])
+        bridge.keeps_local = keeps
+        kit.fit(bridge, module=(module := Quadratic()), data=data(context), max_epochs=2)
+        heads[bridge.client_id] = module.head.detach()
+        return bridge.reply()
+
+    if keeps:
+        run(FedRep(), by_hand, rounds=1, **HEAD)
+        assert len(heads) == 4
+        assert all(head.all() for head in heads.values())
+    else:
+        with pytest.raises(LightningFLError, match=r"sets `bridge.keeps_local = True`"):
+            run(FedRep(), by_hand, rounds=1, **HEAD)
 
 
 @pytest.mark.parametrize("limit", [{"max_epochs": 2, "max_steps": 1}, {"max_epochs": -1, "max_steps": 1}])

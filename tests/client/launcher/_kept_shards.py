@@ -9,18 +9,21 @@ from pathlib import Path
 
 import lightning.pytorch as L
 import torch
+from _fsdp1 import FSDP1
 from _lines import LateNet, loader
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
 
 from lightning_fl_ext import client_app, digest
+from lightning_fl_ext.client.bridge.model_state import pack_state
 from lightning_fl_ext.client.launcher.launchers import Processes
 from lightning_fl_ext.client.launcher.rank import enter, rank
 from lightning_fl_ext.client.launcher.work import work_of
 from lightning_fl_ext.engines.private import ensure_identity, set_message_id
 from lightning_fl_ext.seeds import derive_seed, seeded_ranks
-from lightning_fl_ext.wire import from_record, to_record
+from lightning_fl_ext.wire import WeightExchange, from_record, to_record
 
 WEIGHTS = {
     name: torch.linspace(-0.5, 0.5, shape.numel()).reshape(shape).numpy()
@@ -42,6 +45,16 @@ class Lit(LateNet):
         return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
 
 
+FLAT = {"fsdp1": {}, "wrapped": {"auto_wrap_policy": {nn.Linear}}}
+PLANS = (
+    ("fsdp2", "adam"),
+    ("tp", "momentum"),
+    ("fsdp2", "sgd"),
+    ("fsdp1", "adam"),
+    ("fsdp1", "sgd"),
+    ("wrapped", "momentum"),
+)
+MOVED = ("fsdp2", "wrapped")
 OPTIMIZERS = {
     "adam": lambda parameters: torch.optim.AdamW(parameters, 0.05, amsgrad=True),
     "sgd": lambda parameters: torch.optim.SGD(parameters, 0.1),
@@ -54,6 +67,8 @@ def data(batch_size, context):
 
 
 def two(plan):
+    if plan in FLAT:
+        return {"accelerator": "cpu", "devices": 2, "strategy": FSDP1(**FLAT[plan])}
     dp, tp = {"fsdp2": (2, 1), "tp": (1, 2)}[plan]
     strategy = ModelParallelStrategy(data_parallel_size=dp, tensor_parallel_size=tp)
     return {"accelerator": "cpu", "devices": 2, "strategy": strategy}
@@ -79,6 +94,7 @@ class TakesWeights(Callback):
 
         trainer.train_dataloader.sampler.seed = seed(trainer.current_epoch + 1)
         whole = {name: torch.from_numpy(array.copy()) for name, array in WEIGHTS.items()}
+        module = trainer.strategy.model if isinstance(trainer.strategy, FSDP1) else module
         set_model_state_dict(module, whole, options=StateDictOptions(full_state_dict=True))
 
 
@@ -89,11 +105,7 @@ def lived_on(plan, optimizer, batch_size=4):
     module, trainer = Lit(optimizer), L.Trainer(max_epochs=3, num_sanity_val_steps=0, **options)
     with seeded_ranks(seed(1)):
         trainer.fit(module, data(batch_size, None))
-    whole = {
-        name: value.full_tensor() if hasattr(value, "full_tensor") else value
-        for name, value in module.state_dict().items()
-    }
-    return {name: value.numpy() for name, value in whole.items()}
+    return pack_state(trainer, module, WeightExchange(), like=None)
 
 
 def keeps(root, options, optimizer, rounds, batch_size=4):
@@ -103,19 +115,24 @@ def keeps(root, options, optimizer, rounds, batch_size=4):
     return [ask(app, to, server_round) for server_round in rounds][-1]
 
 
+def listed(arrays):
+    return {name: array.ravel().tolist() for name, array in arrays.items()}
+
+
 def ranks(root):
     """Three rounds in two processes, beside a fit that lived on; and two, after which one process goes on."""
     enter()
-    told = {}
-    for plan, optimizer in (("fsdp2", "adam"), ("tp", "momentum"), ("fsdp2", "sgd")):
+    told = {"alike": {}, "moved": {}}
+    for plan, optimizer in PLANS:
         kept = keeps(root / plan / optimizer, two(plan), optimizer, (1, 2, 3))
         long = lived_on(plan, optimizer)
         if rank() == 0:
-            told[f"{plan} {optimizer}"] = digest(kept), digest(long)
-    keeps(root / "moved", two("fsdp2"), "adam", (1, 2), 12)
-    long = lived_on("fsdp2", "adam", 12)
+            told["alike"][f"{plan} {optimizer}"] = digest(kept), digest(long)
+    for plan in MOVED:
+        keeps(root / "moved" / plan, two(plan), "adam", (1, 2), 12)
+        long = lived_on(plan, "adam", 12)
+        told["moved"][plan] = [listed(long)]
     if rank() == 0:
-        told["long"] = {name: array.ravel().tolist() for name, array in long.items()}
         (root / "told.json").write_text(json.dumps(told))
     torch.distributed.destroy_process_group()
 
@@ -128,9 +145,11 @@ def main(root):
     finally:
         for process in started:
             process.kill()
-    moved = keeps(root / "moved", {"accelerator": "cpu", "devices": 1}, "adam", (3,), 24)
-    one = {name: array.ravel().tolist() for name, array in moved.items()}
-    print("RESULT " + json.dumps({**json.loads((root / "told.json").read_text()), "one": one}))
+    told = json.loads((root / "told.json").read_text())
+    for plan in MOVED:
+        moved = keeps(root / "moved" / plan, {"accelerator": "cpu", "devices": 1}, "adam", (3,), 24)
+        told["moved"][plan].insert(0, listed(moved))
+    print("RESULT " + json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -7,35 +7,20 @@ import json
 import logging
 import os
 import sys
-from contextlib import nullcontext
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
 import lightning.pytorch as L
 import torch
+from _fsdp1 import FSDP1
 from _lines import rows
-from lightning.fabric.strategies.fsdp import _setup_activation_checkpointing
 from lightning.fabric.utilities.seed import reset_seed
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import SumMetric
 
 from lightning_fl_ext import ExactFedAvg, FederatedTrainer, client_app, run_local, server_app
-
-
-class FSDP1(FSDPStrategy):
-    """Lightning's, but for the device."""
-
-    def _setup_model(self, model):
-        from torch.distributed.fsdp import FullyShardedDataParallel
-        from torch.distributed.fsdp._flat_param import FlatParamHandle
-
-        assert FlatParamHandle.to_cpu
-        FlatParamHandle.to_cpu = lambda handle: nullcontext()  # it is there already
-        wrapped = FullyShardedDataParallel(model, device_id=torch.device("cpu"), **self.kwargs)
-        _setup_activation_checkpointing(wrapped, self._activation_checkpointing_kwargs)
-        return wrapped
 
 
 class DeepSpeed(DeepSpeedStrategy):

@@ -1,6 +1,5 @@
 """Evaluations over processes that do not divide the examples: every example counts once."""
 
-import logging
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -14,7 +13,6 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from lightning_fl_ext.client.bridge.batch_size import items_drawn
 from lightning_fl_ext.client.bridge.unrepeated import UnrepeatedBatches, _drop_repeats
-from lightning_fl_ext.client.notices import warn_of_one_rank
 
 run = partial(run_script, Path(__file__).with_name("_evaluations.py"))
 counts = st.integers(1, 60)
@@ -59,14 +57,6 @@ def test_batches_that_cannot_be_mended_are_named(caplog):
     (record,) = caplog.records
     assert "repeats 1 of 7 examples" in record.message
     assert "with `Own` it cannot be helped" in record.message
-
-
-def test_numbers_of_one_rank_are_named(caplog):
-    caplog.set_level(logging.WARNING)
-    warn_of_one_rank([], 2, "a run")
-    assert not caplog.records
-    warn_of_one_rank(["val_loss"], 2, "a run")
-    assert "logged without `sync_dist=True` in 2 processes: `val_loss`" in caplog.records[0].message
 
 
 @pytest.fixture(scope="module")

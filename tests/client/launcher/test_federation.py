@@ -41,12 +41,13 @@ def test_one_round_of_tensor_parallel_and_fsdp2_together():
 @pytest.mark.slow
 def test_optimizers_in_shards_go_on_as_if_the_fit_had_not_ended(tmp_path):
     told = run_script(Path(__file__).with_name("_kept_shards.py"), tmp_path)
-    long, one = told.pop("long"), told.pop("one")
-    assert len(told) == 3
-    for kept, lived_on in told.values():
-        assert kept == lived_on
-    for name, values in long.items():
-        assert one[name] == pytest.approx(values, rel=1e-4), "in one process after two rounds in two"
+    assert len(told["alike"]) == 6
+    for plan, (kept, lived_on) in told["alike"].items():
+        assert kept == lived_on, plan
+    assert told["moved"].keys() == {"fsdp2", "wrapped"}
+    for plan, (one, lived_on) in told["moved"].items():
+        for name, values in lived_on.items():
+            assert one[name] == pytest.approx(values, rel=1e-4), f"{plan}, in one process after two"
 
 
 @pytest.mark.slow

@@ -294,15 +294,21 @@ def test_a_server_that_tells_no_round_is_refused(kit, ask, globals_):
         ask(kit.Lit, globals_[0], 0)
 
 
+class DeepSpeedStrategy:
+    """Known by its name: Lightning's cannot be made without DeepSpeed."""
+
+
 @pytest.mark.parametrize(
-    ("strategy", "nodes"), [(FSDPStrategy(), 1), (ModelParallelStrategy(), 2), ("auto", 2)]
+    ("strategy", "nodes"),
+    [(DeepSpeedStrategy(), 1), (FSDPStrategy(), 2), (ModelParallelStrategy(), 2), ("auto", 2)],
 )
-def test_optimizers_of_fsdp1_or_on_several_machines_are_refused(strategy, nodes):
+def test_optimizers_of_deepspeed_or_on_several_machines_are_refused(strategy, nodes):
     trainer = SimpleNamespace(strategy=strategy, num_nodes=nodes)
     with pytest.raises(ValueError, match="keeps the optimizer of one machine"):
         refuse_to_keep_shards(trainer)
     refuse_to_keep_shards(SimpleNamespace(strategy="auto", num_nodes=1))
-    refuse_to_keep_shards(SimpleNamespace(strategy=ModelParallelStrategy(), num_nodes=1))
+    for sharding in (FSDPStrategy(), ModelParallelStrategy()):
+        refuse_to_keep_shards(SimpleNamespace(strategy=sharding, num_nodes=1))
 
 
 # Where it lies

@@ -4,7 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
+from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping as ServerClipping
+from hypothesis import given
+from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from lightning_fl_ext import (
@@ -14,6 +16,7 @@ from lightning_fl_ext import (
     GeometricMedian,
     KrumSelection,
     LightningFLError,
+    LocalGrid,
     RobustFedAvg,
     RoundCallback,
     RoundCheckpoint,
@@ -22,6 +25,7 @@ from lightning_fl_ext import (
     digest,
     verify_ledger,
 )
+from lightning_fl_ext.engines import NotEnoughClientsError
 from lightning_fl_ext.server import CheckpointError
 from lightning_fl_ext.wire import to_numpy
 
@@ -159,10 +163,9 @@ def test_a_round_with_too_few_updates_for_the_rule_is_void_and_said(toy, caplog)
     first, second, third = result.rounds
     assert (first.void, second.void, third.void) == (False, True, False)
     assert first.digest == second.digest
-    assert (
-        "round 2 is void: TrimmedMean(fraction=0.2) needs 3 updates of 5 clients asked, and has 2"
-        in caplog.text
-    )
+    why = "2 of 5 updates count, but TrimmedMean(fraction=0.2) needs 3 of 5 clients asked"
+    assert f"round 2 is void: {why}" in caplog.text  # by the strategy, as it says under Flower alone
+    assert f"round 2 is void, the model stays: {why}" in caplog.text
 
 
 def test_those_who_drop_out_make_no_fewer_of_the_bad(toy):
@@ -176,18 +179,101 @@ def test_those_who_drop_out_make_no_fewer_of_the_bad(toy):
     assert result.digest == digest(rule(like, updates, asked=10)) != digest(rule(like, updates))
 
 
-def test_a_rule_that_makes_no_sense_for_the_clients_asked_is_refused_before_any_trains(toy):
-    with pytest.raises(LightningFLError, match=r"TrimmedMean\(fraction=0.1\) trims nobody of 5 clients"):
-        toy.make_trainer(RobustFedAvg(TrimmedMean(0.1))).fit(toy.Net(), toy.make_grid())
-    with pytest.raises(LightningFLError, match=r"KrumSelection\(malicious=2, select=1\) needs at least 7"):
-        toy.make_trainer(RobustFedAvg(KrumSelection(2))).fit(toy.Net(), toy.make_grid())
-    strategy = RobustFedAvg(TrimmedMean(0.3), fraction_train=0.3)
-    with pytest.raises(LightningFLError, match="trims nobody of 3"):
-        toy.make_trainer(strategy).fit(toy.Net(), toy.make_grid(10))
+def test_a_rule_that_too_few_clients_are_connected_for_is_refused_before_any_trains(toy):
+    def refused(strategy, *says, clients=5):
+        app = toy.make_app(fit=lambda *_: pytest.fail("a client trains"))
+        with pytest.raises(NotEnoughClientsError) as caught:
+            toy.make_trainer(strategy).fit(toy.Net(), toy.make_grid(clients, app))
+        assert all(part in str(caught.value) for part in (f"{clients} client(s) are connected", *says))
+
+    refused(
+        RobustFedAvg(TrimmedMean(0.1)),
+        "At least 10 are needed: TrimmedMean(fraction=0.1), which takes 10 asked to train. Connect more, or"
+        " change the rule: TrimmedMean(fraction=0.1) trims nobody of 5 clients asked",
+    )
+    refused(
+        RobustFedAvg(KrumSelection(2)),
+        "At least 7 are needed: KrumSelection(malicious=2, select=1), which takes 7 asked to train.",
+        "with 2 bad ones of fewer, they could be the majority",
+    )
+    refused(
+        RobustFedAvg(TrimmedMean(0.3), fraction_train=0.3),
+        "At least 14 are needed",
+        "(`fraction_train=0.3` asks 4 of 14)",
+        "have more of them asked (`min_train_nodes=4`)",
+        clients=10,
+    )
+
+
+@given(st.floats(0.05, 1.0), st.integers(1, 5), st.integers(2, 4), st.integers(0, 60))
+def test_as_many_clients_as_it_says_are_enough_and_one_fewer_is_not(fraction, malicious, asked, connected):
+    strategy = RobustFedAvg(KrumSelection(malicious), fraction_train=fraction, min_train_nodes=asked)
+    number = strategy.least_connected(connected)[0]
+    enough = [max(int(n * fraction), asked) >= 2 * malicious + 3 for n in range(number + 1)]
+    assert number >= connected
+    assert enough[number]
+    assert number == connected or not enough[number - 1]
+
+
+def test_the_settings_it_names_as_a_remedy_are_one(toy):
+    strategy = RobustFedAvg(TrimmedMean(0.3), fraction_train=0.3, min_train_nodes=4)
+    assert not toy.make_trainer(strategy, max_rounds=1).fit(toy.Net(), toy.make_grid(10)).rounds[0].void
+
+
+def test_an_evaluation_needs_no_more_clients_than_flower_does(toy):
+    assert toy.make_trainer(RobustFedAvg(KrumSelection(2))).validate(toy.Net(), toy.make_grid())["val_loss"]
+
+
+def test_clients_that_connect_later_are_waited_for(toy):
+    class Growing(LocalGrid):
+        in_process, asked = False, 0
+
+        def get_node_ids(self):
+            self.asked += 1
+            return list(super().get_node_ids())[: self.asked]
+
+    grid = toy.make_grid(7, grid_class=Growing)
+    result = toy.make_trainer(RobustFedAvg(KrumSelection(2)), max_rounds=1).fit(toy.Net(), grid)
+    assert len(result.rounds[0].accepted) == 7
+
+
+class OwnChoice(RobustFedAvg):
+    """Asks three of the clients in one round, whatever its settings say."""
+
+    def configure_train(self, server_round, arrays, config, grid):
+        self.fraction_train = 0.6 if server_round == self.few_in else 1.0
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def least_connected(self, connected):
+        return 0, "", ""
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: ServerClipping(s, 0.1, 0.5, 5)], ids=["", "DP"])
+def test_a_later_round_that_asks_too_few_for_the_rule_is_void_and_says_why(toy, caplog, wrap):
+    strategy = OwnChoice(KrumSelection(1))
+    strategy.few_in = 2
+    first, second, third = (
+        toy.make_trainer(wrap(strategy), max_rounds=3).fit(toy.Net(), toy.make_grid()).rounds
+    )
+    assert (first.void, second.void, third.void) == (False, True, False)
+    assert len(second.sampled) == 3
+    assert first.digest == second.digest != third.digest
+    assert (
+        "round 2 is void, the model stays: 3 of 3 updates count, but KrumSelection(malicious=1, select=1)"
+        " needs at least 5 clients" in caplog.text
+    )
+
+
+def test_a_first_round_that_asks_too_few_for_the_rule_is_refused_before_any_trains(toy):
+    app = toy.make_app(fit=lambda *_: pytest.fail("a client trains"))
+    strategy = OwnChoice(KrumSelection(1))
+    strategy.few_in = 1
+    with pytest.raises(LightningFLError, match=r"KrumSelection\(malicious=1, select=1\) needs at least 5"):
+        toy.make_trainer(strategy).fit(toy.Net(), toy.make_grid(5, app))
 
 
 def test_it_runs_inside_a_wrapper_that_clips_and_noises(toy):
-    strategy = DifferentialPrivacyServerSideFixedClipping(RobustFedAvg(CoordinateMedian()), 0.1, 0.5, 5)
+    strategy = ServerClipping(RobustFedAvg(CoordinateMedian()), 0.1, 0.5, 5)
     result = toy.make_trainer(strategy).fit(toy.Net(buffers=True), toy.make_grid())
     assert not any(record.void for record in result.rounds)
 
