@@ -1,4 +1,4 @@
-"""What a client says once in a run: of data, seeds, ranks and noise that are not as they seem."""
+"""What a client says once in a run: of data, steps, seeds, ranks and noise that are not as they seem."""
 
 from __future__ import annotations
 
@@ -69,6 +69,27 @@ def warn_of_untold_round(algorithm: str, run: object) -> None:
         " round was void. With `clients_keep = True` in the strategy's class a `FederatedTrainer` tells it."
     )
     warn_once(log, run, text)
+
+
+def warn_of_short_accumulation(trainer: Any, run: object) -> None:
+    """Say so, once in a run, if a client has too few batches for the gradient that its Trainer accumulates.
+
+    Lightning divides each loss by ``accumulate_grad_batches``, and steps at the end of an epoch with what it
+    has. Fewer batches than that give a gradient that is smaller by their share.
+
+    Args:
+        trainer: A Lightning Trainer whose training begins.
+        run: Tells the run.
+    """
+    batches, window = trainer.num_training_batches, trainer.accumulate_grad_batches
+    if 0 < batches < window:
+        text = (
+            f"`accumulate_grad_batches={window}` divides every loss by {window}, and a client has {batches}"
+            f" batch(es) an epoch: it trains with {batches}/{window} of its gradient, and clients with more"
+            " batches with all of theirs. Accumulate no more batches than the smallest client has, or make"
+            " its batches smaller."
+        )
+        warn_once(log, run, text)
 
 
 def warn_of_unsharded(trainer: Any, run: object) -> None:

@@ -27,6 +27,7 @@ from lightning_fl_ext.server.durability.lightning_checkpoint import ExportError,
 from lightning_fl_ext.server.trainer_arguments import make_module
 from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire import Exchange, WeightExchange
+from lightning_fl_ext.wire.loading import load_weights
 from lightning_fl_ext.wire.masked_state import mask_scores, outside_masks
 from lightning_fl_ext.wire.tied import left_alone
 
@@ -130,7 +131,7 @@ def restore_model(
         tensors = (exchange or WeightExchange(include=tuple(map(escape, kept.arrays)))).unpack(
             kept.arrays, weights
         )
-        module.load_state_dict(tensors, strict=False)
+        load_weights(module, tensors)
     except (RuntimeError, KeyError) as error:
         raise LightningFLError(
             f"the weights of round {kept.server_round} are not those of {type(module).__name__}: {error}"

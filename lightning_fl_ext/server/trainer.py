@@ -55,6 +55,7 @@ from lightning_fl_ext.server.trainer_arguments import (
     train_settings,
 )
 from lightning_fl_ext.wire import Exchange, WeightExchange
+from lightning_fl_ext.wire.loading import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -334,7 +335,7 @@ class FederatedTrainer:
             return evaluate_centrally(self.model, evaluate, self.current_round, stage)
 
     def _write_model(self) -> None:
-        self.model.load_state_dict(self._tensors(), strict=False)
+        load_weights(self.model, self._tensors())
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return self.exchange.unpack(self.arrays, weights_of(self.model))

@@ -150,6 +150,7 @@ class FlowerBridge(FitHooks):
         self._store = ResultStore(spool_dir, owner=f"client `{client_id}`" if client_id else "this client")
         self._global: Arrays | None = None
         self._reported = ReportedSize()
+        self._dtypes = {}
         self._remedy = REMEDY
         self._message: Message | None = None
         self.local_entries: list[str] = []

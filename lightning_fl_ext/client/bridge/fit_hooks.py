@@ -23,17 +23,21 @@ from lightning_fl_ext.client.bridge.model_state import (
 from lightning_fl_ext.client.bridge.refusals import (
     SPENT,
     averages_buffers,
+    drop_gradients,
     is_averaging,
     is_spent,
     refuse_late_layers,
     refuse_other_weights,
     refuse_to_follow_averaging,
+    refuse_to_train_in_vain,
 )
 from lightning_fl_ext.client.bridge.spawned import leave_group_at_exit
 from lightning_fl_ext.client.bridge.unaveraged import Unaveraged
 from lightning_fl_ext.client.bridge.unrepeated import evaluate_unrepeated, spread_as_before
+from lightning_fl_ext.client.metrics.dtypes import MetricDtypes, note_dtypes, restore_dtypes
+from lightning_fl_ext.client.metrics.groups import stop_guessing
 from lightning_fl_ext.client.metrics.logged import count_in_floats
-from lightning_fl_ext.client.notices import warn_of_known_noise, warn_of_unsharded
+from lightning_fl_ext.client.notices import warn_of_known_noise, warn_of_short_accumulation, warn_of_unsharded
 from lightning_fl_ext.client.results.retention import Retention
 from lightning_fl_ext.client.results.store import EVALUATION, UPDATE
 from lightning_fl_ext.errors import LightningFLError
@@ -44,6 +48,7 @@ from lightning_fl_ext.results import Arrays, ClientUpdate, EpochResult
 from lightning_fl_ext.seeds import derive_seed
 from lightning_fl_ext.wire import Exchange, RoundInfo
 from lightning_fl_ext.wire.algorithm_names import joined
+from lightning_fl_ext.wire.loading import settle_spectral_norms
 
 if TYPE_CHECKING:
     from lightning_fl_ext.client.round import ClientRound
@@ -78,6 +83,7 @@ class FitHooks(EvaluationHooks):
     _first_step: int | None
     _idle: bool
     _remedy: str
+    _dtypes: dict[str, MetricDtypes]
     _part: AlgorithmPart | None = None
     _learning_rate: float | None = None
 
@@ -87,10 +93,12 @@ class FitHooks(EvaluationHooks):
         evaluate_unrepeated(trainer)
         self._counter, self._evaluated = self._new_counter(), self._new_counter()
         self._metrics.begin()
+        self._dtypes = note_dtypes(pl_module)
         if not is_built_later(pl_module):
             self._metrics.check(pl_module)
         if stage == "fit":
             refuse_to_follow_averaging(self, trainer.callbacks)
+            refuse_to_train_in_vain(trainer)
             self._first_step, self._idle, self._unaveraged = None, is_spent(trainer), None
             if self._idle:
                 log.warning("%r: %s", self, SPENT)
@@ -125,6 +133,8 @@ class FitHooks(EvaluationHooks):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Called when training begins: notes where the Trainer's count of steps stands."""
         self._first_step = trainer.global_step
+        if trainer.is_global_zero:
+            warn_of_short_accumulation(trainer, self._run)
         if trainer.world_size > 1 and trainer.is_global_zero:
             warn_of_unsharded(trainer, self._run)
         if self._learning_rate is not None:
@@ -145,6 +155,8 @@ class FitHooks(EvaluationHooks):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Called before each step of an optimizer: the algorithm's part in it."""
+        if getattr(trainer.fit_loop, "_skip_backward", False):
+            drop_gradients(optimizer)
         if self._part:
             self._part.hooks.on_before_optimizer_step(trainer, pl_module, optimizer)
 
@@ -184,6 +196,8 @@ class FitHooks(EvaluationHooks):
         if self._unaveraged:
             self._unaveraged.put_back(pl_module)
             self._unaveraged = None
+        if any(is_averaging(callback) for callback in trainer.callbacks) and not is_sharded(trainer):
+            settle_spectral_norms(pl_module)
         if not is_sharded(trainer) and not self._idle:
             self._finish(trainer, pl_module)
 
@@ -212,6 +226,8 @@ class FitHooks(EvaluationHooks):
         return ExampleCounter(self.batch_size, strict=self._global is not None, remedy=self._remedy)
 
     def _start(self, trainer: Any, module: Any) -> None:
+        restore_dtypes(module, self._dtypes)
+        stop_guessing(module)
         with torch.inference_mode(False):  # under which tensors made of others have no state dict
             self._metrics.check(module)
             self._load(load_state, trainer, module)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lightning_fl_ext.metrics.discovery import unwrapped, weights_of
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.wire import Exchange, to_torch
+from lightning_fl_ext.wire.loading import load_weights
 from lightning_fl_ext.wire.tied import left_alone, place
 
 _TRUE_PRECISIONS = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
@@ -99,7 +100,7 @@ def load_early(trainer: Any, module: torch.nn.Module, exchange: Exchange, arrays
     tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
     if not any(tensor.is_meta or hasattr(tensor, "device_mesh") for tensor in tensors):
         travelled = exchange.unpack(arrays, _undo_precision(trainer, state, arrays))
-        module.load_state_dict(travelled, strict=False)
+        load_weights(module, travelled)
         return left_alone(state, travelled)
     return list(state)
 

@@ -34,6 +34,30 @@ def refuse_to_follow_averaging(bridge: Any, callbacks: list[Any]) -> None:
         )
 
 
+def refuse_to_train_in_vain(trainer: Any) -> None:
+    """Refuse an averaging callback that gives back the weights which the fit began with.
+
+    Lightning's ``StochasticWeightAveraging`` reads the weights as an epoch begins. Of a fit of one epoch it
+    averages what was received with nothing, and puts that in the place of what was trained.
+
+    Args:
+        trainer: A Lightning Trainer that is about to fit.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for callback in trainer.callbacks:
+        kinds = {base.__name__ for base in type(callback).__mro__}
+        if trainer.max_epochs == 1 and "StochasticWeightAveraging" in kinds:
+            name = type(callback).__name__
+            raise ValueError(
+                f"`{name}` averages the weights that epochs begin with, which in a fit of one epoch are those"
+                " that were received: it would give them back, and nothing would be learned. Train for more"
+                f" epochs (`max_epochs`), of which it leaves out the last; or drop `{name}`, or use"
+                " `EMAWeightAveraging`."
+            )
+
+
 def refuse_other_weights(half: Any, submit: str, callbacks: Sequence[Any]) -> None:
     """Refuse to hand in other weights than the last ones, where an algorithm counts on these.
 
@@ -64,6 +88,18 @@ def is_averaging(callback: Any) -> bool:
 def averages_buffers(callback: Any) -> bool:
     """Tell a callback that averages all tensors of a module as weights (``WeightAveraging`` and its kin)."""
     return any(base.__name__ == "WeightAveraging" for base in type(callback).__mro__)
+
+
+def drop_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Have a step change nothing.
+
+    ``StochasticWeightAveraging`` ends, for a module with batch norm, by an epoch that is to measure the
+    averaged weights alone. Lightning skips its backward passes, and steps all the same at its end, by the
+    gradients that are left of the epoch before.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
 
 
 def is_spent(trainer: Any) -> bool:

@@ -31,6 +31,7 @@ from lightning_fl_ext.server.durability.strategy_state import encode_strategy, r
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.screening.limits import Limits
 from lightning_fl_ext.text import shown
+from lightning_fl_ext.wire.loading import load_weights
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +107,7 @@ def save_checkpoint(trainer: FederatedFit, folder: Path, lightning: bool = False
 
 def _lightning_bytes(trainer: FederatedFit) -> bytes:
     weights = trainer.exchange.unpack(trainer.arrays, weights_of(trainer.model))
-    trainer.model.load_state_dict(weights, strict=False)  # tied weights stand under names that do not travel
+    load_weights(trainer.model, weights)  # tied weights stand under names that do not travel
     return lightning_checkpoint(trainer.model, trainer.current_round)
 
 

@@ -17,7 +17,9 @@ from lightning_fl_ext.metrics.bounded_json import JsonLimits
 from lightning_fl_ext.metrics.computed_values import computed_values, copy_metrics
 from lightning_fl_ext.metrics.discovery import covered
 from lightning_fl_ext.metrics.stage_metrics import STAGES, Scalar, StageMetrics
+from lightning_fl_ext.once import warn_once
 from lightning_fl_ext.results import ClientUpdate
+from lightning_fl_ext.server.metrics.absent import absent_classes
 from lightning_fl_ext.server.metrics.merging import linked_names, merge_packs, without
 from lightning_fl_ext.server.screening.limits import Limits
 from lightning_fl_ext.server.screening.rejection import Reason, Rejected, Rejection
@@ -219,6 +221,13 @@ def _compute(module: nn.Module, server_round: int) -> dict[str, float]:
         log.warning(
             "metric `%s` of round %d cannot be computed: %s", name, server_round, shown(problem, 1000)
         )
+    for name, classes in absent_classes(module).items():
+        text = (
+            f"metric `{name}`: no client of round {server_round} has what it takes for class(es)"
+            f" {listed(classes)}, and torchmetrics takes them for 0 in the mean over classes. With"
+            " `average='weighted'` they count for nothing, with `average=None` each class has its value."
+        )
+        warn_once(log, "", text, topic=f"absent: {name}: {classes}")
     return values
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flwr.app import Message, MetricRecord
@@ -21,9 +22,10 @@ from lightning_fl_ext.server.metrics.sites import across_sites, keep_sites
 from lightning_fl_ext.server.record import RoundRecord
 from lightning_fl_ext.server.rounds.clients import Clients
 from lightning_fl_ext.server.rounds.fit_parts import FitParts
-from lightning_fl_ext.server.rounds.flower_dtypes import align_replies
+from lightning_fl_ext.server.rounds.flower_dtypes import align_replies, replied_to
 from lightning_fl_ext.server.rounds.holdings import Holdings
 from lightning_fl_ext.server.rounds.measuring import measure, seeing_most_of, shared_metrics, take_outcome
+from lightning_fl_ext.server.rounds.privacy import warn_of_unclipped, warn_of_unequal_weights
 from lightning_fl_ext.server.rounds.quorum import innermost, wait_for_clients
 from lightning_fl_ext.server.rounds.refusals import (
     checked_weights,
@@ -38,7 +40,7 @@ from lightning_fl_ext.server.screening.checks import (
     screen_evaluate_reply,
     screen_train_reply,
 )
-from lightning_fl_ext.server.strategies.buffers import averaged_buffers, name_buffers
+from lightning_fl_ext.server.strategies.buffers import clips, name_buffers, own_buffers
 from lightning_fl_ext.server.strategies.secure_round import SecureOutcome
 from lightning_fl_ext.wire import from_record
 
@@ -81,6 +83,7 @@ class StrategyDriver:
             self.calls.algorithm.parameters = [name for name in trainer.arrays if name in named]
             warn_of_unbounded_extras(self.calls.algorithm, trainer.max_update_norm)
         name_buffers(innermost(trainer.strategy), trainer.model, trainer.arrays)
+        warn_of_unclipped(trainer.strategy, trainer.arrays)
         metrics = copy_metrics(trainer.model)
         try:
             require_known("average_metrics", trainer.average_metrics, named_metrics(metrics))
@@ -99,6 +102,7 @@ class StrategyDriver:
             owned_by_server(names, except_for=(self.calls.count_key,)),
         )
         self.validated_in_fits: set[str] = set()
+        self._unequal = False
 
     def train(self, server_round: int, arrays: Arrays) -> tuple[Arrays, RoundRecord]:
         """Have clients train, and aggregate what they send.
@@ -135,12 +139,16 @@ class StrategyDriver:
             if len(replies) >= least:
                 accepted = [reply for _, reply, _ in replies]
                 like = like_of(self._parts, "train", self.trainer.exchange.like(arrays))
-                widen = not self.calls.reads_every_dtype
+                strategy = self.trainer.strategy
+                widen = partial(replied_to, strategy, arrays=arrays)
                 updates = [update for _, _, update in replies]
-                buffers = averaged_buffers(self.trainer.strategy, self.trainer.model, arrays, updates)
+                self._unequal = self._unequal or warn_of_unequal_weights(strategy, updates)
+                buffers = own_buffers(strategy, self.trainer.model, arrays, updates)
                 align_replies(accepted, shared_metrics(self._parts, summaries), like, widen)
                 with seeing_most_of(self._parts, "train", replies, summaries):
                     new, metrics = self._aggregate(server_round, accepted, summaries)
+                if new is not None and clips(strategy):
+                    new = {name: array.reshape(arrays[name].shape) for name, array in new.items()}
                 new = new and {**new, **buffers}
             elif self.calls.reserves:
                 self._aggregate(server_round, [])  # releases nothing, so what it has reserved is free again

@@ -10,7 +10,7 @@ from flwr.app import Message
 from lightning_fl_ext.metrics.stage_metrics import STAGE
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.server.rounds.fit_parts import FitParts
-from lightning_fl_ext.server.rounds.flower_dtypes import to_flower_dtypes
+from lightning_fl_ext.server.rounds.flower_dtypes import given_to
 from lightning_fl_ext.server.rounds.messages import RoundMessages
 from lightning_fl_ext.server.rounds.payload import PayloadCodec
 from lightning_fl_ext.server.screening.checks import ValueLimits, screen_extras
@@ -41,7 +41,7 @@ def send(
         stage: Of an evaluation.
     """
     record = to_record(arrays)
-    given = record if parts.calls.reads_every_dtype else to_flower_dtypes(record)
+    given = given_to(parts.calls.strategy, record, arrays)
     seed = parts.trainer.seed
     config = round_config(parts.trainer, phase, server_round, parts.call_hook, parts.calls.secure)
     if stage != "validate":

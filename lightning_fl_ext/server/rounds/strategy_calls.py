@@ -44,7 +44,6 @@ class StrategyCalls:
     Attributes:
         name: The strategy's class.
         reads_coded: Whether it aggregates what an exchange wrote in a code.
-        reads_every_dtype: Whether it needs no translation of dtypes.
         order_free: Whether it takes replies one by one in any order.
         secure: Whether it sees no update, but sums them under masks.
         algorithm: The strategy itself, if clients have a half in it.
@@ -56,7 +55,6 @@ class StrategyCalls:
         self.seed = seed
         self.name = type(strategy).__name__
         self.reads_coded = bool(getattr(strategy, "reads_coded", False))
-        self.reads_every_dtype = bool(getattr(strategy, "reads_every_dtype", False))
         self.order_free = bool(getattr(strategy, "order_free", False))
         self.secure = bool(getattr(innermost(strategy), "secure", False))
         if self.secure and innermost(strategy) is not strategy:

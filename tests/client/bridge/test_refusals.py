@@ -66,6 +66,24 @@ def test_an_average_differs_from_every_iterate_or_the_case_above_shows_nothing(k
         assert not np.array_equal(bridge.update.arrays["layer.weight"], result.arrays["layer.weight"])
 
 
+def test_an_average_of_a_single_epoch_is_refused_since_it_undoes_the_training(kit):
+    module = kit.Lit()
+    remedy = "Train for more epochs(?s:.*)or use `EMAWeightAveraging`"
+    with pytest.raises(ValueError, match=rf"`StochasticWeightAveraging` averages(?s:.*){remedy}"):
+        kit.fit(FlowerBridge(), AVERAGING["swa"](), module=module, max_epochs=1)
+    assert module.sizes == []
+    kit.fit(FlowerBridge(), AVERAGING["swa"](), max_epochs=2)
+
+
+def test_such_an_average_leaves_out_the_last_epoch(kit):
+    source = kit.arrays_of(kit.fresh_module(1))
+    bridge = FlowerBridge()
+    bridge.receive(source)
+    kit.fit(bridge, AVERAGING["swa"](), max_epochs=2)
+    expected = (source["layer.weight"] + bridge.results[0].arrays["layer.weight"]) / 2
+    np.testing.assert_allclose(bridge.update.arrays["layer.weight"], expected, rtol=1e-6)
+
+
 class Late:
     """Builds its layer in `configure_model`."""
 

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedMedian, FedYogi, QFedAvg
+from flwr.serverapp.strategy import (
+    Bulyan,
+    FedAdagrad,
+    FedAdam,
+    FedAvgM,
+    FedMedian,
+    FedYogi,
+    Krum,
+    MultiKrum,
+    QFedAvg,
+)
 
 from lightning_fl_ext import RoundCallback
 from lightning_fl_ext.server.strategies.buffers import averaged_buffers
@@ -83,3 +93,46 @@ def test_only_optimizers_are_touched(toy):
     arrays = {"norm.running_var": np.ones(2, np.float32)}
     assert averaged_buffers(FedMedian(), model, arrays, []) == {}
     assert averaged_buffers(FedAdam(), torch.nn.Linear(2, 2), {"weight": np.ones((2, 2))}, []) == {}
+
+
+class Frozen(torch.nn.Module):
+    """A frozen body that is long beside all changes, a few weights that move, and maybe a counter."""
+
+    def __init__(self, counts):
+        super().__init__()
+        self.register_buffer("body", torch.full((1000,), 3.0))
+        self.head = torch.nn.Linear(40, 1)
+        if counts:
+            self.register_buffer("counter", torch.tensor(0))
+
+
+def attacked(arrays, partition, server_round):
+    """Honest clients move a little; another a hundred times as far, with a count of batches like theirs."""
+    rng = np.random.default_rng((partition, server_round))
+    step = 1e-3 if partition == 3 else 1e-5
+    fitted = dict(arrays)
+    for name in ("head.weight", "head.bias"):
+        fitted[name] = (arrays[name] + step * rng.normal(size=arrays[name].shape)).astype(np.float32)
+    if "counter" in arrays:
+        fitted["counter"] = arrays["counter"] + np.array([10, 20, 32, 44, 45, 60, 80, 110, 140][partition])
+    return fitted
+
+
+@pytest.mark.parametrize("counts", [True, False])
+@pytest.mark.parametrize("name", ["Krum", "MultiKrum", "Bulyan"])
+def test_a_choice_by_distance_is_of_the_weights_alone_and_has_all_their_digits(toy, name, counts):
+    """Neither a frozen body that rounds the distances off nor a count of batches outweighs them."""
+    options = {"num_malicious_nodes": 1, "fraction_evaluate": 0.0}
+    strategy = {
+        "Krum": lambda: Krum(**options),
+        "MultiKrum": lambda: MultiKrum(num_nodes_to_select=7, **options),
+        "Bulyan": lambda: Bulyan(**options),
+    }[name]()
+    model, seen = Frozen(counts), Updates()
+    before = model.head.weight.detach().clone()
+    trainer = toy.make_trainer(strategy, callbacks=[seen], max_rounds=1)
+    result = trainer.fit(model, toy.make_grid(9, toy.make_app(fit=attacked))).model
+    assert 0 < (result.head.weight - before).abs().max() < 1e-4
+    if counts:
+        assert result.counter == np.median([update.arrays["counter"] for update in seen.rounds[0]])
+        assert result.counter.dtype == torch.int64

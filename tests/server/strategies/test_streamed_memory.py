@@ -11,6 +11,7 @@ from flwr.app import Array, Message, MetricRecord, RecordDict
 
 from lightning_fl_ext import ExactFedAdam, ExactFedAvg, ExactMean, RoundCallback
 from lightning_fl_ext.aggregation import InvalidUpdate
+from lightning_fl_ext.engines.private import ensure_identity
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.server.durability.strategy_state import copy_strategy, encode_strategy
 from lightning_fl_ext.server.strategies import exact_fedavg
@@ -117,6 +118,7 @@ def reply(value):
     content = RecordDict(
         {"arrays": to_record({"w": np.full(2, value)}), "metrics": MetricRecord({"num-examples": 1})}
     )
+    ensure_identity()
     return Message(content, dst_node_id=1, message_type="train")
 
 
