@@ -90,12 +90,14 @@ def _run_all(fixed: Sequence[str], todo: Sequence[Plan], jobs: int) -> list[str]
                     code = run.process.returncode
                     print(f"{run.name}: {shown(run.last_words(), 400) if code else 'done'}", flush=True)
                     failed += [run.name] if code else []
+                    run.said.close()
                 time.sleep(_LOOK_EVERY)
         except (KeyboardInterrupt, SystemExit) as stop:
             for run in running:
                 run.process.terminate()
             for run in running:
                 run.process.wait()
+                run.said.close()
             print("stopped; the same command goes on", file=sys.stderr)
             raise typer.Exit(TERMINATED if isinstance(stop, SystemExit) else INTERRUPTED) from None
     return failed
