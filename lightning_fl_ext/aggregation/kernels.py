@@ -125,7 +125,7 @@ def _single(total: Int64, high: Int64 | None, count: float, unit: int, out: Arra
     out[...] = divide_to_odd(*_parts(total, high), count, unit)
 
 
-_BLOCKED = Kernels(2**14, partial(_fold, into=np.add), partial(_fold, into=np.subtract), _double, _single)
+_BLOCKED = Kernels(2**16, partial(_fold, into=np.add), partial(_fold, into=np.subtract), _double, _single)
 
 
 def _fold_loops(real: Any, unsigned: Any, sign: int) -> tuple[Callable[..., None], Callable[..., None]]:
