@@ -125,14 +125,14 @@ def warn_of_one_rank(names: Iterable[str], trainer: Any, run: object) -> None:
         trainer: A Lightning Trainer.
         run: Tells the run.
     """
-    replicas, listed = _replicas(trainer), ", ".join(f"`{name}`" for name in names)
-    if listed and replicas > 1:
-        text = (
-            f"logged without `sync_dist=True` in {replicas} processes: {listed}. Lightning takes the"
-            " number of rank 0, of its share of the examples, and so does the server. Write"
-            " `self.log(..., sync_dist=True)`, or log a torchmetrics metric."
-        )
-        warn_once(log, run, text, topic=f"one rank: {listed}")
+    _warn_of_rank_0(
+        "logged without `sync_dist=True`",
+        names,
+        "Lightning takes the number of rank 0, of its share of the examples, and so does the server. Write"
+        " `self.log(..., sync_dist=True)`, or log a torchmetrics metric.",
+        trainer,
+        run,
+    )
 
 
 def warn_of_one_batch(names: Iterable[str], trainer: Any, run: object) -> None:
@@ -143,15 +143,21 @@ def warn_of_one_batch(names: Iterable[str], trainer: Any, run: object) -> None:
         trainer: A Lightning Trainer.
         run: Tells the run.
     """
+    _warn_of_rank_0(
+        "logged on training steps alone, without `sync_dist=True`,",
+        names,
+        "Lightning takes the number of rank 0's last batch, and so does the server. For the mean over the last"
+        " epoch, of all processes, write `self.log(..., on_step=False, on_epoch=True, sync_dist=True)`.",
+        trainer,
+        run,
+    )
+
+
+def _warn_of_rank_0(how: str, names: Iterable[str], remedy: str, trainer: Any, run: object) -> None:
     replicas, listed = _replicas(trainer), ", ".join(f"`{name}`" for name in names)
     if listed and replicas > 1:
-        text = (
-            f"logged on training steps alone, without `sync_dist=True`, in {replicas} processes: {listed}."
-            " Lightning takes the number of rank 0's last batch, and so does the server. For the mean over"
-            " the last epoch, of all processes, write"
-            " `self.log(..., on_step=False, on_epoch=True, sync_dist=True)`."
-        )
-        warn_once(log, run, text, topic=f"one batch: {listed}")
+        text = f"{how} in {replicas} processes: {listed}. {remedy}"
+        warn_once(log, run, text, topic=f"{how}: {listed}")
 
 
 def _replicas(trainer: Any) -> int:
