@@ -146,8 +146,8 @@ def warn_of_one_batch(names: Iterable[str], trainer: Any, run: object) -> None:
     _warn_of_rank_0(
         "logged on training steps alone, without `sync_dist=True`,",
         names,
-        "Lightning takes the number of rank 0's last batch, and so does the server. For the mean over the last"
-        " epoch, of all processes, write `self.log(..., on_step=False, on_epoch=True, sync_dist=True)`.",
+        "Lightning takes the number of rank 0's last batch, and so does the server. For the mean over the"
+        " last epoch, of all processes, write `self.log(..., on_step=False, on_epoch=True, sync_dist=True)`.",
         trainer,
         run,
     )
