@@ -36,7 +36,7 @@ from lightning_fl_ext.client.messages import outcome_reply, query_reply, read_in
 from lightning_fl_ext.results import Arrays, ClientUpdate
 from lightning_fl_ext.seeds import derive_seed, seeded
 from lightning_fl_ext.wire import Exchange, RoundInfo, to_record
-from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, TRIALS
+from lightning_fl_ext.wire.masks.names import COUNTS, MASKS, TRIALS
 
 CLIENTS, EPOCHS, BATCH, SIZE, TRAIN = 10, 3, 32, 151_072, 1437
 PARTITIONS = ("IID", "two-shard")

@@ -28,7 +28,7 @@ from lightning_fl_ext.server.trainer_arguments import make_module
 from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire import Exchange, WeightExchange
 from lightning_fl_ext.wire.loading import load_weights
-from lightning_fl_ext.wire.masked_state import mask_scores, outside_masks
+from lightning_fl_ext.wire.masks.state import mask_scores, outside_masks
 from lightning_fl_ext.wire.tied import left_alone
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from lightning_fl_ext.lazy import import_renamed
 from lightning_fl_ext.wire.exchange import Exchange, Held, NotHeldError, RoundInfo, StateMismatchError
-from lightning_fl_ext.wire.mask_exchange import MaskExchange
+from lightning_fl_ext.wire.masks.exchange import MaskExchange
 from lightning_fl_ext.wire.records import PayloadError, from_record, to_record
 from lightning_fl_ext.wire.tensors import to_numpy, to_torch
 from lightning_fl_ext.wire.weight_exchange import WeightExchange

@@ -13,7 +13,7 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.text import shown
 from lightning_fl_ext.wire.exchange import Exchange, State, StateMismatchError
-from lightning_fl_ext.wire.mask_names import MODEL
+from lightning_fl_ext.wire.masks.names import MODEL
 from lightning_fl_ext.wire.prefixes import wrapper_prefix
 from lightning_fl_ext.wire.tensors import is_made_of_others, to_numpy, to_torch
 from lightning_fl_ext.wire.tied import place, untied

@@ -13,7 +13,7 @@ from lightning_fl_ext import FlowerBridge, LightningFLError, MaskExchange, clien
 from lightning_fl_ext.client.instruction_limits import InstructionError
 from lightning_fl_ext.client.persistence.state_folder import StateFolder
 from lightning_fl_ext.wire import to_record
-from lightning_fl_ext.wire.mask_names import MASKS, MODEL, SIZE
+from lightning_fl_ext.wire.masks.names import MASKS, MODEL, SIZE
 
 DEVICE = {"accelerator": "cpu", "devices": 1}
 STATES = "metric-states"

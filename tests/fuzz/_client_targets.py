@@ -42,7 +42,7 @@ from lightning_fl_ext.results import ClientUpdate, EpochResult
 from lightning_fl_ext.wire import Held, RoundInfo, to_record, to_torch
 from lightning_fl_ext.wire.algorithm_names import joined
 from lightning_fl_ext.wire.codes import CountedRound
-from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
+from lightning_fl_ext.wire.masks.names import COUNTS, MASKS, MODEL, SIZE, TRIALS
 
 # Kept states
 

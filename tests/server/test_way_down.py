@@ -23,7 +23,7 @@ from lightning_fl_ext.client.bridge.held import read_held, write_held
 from lightning_fl_ext.client.messages import outcome_reply, query_reply, read_instruction
 from lightning_fl_ext.results import ClientUpdate
 from lightning_fl_ext.wire import Held, NotHeldError, RoundInfo
-from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, TRIALS
+from lightning_fl_ext.wire.masks.names import COUNTS, MASKS, TRIALS
 
 CLIENTS = 5
 ALL = "01234"

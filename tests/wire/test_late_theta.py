@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from lightning_fl_ext import MaskedModule, MaskExchange
-from lightning_fl_ext.wire import RoundInfo, StateMismatchError, late_theta
+from lightning_fl_ext.wire import RoundInfo, StateMismatchError
 from lightning_fl_ext.wire.codes import MaskCodeError
-from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
+from lightning_fl_ext.wire.masks import late_theta
+from lightning_fl_ext.wire.masks.names import COUNTS, MASKS, MODEL, SIZE, TRIALS
 
 DOWN = RoundInfo(run_seed=7, server_round=3)
 

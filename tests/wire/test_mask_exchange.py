@@ -8,7 +8,7 @@ from torch import nn
 from lightning_fl_ext import LightningFLError, MaskedModule, MaskExchange
 from lightning_fl_ext.wire import RoundInfo, StateMismatchError, WeightExchange, from_record, to_record
 from lightning_fl_ext.wire.codes import MaskCodeError, MaskKey, sample_mask, to_fixed_point
-from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
+from lightning_fl_ext.wire.masks.names import COUNTS, MASKS, MODEL, SIZE, TRIALS
 
 DOWN = RoundInfo(run_seed=7, server_round=3)
 UP = RoundInfo(run_seed=7, server_round=3, client_id="b", sampled=("a", "b", "c"))

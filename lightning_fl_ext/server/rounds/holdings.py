@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Message
 from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.wire import Exchange, Held
 from lightning_fl_ext.wire.codes import CountedRound
-from lightning_fl_ext.wire.mask_names import MASKS
+from lightning_fl_ext.wire.masks.names import MASKS
 from lightning_fl_ext.wire.typed_records import records_of
 
 _OFTEN = 2

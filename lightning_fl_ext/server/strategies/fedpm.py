@@ -18,7 +18,7 @@ from lightning_fl_ext.errors import LightningFLError
 from lightning_fl_ext.results import Arrays, digest
 from lightning_fl_ext.server.strategies.exact_fedavg import ExactFedAvg, aggregate_summaries
 from lightning_fl_ext.wire import from_record, to_record
-from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, TRIALS
+from lightning_fl_ext.wire.masks.names import COUNTS, MASKS, MODEL, TRIALS
 from lightning_fl_ext.wire.typed_records import records_of
 
 

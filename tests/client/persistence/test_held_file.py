@@ -17,7 +17,7 @@ from lightning_fl_ext import (
 )
 from lightning_fl_ext.client.persistence.state_folder import StateFolder
 from lightning_fl_ext.files import arrays_from_bytes, arrays_to_bytes
-from lightning_fl_ext.wire.mask_names import COUNTS, MODEL, TRIALS
+from lightning_fl_ext.wire.masks.names import COUNTS, MODEL, TRIALS
 
 ROUNDS, CLIENTS = 3, 3
 NAME = "held.safetensors"

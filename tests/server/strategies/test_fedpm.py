@@ -27,7 +27,7 @@ from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
 from lightning_fl_ext.client.messages import query_reply
 from lightning_fl_ext.wire import RoundInfo, WeightExchange, from_record, to_record
 from lightning_fl_ext.wire.codes import MaskKey, sample_mask, to_fixed_point
-from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, TRIALS
+from lightning_fl_ext.wire.masks.names import COUNTS, MASKS, MODEL, TRIALS
 
 CLIENTS, SEED = 5, 7
 

@@ -25,9 +25,9 @@ from lightning_fl_ext.wire.codes import (
     to_fixed_point,
 )
 from lightning_fl_ext.wire.exchange import Exchange, Held, RoundInfo, State, StateMismatchError
-from lightning_fl_ext.wire.late_theta import LateTheta, number_of_masked, theta_arrays
-from lightning_fl_ext.wire.mask_names import COUNTS, MASKS, MODEL, SIZE, TRIALS
-from lightning_fl_ext.wire.masked_state import mask_scores, model_digest, outside_masks
+from lightning_fl_ext.wire.masks.late_theta import LateTheta, number_of_masked, theta_arrays
+from lightning_fl_ext.wire.masks.names import COUNTS, MASKS, MODEL, SIZE, TRIALS
+from lightning_fl_ext.wire.masks.state import mask_scores, model_digest, outside_masks
 from lightning_fl_ext.wire.weight_exchange import WeightExchange
 
 DOWNS = ("alone", "sum", "relay")

@@ -13,7 +13,7 @@ from lightning_fl_ext.aggregation.mask_posterior import ThetaCounts
 from lightning_fl_ext.results import Arrays
 from lightning_fl_ext.wire.codes import MaskKey, base_of, decode_change, decode_theta, theta_digest
 from lightning_fl_ext.wire.exchange import NotHeldError
-from lightning_fl_ext.wire.mask_names import COUNTS, TRIALS
+from lightning_fl_ext.wire.masks.names import COUNTS, TRIALS
 
 DECODED_AT_ONCE = 2**20
 """Masked parameters up to which θ is decoded when it comes: that takes some tens of megabytes at most."""

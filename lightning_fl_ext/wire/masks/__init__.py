@@ -1,0 +1,1 @@
+"""Masks on the wire: what of a masked module travels up and down, and what a client holds between rounds."""
